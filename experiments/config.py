@@ -1,0 +1,116 @@
+"""The settings of a training run: one flat frozen dataclass, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+from ode_nets.fields.residual import Order
+from ode_nets.tableaus import SCHEMES
+
+Architecture = Literal["continuous_net", "resnet"]
+BasisName = Literal["piecewise_constant", "piecewise_linear", "legendre", "chebyshev", "fourier"]
+GradientName = Literal["direct", "checkpointed_step", "checkpointed_block"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides the result of a run. The same config, seed, versions and device repeat it.
+
+    Raises:
+      ValueError: when made, for a value out of range; it names the key and what is allowed.
+    """
+
+    dataset: str = "digits"
+    """`digits`, a TFDS name (`cifar10`), an `.npz` file, or a folder of images."""
+    data_dir: str | None = None
+    """Where prepared TFDS data lies; default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    limit: int | None = None
+    """Use this many training images only."""
+    validation_fraction: float = 0.1
+    """Share of the training images held out for validation."""
+    crop_pad: int = 4
+    """Pixels of zero padding for the random crop; 0 for none."""
+    flip: bool = True
+    """Flip half of the images left to right."""
+
+    architecture: Architecture = "continuous_net"
+    """Which family of networks."""
+    widths: tuple[int, ...] = (16, 32, 64)
+    """Channels of each block."""
+    basis: BasisName = "piecewise_constant"
+    """Basis of theta(t)."""
+    n_basis: int = 1
+    """M, coefficients a block before any refinement."""
+    scheme: str = "rk4"
+    """Runge-Kutta scheme."""
+    n_steps: int = 1
+    """N_t, steps a block before any refinement."""
+    epsilon: float = 1.0
+    """Scale of the right-hand side."""
+    order: Order = "bn-relu-conv"
+    """Layers of the residual unit."""
+    skip_init: bool = True
+    """Scale each unit by a scalar that starts at zero."""
+    gradient: GradientName = "checkpointed_step"
+    """Gradient method."""
+    compute_dtype: str | None = None
+    """What convolutions compute in, e.g. `bfloat16`; default float32."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images a step; an incomplete last batch is left out."""
+    learning_rate: float = 0.1
+    """Of SGD at the start."""
+    decay_epochs: tuple[int, ...] = (30, 60, 90)
+    """Epochs before which the learning rate is multiplied by `decay_factor`."""
+    decay_factor: float = 0.1
+    """Factor of the step decay."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    """L2 penalty on all parameters, added to the gradient."""
+    refine_epochs: tuple[int, ...] = ()
+    """Epochs before which M and N_t are doubled (ContinuousNet sec. 5.2)."""
+    seed: int = 0
+    """Of initial values, data order, augmentation and the validation split."""
+
+    def __post_init__(self) -> None:
+        def check(name: str, allowed: str, good: bool) -> None:
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+
+        for name, choices in (
+            ("architecture", get_args(Architecture)),
+            ("basis", get_args(BasisName)),
+            ("gradient", get_args(GradientName)),
+            ("order", get_args(Order)),
+            ("scheme", tuple(SCHEMES)),
+            ("compute_dtype", (None, "float32", "bfloat16", "float16")),
+        ):
+            check(name, f"one of {', '.join(map(str, choices))}", getattr(self, name) in choices)
+        for name in ("n_basis", "n_steps", "epochs", "batch_size"):
+            check(name, "at least 1", getattr(self, name) >= 1)
+        for name in ("crop_pad", "weight_decay", "seed"):
+            check(name, "at least 0", getattr(self, name) >= 0)
+        for name in ("learning_rate", "epsilon"):
+            check(name, "a number above 0", getattr(self, name) > 0)
+        for name in ("validation_fraction", "momentum"):
+            check(name, "a number in [0, 1)", 0 <= getattr(self, name) < 1)
+        check("decay_factor", "a number in (0, 1]", 0 < self.decay_factor <= 1)
+        check("limit", "None or at least batch_size", self.limit is None or self.limit >= self.batch_size)
+        check("widths", "one width or more, each at least 1", bool(self.widths) and min(self.widths) >= 1)
+        for name in ("decay_epochs", "refine_epochs"):
+            epochs = getattr(self, name)
+            rising = all(a < b for a, b in zip((0, *epochs), epochs, strict=False))
+            check(name, f"rising epochs from 1 to {self.epochs - 1}", rising and all(e < self.epochs for e in epochs))
+
+    def level(self, epoch: int) -> int:
+        """Refinements done before the given epoch starts."""
+        return sum(e <= epoch for e in self.refine_epochs)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Config:
+        """The config that `dataclasses.asdict` and JSON turned into `record`."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})

@@ -1,0 +1,18 @@
+"""A small ContinuousNet on 5,000 images of CIFAR-10 for a few epochs: the CIFAR-10 path on two cores.
+
+    python -m experiments.train cifar10_small
+"""
+
+from experiments.config import Config
+
+CONFIG = Config(
+    dataset="cifar10",
+    limit=5000,
+    widths=(8, 16, 32),
+    scheme="rk4",
+    batch_size=64,
+    epochs=6,
+    learning_rate=0.05,
+    decay_epochs=(5,),
+    refine_epochs=(2, 4),
+)

@@ -1,0 +1,188 @@
+"""The folder of a run: its manifest, its logs and its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from tensorboardX import SummaryWriter
+
+from experiments.config import Config
+
+PyTree = Any
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy")
+
+
+class RunError(Exception):
+    """A run that cannot start or go on; the message says what to do."""
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions and revision: what a result depends on beside its config."""
+    device = jax.devices()[0]
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True, text=True, cwd=Path(__file__).parent, check=False,
+    )  # fmt: skip
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "n_devices": jax.device_count(),
+        "n_cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "revision": git.stdout.strip() or "unknown",
+    }
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+class Run:
+    """The files of one run.
+
+        manifest.json     config, environment, status, results
+        metrics.jsonl     a line an epoch
+        tensorboard/      the same as curves
+        checkpoints/      latest/ and best/, by step
+
+    Args:
+      folder: where they lie.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        options = {"latest": 2, "best": 1}
+        self._managers = {
+            name: ocp.CheckpointManager(
+                self.folder / "checkpoints" / name,
+                options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            )
+            for name, keep in options.items()
+        }
+        self._board: SummaryWriter | None = None
+
+    @classmethod
+    def start(cls, folder: Path, config: Config, *, resume: bool, overwrite: bool) -> Run:
+        """Open the folder of a new run, or of an interrupted one to go on with.
+
+        Raises:
+          RunError: if the folder holds a run and neither `resume` nor `overwrite` is asked for, or the run
+            to resume was started with another config.
+        """
+        manifest = read_manifest(folder)
+        if resume and overwrite:
+            raise RunError("--resume and --overwrite contradict each other; give one of them")
+        if manifest is not None and overwrite:
+            for name in ("checkpoints", "tensorboard"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in ("metrics.jsonl", "manifest.json"):
+                (folder / name).unlink(missing_ok=True)
+            manifest = None
+        if manifest is None:
+            if resume:
+                raise RunError(f"--resume: there is no run in {folder}; leave --resume out to start one")
+            run = cls(folder)
+            run.update(
+                status="running", config=dataclasses.asdict(config), environment=environment(), results={}, resumed=[]
+            )
+            return run
+        if not resume:
+            how = "it is finished" if manifest["status"] == "finished" else "--resume goes on with it"
+            raise RunError(
+                f"{folder} holds a run ({manifest['status']}): {how}; --overwrite starts anew and deletes it, "
+                "--run-dir starts elsewhere"
+            )
+        stored, wanted = manifest["config"], json.loads(json.dumps(dataclasses.asdict(config)))
+        changed = [f"{k} was {stored.get(k)!r}, is {wanted[k]!r}" for k in wanted if stored.get(k) != wanted[k]]
+        if changed:
+            raise RunError(f"--resume: the run in {folder} has another config: {'; '.join(changed)}")
+        run = cls(folder)
+        if manifest["status"] != "finished":
+            run.update(status="running", resumed=[*manifest["resumed"], environment()])
+        return run
+
+    def update(self, **entries: Any) -> None:
+        """Change entries of the manifest."""
+        write_json(self.folder / "manifest.json", (read_manifest(self.folder) or {}) | entries)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line of metrics, in JSON and in TensorBoard."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._board is None:
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._board.add_scalar(name, value, record["step"])
+        self._board.flush()
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that a resumed run will repeat."""
+        lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
+        path = self.folder / "metrics.jsonl"
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(partial, path)
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+
+    def save(self, which: str, step: int, state: PyTree, meta: dict[str, Any]) -> None:
+        """Save a checkpoint, asynchronously and atomically; a step saved already is left alone."""
+        manager = self._managers[which]
+        if step not in manager.all_steps():
+            manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+
+    def restore_meta(self, which: str = "latest") -> tuple[int, dict[str, Any]] | None:
+        """Step and notes of the newest whole checkpoint, or `None`."""
+        manager = self._managers[which]
+        step = manager.latest_step()
+        if step is None:
+            return None
+        return step, manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(self, step: int, like: PyTree, which: str = "latest") -> PyTree:
+        """The state saved at `step`, with the shapes, dtypes and placement of `like`."""
+        target = ocp.args.StandardRestore(like)
+        return self._managers[which].restore(step, args=ocp.args.Composite(state=target))["state"]
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        for manager in self._managers.values():
+            manager.wait_until_finished()
+            manager.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run, or `None` where there is none."""
+    path = folder / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, a dict an epoch; a line cut off by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+

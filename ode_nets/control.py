@@ -1,0 +1,146 @@
+"""Step-size control: the first step, the error norm, and the next step from the error."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Norm = Literal["batch", "sample"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepController:
+    """The next step size from the error of this one.
+
+        factor = safety * E_n^(-(I + P) / (q + 1)) * E_{n-1}^(P / (q + 1)),  clipped to [min_factor, max_factor]
+
+    with E the scaled error (accepted where E <= 1) and q the embedded order. The default is the controller
+    of the ACA paper's code, I = 1 and P = 0, in which an accepted step never shrinks h. A PI controller is
+    `StepController(integral=0.3, proportional=0.4, shrink_accepted=True)` (Hairer & Wanner II, IV.2).
+
+    Args:
+      safety: aims below the tolerance, in (0, 1].
+      min_factor, max_factor: bounds of one change, with min_factor < 1 < max_factor.
+      integral, proportional: I and P, at least 0, not both 0.
+      shrink_accepted: whether h may shrink after an accepted step.
+
+    Raises:
+      ValueError: for values outside these ranges.
+    """
+
+    safety: float = 0.9
+    min_factor: float = 0.2
+    max_factor: float = 10.0
+    integral: float = 1.0
+    proportional: float = 0.0
+    shrink_accepted: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.safety <= 1:
+            raise ValueError(f"safety={self.safety}: expected a number in (0, 1]")
+        if not 0 < self.min_factor < 1 < self.max_factor:
+            raise ValueError(
+                f"min_factor={self.min_factor}, max_factor={self.max_factor}: expected 0 < min_factor < 1 < max_factor"
+            )
+        if min(self.integral, self.proportional) < 0 or self.integral + self.proportional == 0:
+            raise ValueError(
+                f"integral={self.integral}, proportional={self.proportional}: expected numbers of at least 0, not both 0"
+            )
+
+    def factor(self, error: jax.Array, previous: jax.Array, embedded_order: int) -> jax.Array:
+        """Ratio of the next step size to this one.
+
+        Args:
+          error: scaled error of this step, scalar; a step is accepted where it is at most 1.
+          previous: scaled error of the last accepted step, scalar, 1 before there is one.
+          embedded_order: q.
+
+        Returns:
+          A positive scalar; `min_factor` where the error is not finite.
+        """
+        tiny = jnp.finfo(error.dtype).tiny
+        exponent = 1.0 / (embedded_order + 1)
+        error = jnp.where(jnp.isfinite(error), jnp.maximum(error, tiny), jnp.inf)
+        raw = self.safety * error ** (-(self.integral + self.proportional) * exponent)
+        if self.proportional:
+            raw = raw * jnp.maximum(previous, tiny) ** (self.proportional * exponent)
+        lowest = jnp.where((error <= 1) & (not self.shrink_accepted), 1.0, self.min_factor)
+        highest = jnp.where(error <= 1, self.max_factor, self.safety)
+        return jnp.clip(raw, lowest, highest).astype(error.dtype)
+
+
+def scaled_norm(
+    error: PyTree, x: PyTree, x_next: PyTree, rtol: Any, atol: Any, kind: Norm = "batch"
+) -> jax.Array:
+    """The size of an error relative to the tolerance; a step is accepted where it is at most 1.
+
+        E = RMS(error / (atol + rtol * max(|x_n|, |x_{n+1}|)))      (ACA app. A, published code)
+
+    Args:
+      error: pytree of floating-point arrays.
+      x, x_next: states like `error`, at both ends of the step.
+      rtol, atol: tolerances, scalars.
+      kind: `"batch"` takes the mean over every entry; `"sample"` takes it over the entries of each sample
+        (leading axis of every leaf) and returns the worst sample's, so that no sample hides in a batch.
+
+    Returns:
+      A scalar of at least float32.
+    """
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(error))
+
+    def squares(e: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        scale = atol + rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)).astype(dtype)
+        return jnp.square(e.astype(dtype) / scale)
+
+    leaves = jax.tree.leaves(jax.tree.map(squares, error, x, x_next))
+    if kind == "sample":
+        sums = sum(leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in leaves)
+        return jnp.sqrt(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))
+    return jnp.sqrt(sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves))
+
+
+def initial_step(
+    slope: Callable[[jax.Array, PyTree], PyTree],
+    t0: jax.Array,
+    x0: PyTree,
+    f0: PyTree,
+    span: jax.Array,
+    order: int,
+    rtol: Any,
+    atol: Any,
+    kind: Norm = "batch",
+) -> jax.Array:
+    """A first step size from the scales of the state and of its first two derivatives.
+
+    Hairer, Norsett, Wanner I, section II.4, p. 169, algorithm a) to f).
+
+    Args:
+      slope: `slope(t, x) -> dx`; evaluated once.
+      t0, x0: start; f0: the slope there.
+      span: t1 - t0, signed, scalar; the step takes its sign and does not exceed it.
+      order: q, the order that the error estimate has plus one is the exponent's denominator.
+      rtol, atol, kind: as in `scaled_norm`.
+
+    Returns:
+      A scalar of the dtype of `t0`, with the sign of `span`.
+    """
+    d0, d1 = (scaled_norm(v, x0, x0, rtol, atol, kind) for v in (x0, f0))
+    h0 = jnp.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / jnp.where(d1 == 0, 1.0, d1))
+    h0 = jnp.minimum(h0, jnp.abs(span)).astype(t0.dtype)
+    signed = h0 * jnp.sign(span)
+    x1 = jax.tree.map(lambda x, f: x + signed.astype(x.dtype) * f, x0, f0)
+    change = jax.tree.map(jnp.subtract, slope(t0 + signed, x1), f0)
+    d2 = scaled_norm(change, x0, x0, rtol, atol, kind) / jnp.where(h0 == 0, 1.0, h0)
+    steep = jnp.maximum(d1, d2)
+    h1 = jnp.where(
+        steep <= 1e-15,
+        jnp.maximum(1e-6, h0 * 1e-3),
+        (0.01 / jnp.where(steep == 0, 1.0, steep)) ** (1.0 / (order + 1)),
+    )
+    h = jnp.minimum(jnp.minimum(100 * h0, h1), jnp.abs(span)).astype(t0.dtype)
+    return h * jnp.sign(span)

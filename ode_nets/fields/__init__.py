@@ -1,0 +1,26 @@
+"""Vector fields as pure init/apply pairs."""
+
+from typing import Any, Protocol
+
+import jax
+
+from ode_nets.fields.convolution import convolution
+from ode_nets.fields.mlp import MLP
+from ode_nets.fields.normalization import batch_norm
+from ode_nets.fields.residual import ResidualUnit
+
+
+class Unit(Protocol):
+    """A right-hand side with parameters: what an `OdeBlock` integrates. Frozen and hashable."""
+
+    def init(self, key: jax.Array) -> Any:
+        """Parameters theta at one time."""
+
+    def init_stats(self) -> Any:
+        """Running statistics before any data; `{}` without batch norm."""
+
+    def apply(self, params: Any, x: jax.Array, t: Any = 0.0, stats: Any = None) -> tuple[jax.Array, Any]:
+        """`(dx, statistics used)`; `stats=None` normalizes with the batch's own statistics."""
+
+
+__all__ = ["MLP", "ResidualUnit", "Unit", "batch_norm", "convolution"]

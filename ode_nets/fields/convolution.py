@@ -1,0 +1,171 @@
+"""A two-dimensional convolution whose derivatives stay fast inside `scan` and `while_loop` on every platform.
+
+On a CPU, XLA runs the gradients of `lax.conv_general_dilated` tens of times slower inside a loop than outside one, because
+only convolutions outside loops are brought into the layout its fast kernels need. The convolution is therefore lowered on
+CPUs as one matrix product between shifted copies of the image; its derivatives, forward and reverse and of any order, are
+again matrix products and shifts, so no derivative rule of our own is needed and none is refused. Every other platform gets
+the native convolution and its native gradients, chosen when the program is lowered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
+
+_DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def convolution(
+    x: Array,
+    kernel: Array,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Cross-correlates a batch of images with a kernel.
+
+        y[n, h, w, d] = sum_{i, j, c} x[n, s_h h + i - p_h, s_w w + j - p_w, c] kernel[i, j, c, d]
+
+    the "Conv" of the residual unit (ContinuousNet sec. 5), with zeros outside the image.
+
+    Args:
+        x: images, `[batch, height, width, in_channels]`, a real floating dtype.
+        kernel: `[kernel_height, kernel_width, in_channels, out_channels]`, a real floating dtype.
+        strides: `s`, one positive integer or one for each of height and width.
+        padding: "SAME" (`ceil(size / stride)` outputs), "VALID" (no padding), or the zeros to add,
+            `((above, below), (left, right))`.
+        dtype: computation dtype, such as `jnp.bfloat16`; by default the common dtype of `x` and `kernel`.
+            Sums are accumulated in float32 or wider.
+
+    Returns:
+        `[batch, out_height, out_width, out_channels]` in the dtype of `x`, so that a state keeps its dtype.
+
+    Raises:
+        ValueError: at trace time, on wrong ranks, channels that differ, non-floating dtypes, strides that are not positive,
+            an unknown or negative padding, or an output that would be empty.
+
+    Differentiable in `x` and `kernel`, in forward and reverse mode and to any order; reverse mode keeps `x` and `kernel` only.
+    With stride 1 a CPU needs temporary memory of `kernel_height` copies of `x` and `kernel_width` copies of `y`.
+    With a larger stride every platform takes the native convolution, whose gradient a CPU computes slowly inside a loop.
+    """
+    compute_dtype = _check_arrays(x, kernel, dtype)
+    stride_pair = _check_strides(strides)
+    pads = _resolve_pads(padding, x.shape[1:3], kernel.shape[:2], stride_pair)
+    if stride_pair == (1, 1):
+        convolve = partial(_unit_stride, pads=pads)
+    else:
+        convolve = partial(_native, strides=stride_pair, pads=pads)
+    return convolve(x.astype(compute_dtype), kernel.astype(compute_dtype)).astype(x.dtype)
+
+
+def _native(x: Array, kernel: Array, *, strides: tuple[int, int], pads: Pads) -> Array:
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_DIMENSION_NUMBERS)
+
+
+# jit caches the trace of a convolution met again with the same shapes; inline leaves no call behind.
+@partial(jax.jit, static_argnames=("pads",), inline=True)
+def _unit_stride(x: Array, kernel: Array, *, pads: Pads) -> Array:
+    def lowered(x: Array, kernel: Array) -> Array:
+        cpu = partial(_matrix_product, pads=pads)
+        default = partial(_native, strides=(1, 1), pads=pads)
+        return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+
+    # Without this, reverse mode would keep the gathered copies of x, and placeholders for the platforms not taken.
+    return jax.checkpoint(lowered, prevent_cse=False)(x, kernel)
+
+
+def _matrix_product(x: Array, kernel: Array, *, pads: Pads) -> Array:
+    """Computes a convolution of stride 1 by gathering rows, one matrix product, and scattering columns.
+
+        y = sum_j S_j(X K_j),    X = [R_0 x, R_1 x, ...],    K_j = [kernel[0, j]; kernel[1, j]; ...]
+
+    with `R_i` a shift by `i` rows and `S_j` one by `j` columns. All `K_j` sit side by side in a single product, so that each
+    side of it is widened by one extent of the kernel; gathering whole patches would widen one side by the kernel's area. That
+    is done only where few channels enter and many leave, and patches are narrower.
+    """
+    height, width, channels, features = kernel.shape
+    (above, below), (left, right) = pads
+    rows = [_shift(x, 1, above - i, below - (height - 1 - i)) for i in range(height)]
+    column_pads = [(left - j, right - (width - 1 - j)) for j in range(width)]
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+
+    if height * width * channels < height * channels + width * features:
+        patches = jnp.concatenate([_shift(row, 2, *pad) for row in rows for pad in column_pads], axis=3)
+        y = _product(patches, kernel.reshape(-1, features), accumulator)
+    else:
+        gathered = jnp.concatenate(rows, axis=3)
+        side_by_side = kernel.transpose(0, 2, 1, 3).reshape(height * channels, width * features)
+        columns = lax.split(_product(gathered, side_by_side, accumulator), [features] * width, axis=3)
+        y = sum(_shift(column, 2, *pad) for column, pad in zip(columns, column_pads, strict=True))
+    return y.astype(x.dtype)
+
+
+def _product(pixels: Array, matrix: Array, accumulator: DTypeLike) -> Array:
+    # Flattened to two axes: the gradient's sum over batch, height and width is then one contraction, not three.
+    flat = pixels.reshape(-1, pixels.shape[3])
+    return jnp.matmul(flat, matrix, preferred_element_type=accumulator).reshape(*pixels.shape[:3], matrix.shape[1])
+
+
+def _shift(x: Array, axis: int, before: int, after: int) -> Array:
+    """Adds `before` and `after` zeros at the two ends of an axis; a negative number removes entries instead."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (before, after, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def _check_arrays(x: Array, kernel: Array, dtype: DTypeLike | None) -> jnp.dtype:
+    if jnp.ndim(x) != 4:
+        raise ValueError(f"x has shape {jnp.shape(x)}; expected four axes [batch, height, width, in_channels].")
+    if jnp.ndim(kernel) != 4 or min(kernel.shape[:2]) < 1:
+        raise ValueError(
+            f"kernel has shape {jnp.shape(kernel)}; expected four axes "
+            "[kernel_height, kernel_width, in_channels, out_channels] and at least one tap."
+        )
+    if x.shape[3] != kernel.shape[2]:
+        raise ValueError(
+            f"x has {x.shape[3]} channels (shape {x.shape}) and kernel reads {kernel.shape[2]} (shape {kernel.shape}); "
+            "expected x.shape[3] == kernel.shape[2]."
+        )
+    compute_dtype = jnp.promote_types(x.dtype, kernel.dtype) if dtype is None else jnp.dtype(dtype)
+    for name, given in (("x", x.dtype), ("kernel", kernel.dtype), ("dtype", compute_dtype)):
+        if not jnp.issubdtype(given, jnp.floating):
+            raise ValueError(f"{name} has dtype {given}; expected a real floating dtype: cast it, for example to float32.")
+    return compute_dtype
+
+
+def _check_strides(strides: int | Sequence[int]) -> tuple[int, int]:
+    pair = (strides, strides) if isinstance(strides, int) else tuple(strides)
+    if len(pair) != 2 or not all(isinstance(s, int) and s >= 1 for s in pair):
+        raise ValueError(f"strides is {strides!r}; expected one positive integer, or two: (height, width).")
+    return pair[0], pair[1]
+
+
+def _resolve_pads(padding: Padding, image: Sequence[int], window: Sequence[int], strides: tuple[int, int]) -> Pads:
+    if padding == "SAME":
+        totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(image, window, strides, strict=True)]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+    elif padding == "VALID":
+        pairs = [(0, 0), (0, 0)]
+    else:
+        pairs = [] if isinstance(padding, str) else [tuple(pair) for pair in padding]
+        if [len(pair) for pair in pairs] != [2, 2] or not all(isinstance(p, int) and p >= 0 for p in sum(pairs, ())):
+            raise ValueError(
+                f"padding is {padding!r}; expected 'SAME', 'VALID' or ((above, below), (left, right)), all non-negative."
+            )
+    padded = [n + sum(pair) for n, pair in zip(image, pairs, strict=True)]
+    if any(n < k for n, k in zip(padded, window, strict=True)):
+        raise ValueError(
+            f"the image, padded with {padding!r} to {tuple(padded)}, is smaller than the kernel {tuple(window)}; "
+            "expected at least one output: pad more, or use padding='SAME'."
+        )
+    return pairs[0], pairs[1]

@@ -1,0 +1,46 @@
+"""Batch normalization as a pure function that reports its statistics instead of updating them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Params = dict[str, jax.Array]
+
+EPSILON = 1e-5
+"""Added to the variance (dimensionless); the value of the ResNet literature."""
+
+
+def init_batch_norm(channels: int) -> Params:
+    """Scale one and bias zero, `[channels]` each, float32."""
+    return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}
+
+
+def init_statistics(channels: int) -> Params:
+    """Running statistics before any data: mean zero and variance one, `[channels]` each, float32."""
+    return {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
+
+
+def batch_norm(x: jax.Array, params: Params, stats: Params | None = None) -> tuple[jax.Array, Params]:
+    """Normalize every channel, over batch and space.
+
+        y = scale * (x - mean) / sqrt(var + 1e-5) + bias     (ContinuousNet A.3, eq. 30)
+
+    Args:
+      x: `[..., channels]`, float.
+      params: `scale` and `bias`, `[channels]`.
+      stats: running `mean` and `var` (`[channels]`) for evaluation; `None` normalizes with the statistics of
+        this batch, over the global batch when `x` is sharded under jit.
+
+    Returns:
+      `y` like `x`, and the statistics used: in training the batch's mean and biased variance, float32, to
+      be folded into running averages by the caller. No state is read or written.
+    """
+    if stats is None:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        axes = tuple(range(x.ndim - 1))
+        mean = jnp.mean(wide, axes)
+        stats = {"mean": mean, "var": jnp.mean(jnp.square(wide - mean), axes)}
+    factor = params["scale"] * jax.lax.rsqrt(stats["var"] + EPSILON)
+    shift = params["bias"] - stats["mean"] * factor
+    return x * factor.astype(x.dtype) + shift.astype(x.dtype), stats

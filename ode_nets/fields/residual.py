@@ -1,0 +1,112 @@
+"""Convolutional residual units: the right-hand sides of image networks, as pure init/apply pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from ode_nets.fields.convolution import convolution
+from ode_nets.fields.initializers import fan_out_normal
+from ode_nets.fields.normalization import batch_norm, init_batch_norm, init_statistics
+
+PyTree = Any
+Order = Literal["bn-relu-conv", "conv-bn-relu", "conv-relu-bn"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidualUnit:
+    """Two convolutions with batch norm: R(x, theta) of a residual network.
+
+        bn-relu-conv:  R = s * conv(relu(bn(conv(relu(bn(x))))))   (pre-activation; ContinuousNet sec. 4.1, eq. 29)
+        conv-bn-relu:  R = s * relu(bn(conv(relu(bn(conv(x))))))   (post-activation; ACA, the field of NODE18)
+        conv-relu-bn:  R = s * bn(relu(conv(bn(relu(conv(x))))))   (ContinuousNet, its authors' published default)
+
+    Args:
+      channels: channels of the output, and of the input unless `in_channels` says otherwise.
+      in_channels: channels of the input, for a unit that changes the shape.
+      stride: of the first convolution.
+      order: what happens around each of the two convolutions, one of the three above.
+      skip_init: multiply by a scalar s that starts at zero (ContinuousNet A.2); without it s = 1.
+      bias: whether convolutions have a bias.
+      time_aware: append t as one more input channel to each convolution (the lecture's f([x, t])).
+      kernel_size: extent of both convolutions.
+      dtype: what convolutions compute in, e.g. `"bfloat16"`; parameters and the result stay as they are.
+
+    Raises:
+      ValueError: for sizes below 1 or an unknown order.
+    """
+
+    channels: int
+    in_channels: int | None = None
+    stride: int = 1
+    order: Order = "bn-relu-conv"
+    skip_init: bool = True
+    bias: bool = True
+    time_aware: bool = False
+    kernel_size: int = 3
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "stride", "kernel_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.order not in get_args(Order):
+            raise ValueError(f"order={self.order!r}: expected one of {', '.join(get_args(Order))}")
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """Channels that the first and the second batch norm see."""
+        first = (self.in_channels or self.channels) if self.order == "bn-relu-conv" else self.channels
+        return first, self.channels
+
+    def init(self, key: jax.Array) -> PyTree:
+        """Parameters: He fan-out convolutions, zero biases, unit batch norms, s = 0; float32."""
+        inputs = (self.in_channels or self.channels, self.channels)
+        params: dict[str, Any] = {}
+        for i, (key_i, n_in) in enumerate(zip(jax.random.split(key), inputs, strict=True), start=1):
+            size = (self.kernel_size, self.kernel_size, n_in + self.time_aware, self.channels)
+            params[f"conv{i}"] = {"kernel": fan_out_normal(key_i, size)}
+            if self.bias:
+                params[f"conv{i}"]["bias"] = jnp.zeros(self.channels)
+            params[f"bn{i}"] = init_batch_norm(self._widths[i - 1])
+        if self.skip_init:
+            params["skip"] = jnp.zeros(())
+        return params
+
+    def init_stats(self) -> PyTree:
+        """Running statistics of the two batch norms before any data."""
+        return {f"bn{i}": init_statistics(width) for i, width in enumerate(self._widths, start=1)}
+
+    def apply(self, params: PyTree, x: jax.Array, t: Any = 0.0, stats: PyTree = None) -> tuple[jax.Array, PyTree]:
+        """R(x, theta).
+
+        Args:
+          params: like `init`'s.
+          x: `[batch, height, width, in_channels]`.
+          t: depth-time, read only if `time_aware`.
+          stats: running statistics like `init_stats`'s for evaluation; `None` in training.
+
+        Returns:
+          `[batch, height / stride, width / stride, channels]`, and the statistics that each batch norm used.
+        """
+        used = {}
+
+        def norm(i: int, x: jax.Array) -> jax.Array:
+            y, used[f"bn{i}"] = batch_norm(x, params[f"bn{i}"], None if stats is None else stats[f"bn{i}"])
+            return y
+
+        def conv(i: int, x: jax.Array) -> jax.Array:
+            if self.time_aware:
+                x = jnp.concatenate([x, jnp.full_like(x[..., :1], t)], axis=-1)
+            stride = self.stride if i == 1 else 1
+            y = convolution(x, params[f"conv{i}"]["kernel"], strides=stride, dtype=self.dtype)
+            return y + params[f"conv{i}"]["bias"].astype(y.dtype) if self.bias else y
+
+        layers = {"bn": norm, "conv": conv, "relu": lambda i, x: jax.nn.relu(x)}
+        for i in (1, 2):
+            for layer in self.order.split("-"):
+                x = layers[layer](i, x)
+        return (x * params["skip"].astype(x.dtype) if self.skip_init else x), used

@@ -1,0 +1,7 @@
+"""Gradient methods: how a solve is differentiated."""
+
+from ode_nets.gradients.checkpointed import Checkpointed
+from ode_nets.gradients.direct import Direct
+from ode_nets.gradients.methods import GradientMethod, solve
+
+__all__ = ["Checkpointed", "Direct", "GradientMethod", "solve"]

@@ -1,0 +1,52 @@
+"""Gradient methods, exchangeable by one argument of `solve`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ode_nets.integrate import Field, FixedStep, Problem, Solution, make_problem
+
+PyTree = Any
+
+
+class GradientMethod(Protocol):
+    """How a solve is differentiated: a frozen, hashable value that runs the solve and owns its backward pass."""
+
+    def run(self, problem: Problem, solver: Any) -> Solution:
+        """Solve `problem` with `solver`, differentiable by this method."""
+
+
+def solve(
+    field: Field,
+    x0: PyTree,
+    weights: PyTree = None,
+    *,
+    solver: FixedStep,
+    gradient: GradientMethod,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
+    ts: Any = None,
+    has_aux: bool = False,
+) -> Solution:
+    """Solve an initial value problem; field, weight function, solver and gradient method are exchangeable.
+
+        dx/dt = field(t, x, theta(t)),  x(t0) = x0           (ContinuousNet eq. 20-22)
+
+    Args:
+      field: pure function `field(t, x, theta) -> dx`, or `-> (dx, aux)` with `has_aux`; `dx` like `x`.
+      x0: initial state, a pytree of floating-point arrays.
+      weights: a weight function, or a pytree theta that holds at all times.
+      solver: `FixedStep` or `Adaptive`.
+      gradient: `Direct()`, `Checkpointed()`, ...: what reverse-mode differentiation does.
+      t0, t1: start and end; `t1 < t0` integrates backward in time.
+      ts: times at which the state is asked for, in the order of integration; `None` asks for x(t1).
+      has_aux: whether the field reports something beside `dx`; reports of accepted steps are summed.
+
+    Returns:
+      `Solution`. Array values never raise; look at `result`.
+
+    Raises:
+      ValueError: at trace time, for bad shapes, dtypes, names and known times; see `make_problem`.
+    """
+    problem = make_problem(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
+    return gradient.run(problem, solver)

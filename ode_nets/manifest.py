@@ -1,0 +1,237 @@
+"""Re-manifestation of a trained model: refine it, compress it, and evaluate it under other solvers.
+
+Every function takes a description (`net`) and its variables and changes neither. Coefficients are recognized by
+the name that `OdeBlock` gives them, in parameters, batch statistics and optimizer states alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ode_nets.gradients import Direct
+from ode_nets.integrate import FixedStep, pad
+from ode_nets.stepping import n_propagating
+from ode_nets.weights import (
+    Basis,
+    PiecewiseConstant,
+    interpolation_matrix,
+    projection_matrix,
+    refinement_matrix,
+    transform,
+)
+
+PyTree = Any
+COEFFICIENTS = "coefficients"
+"""Name of the variables of an `OdeBlock`, in every collection."""
+
+
+def map_coefficients(tree: PyTree, function: Callable[[PyTree], PyTree]) -> PyTree:
+    """Apply a function to every leaf that is stacked by basis function, wherever it is in a tree.
+
+    Args:
+      tree: variables, or an optimizer state made of trees like them.
+      function: maps one array `[n_basis, ...]` to another.
+
+    Returns:
+      The tree with those leaves replaced and all others as they are.
+    """
+
+    def leaf(path: tuple[Any, ...], value: Any) -> Any:
+        return function(value) if any(getattr(key, "key", None) == COEFFICIENTS for key in path) else value
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def n_parameters(variables: PyTree) -> int:
+    """Number of trainable parameters in `variables["params"]`."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Module, PyTree]:
+    """The same theta(t) with more coefficients, solved with as many times the steps.
+
+    The refinement of training (ContinuousNet sec. 5.2): N_t and M grow together.
+
+    Args:
+      net: a model with `basis` and a `FixedStep` as `solver`.
+      variables: `{collection: tree}`: `params`, `batch_stats`, and optimizer states under any other name.
+      factor: of both.
+
+    Returns:
+      The refined description and its variables.
+    """
+    basis = net.basis.refined(factor)
+    solver = FixedStep(net.solver.tableau, net.solver.n_steps * factor)
+    return _rebased(net.clone(solver=solver), variables, basis, refinement_matrix(net.basis, factor))
+
+
+def project(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
+    """The L2 projection of theta(t) onto another basis, without data (ContinuousNet sec. 4.4).
+
+    Batch statistics, which are kept by equal intervals, are averaged over as many new intervals.
+    """
+    return _rebased(net, variables, basis, projection_matrix(net.basis, basis))
+
+
+def interpolate(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
+    """theta(t) sampled at the nodes of another basis, without data."""
+    return _rebased(net, variables, basis, interpolation_matrix(net.basis, basis))
+
+
+def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray) -> tuple[nn.Module, PyTree]:
+    intervals = projection_matrix(PiecewiseConstant(net.basis.n_basis), PiecewiseConstant(basis.n_basis))
+    matrices = {"batch_stats": intervals}
+    changed = {
+        name: map_coefficients(tree, lambda leaf, name=name: transform(leaf, matrices.get(name, matrix)))
+        for name, tree in variables.items()
+    }
+    return net.clone(basis=basis), changed
+
+
+def nfe(solver: FixedStep, n_blocks: int = 1) -> int:
+    """Field evaluations of one forward pass: stages that the state depends on, times steps, times blocks."""
+    return solver.n_steps * n_propagating(solver.tableau) * n_blocks
+
+
+def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lanes: int = 1) -> Callable[..., PyTree]:
+    """A function that evaluates one set of weights under any fixed-step solver without compiling again.
+
+    Args:
+      net: a model with `solver` and `gradient` attributes, in evaluation mode.
+      score: `score(logits, batch) -> pytree` of sums over the batch.
+      lanes: solvers evaluated side by side, with `jax.vmap`. They all run as long as the longest of them
+        and hold their states together; 1 runs each for exactly its own field evaluations.
+
+    Returns:
+      `swap(variables, images, batch, solvers)`, jit-compiled once: `solvers` from `stack_solvers` with
+      `lanes` entries; the scores of each, stacked.
+    """
+
+    def one(variables: PyTree, images: jax.Array, batch: PyTree, solver: Any) -> PyTree:
+        manifestation = net.clone(solver=solver, gradient=Direct())
+        return score(manifestation.apply(variables, images), batch)
+
+    if lanes == 1:
+        # Not vmapped: a batched kernel would turn every convolution into a grouped one.
+        def swap(variables: PyTree, images: jax.Array, batch: PyTree, solvers: Any) -> PyTree:
+            scores = one(variables, images, batch, jax.tree.map(lambda leaf: leaf[0], solvers))
+            return jax.tree.map(lambda leaf: leaf[None], scores)
+    else:
+        swap = jax.vmap(one, in_axes=(None, None, None, 0))
+    return jax.jit(swap)
+
+
+def stack_solvers(solvers: Sequence[FixedStep], n_stages: int) -> Any:
+    """Solvers as arrays with a leading axis, padded to `n_stages` stages."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(pad(solver, n_stages) for solver in solvers))
+
+
+def swap_solvers(
+    net: nn.Module,
+    variables: PyTree,
+    solvers: Sequence[FixedStep],
+    batches: Callable[[], Iterable[tuple[jax.Array, PyTree]]],
+    score: Callable[[jax.Array, PyTree], PyTree],
+    lanes: int = 1,
+    timer: Callable[[], float] | None = None,
+) -> tuple[list[PyTree], list[float]]:
+    """Evaluate one set of weights under many fixed-step solvers, in one compiled program.
+
+    Args:
+      net, variables: a trained model.
+      solvers: the grid of (scheme, n_steps).
+      batches: makes an iterable of `(images, batch)`, all of one shape.
+      score: `score(logits, batch) -> pytree` of sums; summed over batches.
+      lanes: solvers side by side, see `make_swap`; memory grows with it.
+      timer: a clock in seconds, to time each chunk of `lanes` solvers; `None` for no times.
+
+    Returns:
+      One score a solver, in order, and the seconds of each after compilation: a chunk's, shared out by the
+      solvers' field evaluations (empty without a timer).
+
+    Raises:
+      ValueError: for an empty grid or fewer than one lane.
+    """
+    if not solvers or lanes < 1:
+        raise ValueError(f"{len(solvers)} solvers in {lanes} lanes: expected at least one of each")
+    lanes = min(lanes, len(solvers))
+    n_stages = max(n_propagating(s.tableau) for s in solvers)
+    swap = make_swap(net, score, lanes)
+    # Solvers of like cost share a chunk, since the lanes of one all run as long as the longest.
+    by_cost = sorted(range(len(solvers)), key=lambda i: nfe(solvers[i]))
+    chunks = [by_cost[i : i + lanes] for i in range(0, len(by_cost), lanes)]
+    scores: list[PyTree] = [None] * len(solvers)
+    seconds = [0.0] * len(solvers)
+    if timer is not None:
+        images, batch = next(iter(batches()))
+        stacked = stack_solvers([solvers[by_cost[0]]] * lanes, n_stages)
+        jax.block_until_ready(swap(variables, images, batch, stacked))
+    for chunk in chunks:
+        padded = chunk + [chunk[-1]] * (lanes - len(chunk))
+        stacked = stack_solvers([solvers[i] for i in padded], n_stages)
+        start = timer() if timer is not None else 0.0
+        total = None
+        for images, batch in batches():
+            sums = swap(variables, images, batch, stacked)
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        total = jax.device_get(total)
+        elapsed = timer() - start if timer is not None else 0.0
+        cost = sum(nfe(solvers[i]) for i in chunk)
+        for lane, i in enumerate(chunk):
+            scores[i] = jax.tree.map(lambda leaf, lane=lane: leaf[lane], total)
+            seconds[i] = elapsed * nfe(solvers[i]) / cost
+    return scores, seconds if timer is not None else []
+
+
+def lanes_within(bytes_available: int, bytes_one: int, n_solvers: int) -> int:
+    """How many solvers fit side by side: at least one, at most all."""
+    return max(1, min(n_solvers, bytes_available // max(bytes_one, 1)))
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other beats in both: lower cost, higher value; sorted by cost.
+
+    Args:
+      points: `(cost, value)`; points with a value that is NaN are never in the front.
+    """
+    best, front = -math.inf, []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[i][1] > best:
+            best = points[i][1]
+            front.append(i)
+    return front
+
+
+def export_inference(
+    net: nn.Module,
+    variables: PyTree,
+    image_shape: tuple[int, int, int],
+    *,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> bytes:
+    """A trained model as one serialized function that runs without `ode_nets` and without Flax.
+
+        logits = jax.export.deserialize(data).call(images)
+
+    The weights are inside. Any batch size; `images` float32 `[batch, height, width, channels]`, scaled as in
+    training.
+
+    Args:
+      net, variables: a trained model.
+      image_shape: height, width, channels.
+      platforms: to lower for.
+
+    Returns:
+      Bytes to write to a file.
+    """
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+    function = jax.jit(lambda images: net.apply(variables, images))
+    return bytes(jax.export.export(function, platforms=tuple(platforms))(images).serialize())

@@ -1,0 +1,99 @@
+"""ContinuousNet: three ODE blocks stitched into an image classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ode_nets.fields import ResidualUnit
+from ode_nets.fields.residual import Order
+from ode_nets.gradients import Checkpointed, GradientMethod
+from ode_nets.integrate import FixedStep
+from ode_nets.nn.layers import Stem, Stitch
+from ode_nets.nn.ode_block import OdeBlock
+from ode_nets.weights import Basis, PiecewiseConstant
+
+
+class ContinuousNet(nn.Module):
+    """Stem, ODE blocks with a stitch between each two, mean over space, linear head (ContinuousNet fig. 6).
+
+    A module is a description: `net.clone(solver=FixedStep("rk4_38", 6))` applied to the same variables is
+    the paper's ContinuousNet[RK4-3/8, 6][theta], and `manifest.refine(net, variables)` gives a new
+    description with transformed variables.
+
+    Attributes:
+      n_classes: length of the output.
+      widths: channels of each block; one block a width.
+      basis: of every block's theta(t).
+      solver: of every block.
+      gradient: of every block.
+      epsilon: scale of the right-hand side (eq. 20). With Euler, M = N_t and epsilon = N_t, the network is a
+        pre-activation ResNet.
+      stitch_scale: the stitches' eps_stitch. It belongs to the model and not to a manifestation: no solver
+        swap or refinement changes it. 1 is eps * dt both where the paper's refinement training starts
+        (eps = N_t = 1) and where Euler equals the ResNet (eps = N_t).
+      order, skip_init: of the units, see `ResidualUnit`.
+      momentum: of all running batch statistics.
+      dtype: what convolutions compute in, e.g. `"bfloat16"`; `None` for that of their inputs.
+    """
+
+    n_classes: int = 10
+    widths: tuple[int, ...] = (16, 32, 64)
+    basis: Basis = PiecewiseConstant(32)
+    solver: Any = FixedStep("rk4", 32)
+    gradient: GradientMethod = Checkpointed()
+    epsilon: float = 1.0
+    stitch_scale: float = 1.0
+    order: Order = "bn-relu-conv"
+    skip_init: bool = True
+    momentum: float = 0.9
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits `[batch, n_classes]` of `images`, `[batch, height, width, channels]`, float, of any size.
+
+        With `train`, batch norms use the batch's statistics and `batch_stats` must be mutable.
+        """
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"images have shape {images.shape} and dtype {images.dtype}: expected floating-point "
+                "[batch, height, width, channels]; scale uint8 images first"
+            )
+        x = Stem(self.widths[0], self.momentum, self.dtype, name="stem")(images, train=train)
+        for i, width in enumerate(self.widths):
+            if i > 0:
+                unit = self._unit(width, in_channels=self.widths[i - 1], stride=2, skip_init=False)
+                x = Stitch(unit, self.stitch_scale, self.momentum, name=f"stitch{i}")(x, train=train)
+            block = OdeBlock(
+                unit=self._unit(width, skip_init=self.skip_init),
+                basis=self.basis,
+                solver=self.solver,
+                gradient=self.gradient,
+                epsilon=self.epsilon,
+                momentum=self.momentum,
+                name=f"block{i + 1}",
+            )
+            x = block(x, train=train)
+        return nn.Dense(self.n_classes, name="head")(x.mean((1, 2)))
+
+    def _unit(self, width: int, **changes: Any) -> ResidualUnit:
+        return ResidualUnit(width, order=self.order, dtype=self.dtype, **changes)
+
+
+def WideContinuousNet(**changes: Any) -> ContinuousNet:  # noqa: N802 - it reads as the model's name
+    """The paper's wide model for CIFAR-100: widths 64-128-256, M = N_t = 8, RK4-classic, 100 classes.
+
+    Args:
+      **changes: attributes of `ContinuousNet` to set otherwise.
+    """
+    defaults = {
+        "n_classes": 100,
+        "widths": (64, 128, 256),
+        "basis": PiecewiseConstant(8),
+        "solver": FixedStep("rk4", 8),
+    }
+    return ContinuousNet(**(defaults | changes))

@@ -1,0 +1,84 @@
+"""Layers between the ODE blocks: stem, stitch, and the folding of batch statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ode_nets.fields import ResidualUnit, batch_norm, convolution
+from ode_nets.fields.initializers import fan_out_normal
+from ode_nets.fields.normalization import init_batch_norm, init_statistics
+
+PyTree = Any
+
+
+def fold(running: PyTree, batch: PyTree, momentum: float, seen: jax.Array | bool = True) -> PyTree:
+    """Running statistics after one more batch.
+
+        running <- momentum * running + (1 - momentum) * batch, where seen
+
+    Args:
+      running, batch: pytrees of one structure; leaves `[...]`.
+      momentum: weight of the past, in [0, 1).
+      seen: boolean, broadcast against the leading axes of each leaf; entries not seen stay as they are.
+    """
+
+    def leaf(old: jax.Array, new: jax.Array) -> jax.Array:
+        mask = jnp.reshape(jnp.asarray(seen), jnp.shape(seen) + (1,) * (old.ndim - jnp.ndim(seen)))
+        return jnp.where(mask, momentum * old + (1 - momentum) * new.astype(old.dtype), old)
+
+    return jax.tree.map(leaf, running, batch)
+
+
+class Stem(nn.Module):
+    """The first layer of an image network: relu(bn(conv3x3(x))), the convolution without bias.
+
+    `[batch, height, width, inputs]` to `[batch, height, width, channels]`.
+    """
+
+    channels: int
+    momentum: float = 0.9
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Features of a batch of images."""
+        kernel = self.param("kernel", fan_out_normal, (3, 3, x.shape[-1], self.channels))
+        params = self.param("bn", lambda key: init_batch_norm(self.channels))
+        stats = self.variable("batch_stats", "bn", lambda: init_statistics(self.channels))
+        y, used = batch_norm(convolution(x, kernel, dtype=self.dtype), params, None if train else stats.value)
+        if train and not self.is_initializing():
+            stats.value = fold(stats.value, used, self.momentum)
+        return jax.nn.relu(y)
+
+
+class Stitch(nn.Module):
+    """The discrete unit between two ODE blocks, which halves the image and widens it.
+
+        y = downsample(x) + scale * R(x)                     (ContinuousNet eq. 28)
+
+    `downsample` is a 1x1 convolution of stride 2 without bias. `scale` is the paper's eps_stitch. The text
+    prints eps * T / dt; its published code has eps * dt, which makes a stitch one Euler step of an ODE
+    block, and is what the models here use.
+
+    `[batch, height, width, inputs]` to `[batch, height / 2, width / 2, unit.channels]`.
+    """
+
+    unit: ResidualUnit
+    scale: float = 1.0
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """One downsampling residual step."""
+        params = self.param("unit", self.unit.init)
+        shortcut = self.param("shortcut", fan_out_normal, (1, 1, x.shape[-1], self.unit.channels))
+        stats = self.variable("batch_stats", "unit", self.unit.init_stats)
+        residual, used = self.unit.apply(params, x, stats=None if train else stats.value)
+        if train and not self.is_initializing():
+            stats.value = fold(stats.value, used, self.momentum)
+        down = convolution(x, shortcut, strides=self.unit.stride, dtype=self.unit.dtype)
+        return down + self.scale * residual

@@ -1,0 +1,90 @@
+"""The OdeBlock: a unit integrated over depth, as a thin Flax shell around `solve`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ode_nets.fields import Unit
+from ode_nets.gradients import Checkpointed, GradientMethod, solve
+from ode_nets.nn.layers import fold
+from ode_nets.weights import Basis, BasisExpansion, Joint, PiecewiseConstant
+
+PyTree = Any
+
+
+def init_coefficients(unit: Unit, basis: Basis, key: jax.Array) -> PyTree:
+    """Initial coefficients of a unit's weight function, leaves `[n_basis, ...]`.
+
+    Bases whose coefficients are values at nodes draw each node on its own, as a residual network draws each
+    of its units; the others start from a function constant in depth.
+    """
+    keys = jax.random.split(key, basis.n_basis)
+    drawn = jax.vmap(unit.init)(keys)
+    if basis.nodal:
+        return drawn
+    return jax.tree.map(lambda leaf: leaf.at[1:].set(0.0), drawn)
+
+
+class OdeBlock(nn.Module):
+    """x(1) of dx/dt = eps * R(x, theta(t)), x(0) = x         (ContinuousNet eq. 20-22).
+
+    Attributes:
+      unit: the right-hand side R, e.g. a `ResidualUnit`.
+      basis: of theta(t); its `n_basis` is M. Batch statistics are kept by M equal intervals in any basis
+        (ContinuousNet A.3).
+      solver: `FixedStep(scheme, n_steps)` or any other; `block.clone(solver=...)` on the same variables is
+        another manifestation of the same model.
+      gradient: how the block is differentiated.
+      epsilon: the paper's eps.
+      momentum: of the running batch statistics.
+
+    Variables: `params/coefficients` and `batch_stats/coefficients`, leaves `[M, ...]`.
+    In training each interval's running statistics take in, once a call, the mean of what the stages of
+    accepted steps inside that interval saw, under every gradient method alike; the collection `solution`,
+    where mutable, receives `nfe`, `n_accepted`, `n_rejected` and `result`.
+    """
+
+    unit: Unit
+    basis: Basis
+    solver: Any
+    gradient: GradientMethod = Checkpointed()
+    epsilon: float = 1.0
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """The state after unit time: the shape and dtype of `x`."""
+        coefficients = self.param("coefficients", lambda key: init_coefficients(self.unit, self.basis, key))
+        intervals = PiecewiseConstant(self.basis.n_basis)
+        running = self.variable(
+            "batch_stats",
+            "coefficients",
+            lambda: jax.tree.map(lambda s: jnp.stack([s] * intervals.n_basis), self.unit.init_stats()),
+        )
+        # A one-hot weight function tells the field which interval it is in, exactly as it tells it theta.
+        extra = {"interval": jnp.eye(intervals.n_basis)} if train else {"stats": running.value}
+        weights = Joint(
+            {"params": BasisExpansion(self.basis, coefficients)}
+            | {name: BasisExpansion(intervals, tree) for name, tree in extra.items() if jax.tree.leaves(tree)}
+        )
+
+        def field(t: Any, x: jax.Array, theta: PyTree) -> tuple[jax.Array, PyTree]:
+            dx, used = self.unit.apply(theta["params"], x, t, theta.get("stats"))
+            if not train:
+                return self.epsilon * dx, ()
+            seen = theta["interval"]
+            by_interval = jax.tree.map(lambda s: seen.reshape(-1, *[1] * s.ndim) * jax.lax.stop_gradient(s), used)
+            return self.epsilon * dx, (by_interval, seen)
+
+        solution = solve(field, x, weights, solver=self.solver, gradient=self.gradient, has_aux=True)
+        if train and not self.is_initializing():
+            totals, count = solution.aux
+            means = jax.tree.map(lambda s: s / jnp.maximum(count, 1).reshape(-1, *[1] * (s.ndim - 1)), totals)
+            running.value = fold(running.value, means, self.momentum, seen=count > 0)
+        for name in ("nfe", "n_accepted", "n_rejected", "result"):
+            self.sow("solution", name, getattr(solution, name), init_fn=lambda: None, reduce_fn=lambda _, new: new)
+        return solution.x

@@ -1,0 +1,59 @@
+"""Weights that do not depend on time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ode_nets.tableaus import Number
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant:
+    """One theta for all times: the weights of NODE18 and of the lecture's time-stationary networks.
+
+        theta(t) = theta
+
+    Args:
+      theta: any pytree.
+      domain: (t0, t1), the interval that a grid covers, static; theta holds outside of it as well.
+
+    Raises:
+      ValueError: for a domain without t0 < t1.
+    """
+
+    theta: PyTree
+    domain: tuple[float, float] = dataclasses.field(default=(0.0, 1.0), metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        t0, t1 = (float(t) for t in self.domain)
+        if not t0 < t1:
+            raise ValueError(f"domain={self.domain}: expected (t0, t1) with t0 < t1")
+        object.__setattr__(self, "domain", (t0, t1))
+
+    def at(self, t: Any, side: Any = 1) -> PyTree:
+        """theta, whatever the time."""
+        return self.theta
+
+    def n_sections(self, n_steps: int) -> int:
+        """One: every step uses all there is."""
+        return 1
+
+    def on_grid(self, n_steps: int, c: Sequence[Number], n_sections: int = 1) -> tuple[PyTree, Any]:
+        """Sections that all hold theta, leaves `[n_sections, ...]`, and a reader that returns it."""
+
+        def repeat(leaf: Any) -> Any:
+            return jnp.broadcast_to(leaf, (n_sections, *jnp.shape(leaf)))
+
+        return jax.tree.map(repeat, self.theta), lambda section, step, i: section
+
+    def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
+        """theta, at every node of every grid."""
+        return self.theta

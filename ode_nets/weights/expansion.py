@@ -1,0 +1,273 @@
+"""theta(t) as a combination of basis functions, and its refinement, projection and interpolation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ode_nets.tableaus import Number
+from ode_nets.weights.basis import Basis, gram_matrix
+
+PyTree = Any
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class BasisExpansion:
+    """A weight function in a basis: a pytree whose leaves are the coefficients.
+
+        theta(t; coefficients) = sum_b phi_b(t) coefficients_b         (ContinuousNet eq. 23-25)
+
+    Args:
+      basis: the functions phi_b, static.
+      coefficients: pytree of floating-point arrays `[n_basis, ...]`.
+      domain: (t0, t1), the interval that the basis is stretched over, static; times are clipped to it.
+
+    Raises:
+      ValueError: for a leaf that is not floating point or whose leading axis is not `n_basis`, by name, and
+        for a domain without t0 < t1.
+
+    Reading is differentiable in the coefficients and, where theta(t) is continuous, in t. A read of a
+    piecewise basis touches one coefficient or two, and so does its gradient.
+    """
+
+    basis: Basis
+    coefficients: PyTree
+    domain: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        t0, t1 = (float(t) for t in self.domain)
+        if not t0 < t1:
+            raise ValueError(f"domain={self.domain}: expected (t0, t1) with t0 < t1")
+        object.__setattr__(self, "domain", (t0, t1))
+        self._check()
+
+    def _check(self) -> None:
+        _check_leaves(self.coefficients, self.basis.n_basis, "coefficients", repr(self.basis))
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """For JAX: the coefficients are data, basis and domain are static."""
+        return ((jax.tree_util.GetAttrKey("coefficients"), self.coefficients),), (self.basis, self.domain)
+
+    @classmethod
+    def tree_unflatten(
+        cls, static: tuple[Basis, tuple[float, float]], children: Sequence[Any]
+    ) -> BasisExpansion:
+        """For JAX. Unchecked, because transformations put other things than coefficients in their place."""
+        new = object.__new__(cls)
+        for name, value in zip(("basis", "domain", "coefficients"), (*static, *children), strict=True):
+            object.__setattr__(new, name, value)
+        return new
+
+    @property
+    def _dtype(self) -> Any:
+        """The dtype basis functions are evaluated in: that of the coefficients, at least float32."""
+        return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(self.coefficients)))
+
+    def at(self, t: Any, side: Any = 1) -> PyTree:
+        """theta(t), leaves without the leading axis.
+
+        Args:
+          t: scalar time in the domain, may be traced.
+          side: where theta jumps, 1 for the limit from the right and -1 for the one from the left. A time
+            within a few roundings of a jump counts as the jump.
+        """
+        self._check()
+        t0, t1 = self.domain
+        u = (jnp.asarray(t, jnp.result_type(t, self._dtype)) - t0) / (t1 - t0)
+        # Not jnp.clip, which halves the derivative at the ends.
+        u = jnp.where(u < 0, 0.0, jnp.where(u > 1, 1.0, u))
+        return _combine(self.coefficients, *self.basis.support(u, side))
+
+    def n_sections(self, n_steps: int) -> int:
+        """Largest number of equal sections of a grid that share no coefficient; gcd(M, N) for intervals."""
+        return self.basis.n_sections(n_steps)
+
+    def on_grid(self, n_steps: int, c: Sequence[Number], n_sections: int | None = None) -> tuple[PyTree, Any]:
+        """theta at the stages of a uniform grid over the whole domain, for a scan over sections and steps.
+
+        Stage i of step k reads interval floor((M k + o_i) / N) of a piecewise-constant basis, with
+        o_i = `stage_offset(M, c_i)`: exact, and never the interval after the step's own end.
+
+        Args:
+          n_steps: number of steps N.
+          c: nodes of the scheme.
+          n_sections: number of sections L, a divisor of `self.n_sections(N)`, which is the default.
+
+        Returns:
+          `(sections, read)`. `sections` has leaves `[L, M / L, ...]`; each serves N / L successive steps.
+          `read(section, step, i)` gives theta at stage i (static) of a step counted inside its section. With
+          one coefficient to a section or one step to it, the index is static.
+
+        Raises:
+          ValueError: if `n_sections` is not such a divisor.
+        """
+        self._check()
+        largest = self.n_sections(n_steps)
+        n_sections = largest if n_sections is None else n_sections
+        if n_sections < 1 or largest % n_sections:
+            raise ValueError(
+                f"n_sections={n_sections}: {self.basis!r} on {n_steps} steps can be cut into a divisor of "
+                f"{largest} sections"
+            )
+        basis, per_section = self.basis.section(n_sections), n_steps // n_sections
+        nodes, dtype = [Fraction(node) for node in c], self._dtype
+
+        def split(leaf: Any) -> Any:
+            return jnp.reshape(leaf, (n_sections, basis.n_basis, *leaf.shape[1:]))
+
+        def read(section: PyTree, step: Any, i: int) -> PyTree:
+            node, local = nodes[i], 0 if per_section == 1 else step
+            return _combine(
+                section, *basis.node_support(local, per_section, node.numerator, node.denominator, dtype)
+            )
+
+        return jax.tree.map(split, self.coefficients), read
+
+    def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
+        """theta at node `numerator / denominator` of a step of a grid of `n_steps` over the whole domain.
+
+        All arguments are integers and may be traced, so one compiled program serves every step count and
+        every scheme; `n_basis * n_steps` and `n_basis * denominator` must fit the integer type. The limits at
+        jumps are those of `on_grid`.
+        """
+        self._check()
+        support = self.basis.node_support(step, n_steps, numerator, denominator, self._dtype)
+        return _combine(self.coefficients, *support)
+
+
+def refine(weights: BasisExpansion, factor: int = 2) -> BasisExpansion:
+    """The same function of time with more coefficients.
+
+        piecewise constant: every interval is split and its coefficient copied  (ContinuousNet sec. 4.4)
+        piecewise linear: `factor - 1` knots are inserted in every piece
+        polynomials, Fourier: zeros are appended
+
+    Raises:
+      ValueError: if `factor` is not an integer of at least 1.
+    """
+    new = weights.basis.refined(factor)
+    return _rewritten(weights, new, refinement_matrix(weights.basis, factor))
+
+
+def project(weights: BasisExpansion, basis: Basis) -> BasisExpansion:
+    """The best approximation in another basis, with fewer functions or more.
+
+        min over new of int |sum_b psi_b(t) new_b - theta(t)|^2 dt             (ContinuousNet sec. 4.4)
+
+    Exact where theta(t) lies in the new basis. One static matrix: linear, differentiable, jit-able.
+    """
+    return _rewritten(weights, basis, projection_matrix(weights.basis, basis))
+
+
+def interpolate(weights: BasisExpansion, basis: Basis) -> BasisExpansion:
+    """The function in another basis that agrees with theta(t) at the nodes of that basis, `basis.nodes()`.
+
+    Nodes are interval midpoints, knots, Gauss-Legendre or Chebyshev nodes, or equispaced points. A node on a
+    jump of theta(t) takes the limit from the right. One static matrix: linear, differentiable, jit-able.
+    """
+    return _rewritten(weights, basis, interpolation_matrix(weights.basis, basis))
+
+
+def refinement_matrix(basis: Basis, factor: int = 2) -> np.ndarray:
+    """What `refine` multiplies coefficients by, float64 `[n_new, n_old]`."""
+    new = basis.refined(factor)
+    return interpolation_matrix(basis, new) if basis.nodal else np.eye(new.n_basis, basis.n_basis)
+
+
+def projection_matrix(old: Basis, new: Basis) -> np.ndarray:
+    """What `project` multiplies coefficients by, float64 `[n_new, n_old]`.
+
+    P = G(new, new)^-1 G(new, old),  G the inner products of `gram_matrix`
+    """
+    return _tidy(np.linalg.solve(gram_matrix(new, new), gram_matrix(new, old)))
+
+
+def interpolation_matrix(old: Basis, new: Basis) -> np.ndarray:
+    """What `interpolate` multiplies coefficients by, float64 `[n_new, n_old]`.
+
+    P = Psi^-1 Phi,  Psi_ij = psi_j(u_i),  Phi_ij = phi_j(u_i),  u the nodes of the new basis
+    """
+    u = new.nodes()
+    return _tidy(np.linalg.solve(new.evaluate(u), old.evaluate(u)))
+
+
+def transform(tree: PyTree, matrix: np.ndarray) -> PyTree:
+    """Apply a static matrix to the leading axis of every leaf.
+
+        new_i = sum_j matrix_ij old_j
+
+    The coefficients' matrix serves all that is stacked like them: optimizer moments, batch statistics.
+    A projection has entries of both signs unless both bases are piecewise constant, so variances and second
+    moments may then turn negative.
+
+    Args:
+      tree: leaves `[n_old, ...]`, floating point; dtypes are kept.
+      matrix: `[n_new, n_old]`, known at trace time.
+
+    Returns:
+      The tree with leaves `[n_new, ...]`. A matrix that only selects rows copies them bit by bit.
+
+    Raises:
+      ValueError: for a leaf of another dtype or leading axis, by name, and for a matrix of another rank.
+    """
+    if np.ndim(matrix) != 2:
+        raise ValueError(f"matrix has shape {np.shape(matrix)}: expected [n_new, n_old]")
+    _check_leaves(tree, matrix.shape[1], "tree", f"a matrix of shape {matrix.shape}")
+    rows = matrix.argmax(1)
+    if np.array_equal(matrix, np.eye(matrix.shape[1])[rows]):
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tree)
+    return jax.tree.map(lambda leaf: _contract(matrix, leaf), tree)
+
+
+def _rewritten(weights: BasisExpansion, basis: Basis, matrix: np.ndarray) -> BasisExpansion:
+    return BasisExpansion(basis, transform(weights.coefficients, matrix), weights.domain)
+
+
+def _tidy(matrix: np.ndarray) -> np.ndarray:
+    """Zeros and ones that rounding has blurred, sharp again, so that what is copied is copied exactly."""
+    whole = np.round(matrix)
+    return np.where(np.abs(matrix - whole) < 1e-13, whole, matrix)
+
+
+def _contract(weights: Any, leaf: Any) -> Any:
+    """sum_j weights_[i]j leaf_j in at least float32: accelerators would otherwise round the factors."""
+    dtype = jnp.result_type(jnp.float32, leaf.dtype)
+    weights, wide = jnp.asarray(weights, dtype), jnp.asarray(leaf, dtype)
+    return jnp.tensordot(weights, wide, 1, precision=jax.lax.Precision.HIGHEST).astype(leaf.dtype)
+
+
+def _combine(tree: PyTree, start: Any, weights: Any) -> PyTree:
+    """theta from the coefficients and a `Support`."""
+
+    def read(leaf: Any) -> Any:
+        if weights is None:
+            static = isinstance(start, int)
+            return leaf[start] if static else jax.lax.dynamic_index_in_dim(leaf, start, keepdims=False)
+        width = weights.shape[0]
+        part = leaf if width == leaf.shape[0] else jax.lax.dynamic_slice_in_dim(leaf, start, width)
+        return _contract(weights, part)
+
+    return jax.tree.map(read, tree)
+
+
+def _check_leaves(tree: PyTree, n_basis: int, name: str, owner: str) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        where = name + jax.tree_util.keystr(path)
+        dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{where} has dtype {dtype or type(leaf).__name__}: expected a floating-point array; keep "
+                "integers out of the tree or convert them"
+            )
+        if not shape or shape[0] != n_basis:
+            raise ValueError(
+                f"{where} has shape {shape}: expected a leading axis of {n_basis}, as {owner} has it; "
+                "stack one entry a basis function"
+            )
