@@ -18,7 +18,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -353,11 +352,10 @@ def decode_images(files: Sequence[Path | bytes], names: Sequence[str], channels:
     """
     from PIL import Image
 
-    modes: set[str] = set()
     wanted = {1: "L", 4: "RGBA"}.get(channels or 3, "RGB")
-
-    def decode(i: int) -> np.ndarray:
-        file = files[i]
+    modes = set()
+    images = np.empty((0, 1, 1, channels or 1), np.uint8)
+    for i, (file, name) in enumerate(zip(files, names, strict=True)):
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
                 if image.mode[0] in "IF":
@@ -365,24 +363,18 @@ def decode_images(files: Sequence[Path | bytes], names: Sequence[str], channels:
                         f"mode {image.mode} has more than 8 bits a channel; convert it to 8 bits"
                     )
                 modes.add(image.mode)
-                pixels = np.asarray(image.convert(wanted))
+                pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
         except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-            raise ValueError(f"{names[i]} is no readable image ({error}). Replace or remove it.") from error
-        return pixels.reshape(*pixels.shape[:2], -1)
-
-    first = decode(0)
-    images = np.empty((len(files), *first.shape), np.uint8)
-
-    def store(i: int) -> None:
-        if (pixels := decode(i)).shape != first.shape:
-            sizes = f"{pixels.shape[:2]} pixels, {names[0]} has {first.shape[:2]}"
+            raise ValueError(f"{name} is no readable image ({error}). Replace or remove it.") from error
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        if i == 0:
+            images = np.empty((len(files), *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            sizes = f"{pixels.shape[:2]} pixels, {names[0]} has {images.shape[1:3]}"
             raise ValueError(
-                f"{names[i]} has {sizes}. All images of a set must have one size: resize them first."
+                f"{name} has {sizes}. All images of a set must have one size: resize them first."
             )
         images[i] = pixels
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(store, range(len(files))))
     return images[..., :1].copy() if channels is None and modes <= {"1", "L", "LA"} else images
 
 

@@ -1,9 +1,9 @@
 """Write image sets as prepared TFDS directories (array_record), without TensorFlow.
 
-from-arrays takes an .npz, from-archive a published archive on disk, and only download uses the network. The result,
-DATA_DIR/name/version, is read by `experiments.data.load` and by plain `tfds.data_source`. It is written aside, read
-back, compared with what went in, and renamed last: a killed preparation leaves nothing that looks prepared. Records
-keep the order of their source.
+from-arrays takes an .npz, from-archive a published archive on disk; only download uses the network. The result,
+DATA_DIR/name/version, is read by `experiments.data.load` and by plain `tfds.data_source`. It is written aside,
+read back, compared with what went in, and renamed last: a killed preparation leaves nothing that looks prepared.
+Records keep the order of their source.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def download(name: str, data_dir: Path | None = None, overwrite: bool = False) -
     """Download a set over the network and prepare it, by TFDS's own download_and_prepare and its checksums.
 
     Args:
-        name: cifar10, cifar100, mnist and fashion_mnist need no TensorFlow; other TFDS sets need it for this step.
+        name: cifar10, cifar100, mnist, fashion_mnist, or another TFDS set, which needs TensorFlow here.
         data_dir: where prepared sets lie; default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
         overwrite: replace the set if it is there already.
     """
@@ -153,7 +153,8 @@ def write_prepared(
         built.rename(final)
     seconds = time.perf_counter() - started
     _say(
-        f"{final}: {counts}, read back and compared, {seconds:.1f} s. Use it by load({name!r}, data_dir={str(root)!r})."
+        f"{final}: {counts}, read back and compared, {seconds:.1f} s. "
+        f"Use it by load({name!r}, data_dir={str(root)!r})."
     )
     return final
 
@@ -161,11 +162,13 @@ def write_prepared(
 def _builder(
     name: str, fetch: Callable[[Any], Content] | None, staging: Path, advance: Callable[..., None]
 ) -> Any:
-    """A TFDS builder under `staging`: the official one, or one with its name, version and features for our data."""
+    """TFDS's own builder of `name`, or one with its name, version and features that writes our content."""
     import tensorflow_datasets as tfds
 
     stem, _, config = name.partition("/")
-    options = {"data_dir": staging, "file_format": "array_record"} | ({"config": config} if config else {})
+    options: dict[str, Any] = {"data_dir": staging, "file_format": "array_record"}
+    if config:
+        options["config"] = config
     try:
         official = tfds.builder_cls(stem)
     except tfds.core.DatasetNotFoundError:
@@ -175,11 +178,11 @@ def _builder(
             raise ValueError(f"TFDS has no set {name!r} to download. Its catalogue lists the names.")
         return official(**options)
     base: Any = official or tfds.core.GeneratorBasedBuilder
-    known = None if official else fetch(None)
+    make, known = fetch, None if official else fetch(None)
 
     with tfds.core.registered.skip_registration():
 
-        class Prepared(base):
+        class Prepared(base):  # type: ignore[misc]
             name = stem
             VERSION = official.VERSION if official else tfds.core.Version("1.0.0")
             content: Content | None = None
@@ -187,24 +190,17 @@ def _builder(
             def _info(self) -> Any:
                 if known is None:
                     info = super()._info()
-                    about = {
-                        "description": info.description,
-                        "homepage": info.homepage,
-                        "citation": info.citation,
-                    }
                     features, keys = info.features, info.supervised_keys
+                    about = {key: getattr(info, key) for key in ("description", "homepage", "citation")}
                 else:
                     picture = tfds.features.Image(shape=known.raw.arrays["x_train"].shape[1:])
-                    features = {
-                        "image": picture,
-                        "label": tfds.features.ClassLabel(num_classes=known.raw.n_classes),
-                    }
-                    features, keys = tfds.features.FeaturesDict(features), ("image", "label")
+                    label = tfds.features.ClassLabel(num_classes=known.raw.n_classes)
+                    features, keys = {"image": picture, "label": label}, ("image", "label")
                     about = {"description": known.raw.source}
                 # without shuffling, the order, and so every seeded split, is that of the published files
                 return tfds.core.DatasetInfo(
                     builder=self,
-                    features=features,
+                    features=tfds.features.FeaturesDict(dict(features)),
                     supervised_keys=keys,
                     disable_shuffling=True,
                     metadata=tfds.core.MetadataDict(),
@@ -212,7 +208,7 @@ def _builder(
                 )
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-                self.content = known or fetch(dl_manager)
+                self.content = known or make(dl_manager)
                 _check_fits(self.content.raw, dict(self.info.features), name)
                 self.info.metadata["source"] = self.content.raw.source
                 for feature, names in self.content.class_names.items():
@@ -224,7 +220,7 @@ def _builder(
                 further = set(self.info.features) - {"image", "label", "id"}
                 n = len(arrays[f"y_{split}"])
                 for i in range(n):
-                    example = {key: int(arrays[f"{key}_{split}"][i]) for key in further}
+                    example: dict[str, Any] = {key: int(arrays[f"{key}_{split}"][i]) for key in further}
                     example |= {"image": _png(arrays[f"x_{split}"][i]), "label": int(arrays[f"y_{split}"][i])}
                     if "id" in self.info.features:
                         example["id"] = f"{split}_{i:05d}"
@@ -283,8 +279,8 @@ def _download_and_prepare(builder: Any, downloads: Path | None) -> None:
             )
     except ImportError as error:
         raise ImportError(
-            f"Preparing {builder.name} needs a package that is missing ({error}). TFDS's own builders, and sets of "
-            f"more than 1 GB, need TensorFlow for this step only: pip install tensorflow-cpu. Reading needs none."
+            f"Preparing {builder.name} needs a package that is missing ({error}). TFDS's own builders, and "
+            f"sets of more than 1 GB, need TensorFlow here: pip install tensorflow-cpu. Reading needs none."
         ) from error
 
 
@@ -352,7 +348,7 @@ def read_idx(files: dict[str, Path]) -> Content:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads the arrays and strings of a CIFAR batch and refuses everything else: a pickle could run any code."""
+    """Reads the arrays and strings of a CIFAR batch and refuses all else: a pickle could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in ("_reconstruct", "ndarray", "dtype") and module.partition(".")[0] == "numpy":
@@ -433,7 +429,11 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """The command line; a fault is one clear sentence and exit status 1."""
-    commands = {"from-arrays": from_arrays, "from-archive": from_archive, "download": download}
+    commands: dict[str, Callable[..., Any]] = {
+        "from-arrays": from_arrays,
+        "from-archive": from_archive,
+        "download": download,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog=PREPARE, description=__doc__)
     except (ValueError, OSError, ImportError) as error:

@@ -117,6 +117,11 @@ class Run:
             run.update(status="running", resumed=[*manifest["resumed"], environment()])
         return run
 
+    def results(self) -> dict[str, Any] | None:
+        """What a finished run found, or `None`."""
+        manifest = read_manifest(self.folder)
+        return manifest["results"] if manifest and manifest["status"] == "finished" else None
+
     def update(self, **entries: Any) -> None:
         """Change entries of the manifest."""
         write_json(self.folder / "manifest.json", (read_manifest(self.folder) or {}) | entries)
@@ -141,19 +146,20 @@ class Run:
         os.replace(partial, path)
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
-    def save(self, which: str, step: int, state: PyTree, meta: dict[str, Any]) -> None:
+    def save(self, which: str, step: int, state: PyTree, notes: dict[str, Any]) -> None:
         """Save a checkpoint, asynchronously and atomically; a step saved already is left alone."""
         manager = self._managers[which]
         if step not in manager.all_steps():
-            manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+            parts = {"state": ocp.args.StandardSave(state), "notes": ocp.args.JsonSave(notes)}
+            manager.save(step, args=ocp.args.Composite(**parts))
 
-    def restore_meta(self, which: str = "latest") -> tuple[int, dict[str, Any]] | None:
+    def restore_notes(self, which: str = "latest") -> tuple[int, dict[str, Any]] | None:
         """Step and notes of the newest whole checkpoint, or `None`."""
         manager = self._managers[which]
         step = manager.latest_step()
         if step is None:
             return None
-        return step, manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        return step, manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
 
     def restore(self, step: int, like: PyTree, which: str = "latest") -> PyTree:
         """The state saved at `step`, with the shapes, dtypes and placement of `like`."""

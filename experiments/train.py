@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments import configs, data, models
 from experiments.config import Config
-from experiments.run import Run, RunError, read_manifest
+from experiments.run import Run, RunError
 from ode_nets import manifest
 
 PyTree = Any
 READ_EVERY = 10
 """Steps between two looks at the loss; what is read was computed as many steps ago, so the device never waits."""
+REFINED = ("params", "batch_stats", "opt_state")
+"""Parts of the state that go through a refinement: momentum is split as the parameters are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +131,110 @@ def evaluate_batch(
     return jnp.sum(jnp.where(labels >= 0, loss, 0.0)), jnp.sum((logits.argmax(-1) == labels) & (labels >= 0))
 
 
+def padded_batches(
+    images: np.ndarray, labels: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of one size, so that they share one program; the last is filled up with images of label -1."""
+    batch_size = min(batch_size, len(images))
+    for start in range(0, len(images), batch_size):
+        x, y = images[start : start + batch_size], labels[start : start + batch_size]
+        missing = batch_size - len(x)
+        yield np.pad(x, ((0, missing), (0, 0), (0, 0), (0, 0))), np.pad(y, (0, missing), constant_values=-1)
+
+
 def evaluate(
-    net: nn.Module, variables: PyTree, images: np.ndarray, labels: np.ndarray, scaling: Any, batch_size: int = 250
+    net: nn.Module, state: PyTree, images: np.ndarray, labels: np.ndarray, scaling: Any, batch_size: int = 250
 ) -> tuple[float, float]:
     """Mean loss and accuracy over a set of images."""
-    sums = []
-    for x, y in data.padded_batches(images, labels, min(batch_size, len(images))):
-        sums.append(evaluate_batch(net, variables, x, y, scaling))
+    variables = {name: state[name] for name in ("params", "batch_stats")}
+    sums = [evaluate_batch(net, variables, x, y, scaling) for x, y in padded_batches(images, labels, batch_size)]
     loss, hits = np.sum(jax.device_get(sums), axis=0)
     return float(loss) / len(images), float(hits) / len(images)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What the loop works on
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Task:
+    """The data of a run, its training images on the device as uint8, and what follows from their number."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.dataset = data.load(
+            config.dataset,
+            data_dir=config.data_dir,
+            validation_fraction=config.validation_fraction,
+            seed=config.seed,
+            limit=config.limit,
+        )
+        n_train = len(self.dataset.x_train)
+        self.steps_per_epoch = n_train // config.batch_size
+        if self.steps_per_epoch == 0:
+            raise RunError(f"batch_size={config.batch_size} exceeds the {n_train} training images; make it smaller")
+        self.images, self.labels = jnp.asarray(self.dataset.x_train), jnp.asarray(self.dataset.y_train)
+        self.scaling = (jnp.asarray(self.dataset.mean), jnp.asarray(self.dataset.std))
+        self.optimizer = make_optimizer(config, self.steps_per_epoch)
+
+    def net(self, level: int) -> nn.Module:
+        """The network after `level` refinements."""
+        return models.build(self.config, self.dataset.n_classes, level)
+
+    def first_state(self, level: int) -> PyTree:
+        """A new training state, in the shapes of a level."""
+        one_image = data.normalize(self.images[:1], *self.scaling)
+        variables = self.net(level).init(jax.random.key(self.config.seed), one_image)
+        return {
+            "params": variables["params"],
+            "batch_stats": variables["batch_stats"],
+            "opt_state": self.optimizer.init(variables["params"]),
+            "step": jnp.int32(0),
+            "metrics": new_metrics(),
+        }
+
+    def order(self, epoch: int) -> jax.Array:
+        """Which image comes when in an epoch."""
+        return data.epoch_permutation(self.config.seed, epoch, len(self.images))
+
+
+class StopSignals:
+    """Within it, Ctrl-C and SIGTERM are noted, so that the loop can save; a second Ctrl-C does not wait."""
+
+    def __enter__(self) -> StopSignals:
+        self.noted: list[int] = []
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, signum: int, frame: Any) -> None:
+        if self.noted and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.noted.append(signum)
+
+    def __exit__(self, *exception: Any) -> None:
+        for s, handler in self._previous.items():
+            signal.signal(s, handler)
+
+
+def read(metrics: PyTree, batch_size: int) -> tuple[float, float]:
+    """Mean loss and accuracy so far in the epoch.
+
+    Raises:
+      NonFiniteLossError: if a loss was not finite.
+    """
+    values = jax.device_get(metrics)
+    if values["bad_step"] >= 0:
+        raise NonFiniteLossError(
+            f"the loss was not finite at step {int(values['bad_step'])}; the last checkpoint before it is kept. "
+            "A smaller --learning-rate may help"
+        )
+    count = max(int(values["count"]), 1)
+    return float(values["loss"]) / count, int(values["correct"]) / (count * batch_size)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The loop
+# ---------------------------------------------------------------------------------------------------------
 
 
 def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
@@ -146,158 +244,12 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
       RunError: for a folder that holds another run, a non-finite loss, or an interruption.
     """
     console = Console(quiet=options.quiet)
-
-    # -----------------------------------------------------------------------------------------------------
-    # Data: decoded once, the training images on the device as uint8
-    # -----------------------------------------------------------------------------------------------------
-    dataset = data.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        limit=config.limit,
-    )
-    scaling = (jnp.asarray(dataset.mean), jnp.asarray(dataset.std))
-    n_train = len(dataset.x_train)
-    steps_per_epoch = n_train // config.batch_size
-    if steps_per_epoch == 0:
-        raise RunError(f"batch_size={config.batch_size} exceeds the {n_train} training images; make it smaller")
-    images, labels = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
-
-    # -----------------------------------------------------------------------------------------------------
-    # State: new, or the newest whole checkpoint
-    # -----------------------------------------------------------------------------------------------------
+    task = Task(config)
     run = Run.start(folder, config, resume=options.resume, overwrite=options.overwrite)
-    if (stored := read_manifest(folder)) and stored["status"] == "finished":
-        console.print(f"{folder} is finished: {stored['results']}")
-        run.close()
-        return stored["results"]
-    optimizer = make_optimizer(config, steps_per_epoch)
-
-    def initial_state(level: int) -> PyTree:
-        net = models.build(config, dataset.n_classes, level)
-        variables = net.init(jax.random.key(config.seed), data.normalize(images[:1], *scaling))
-        return {
-            "params": variables["params"],
-            "batch_stats": variables["batch_stats"],
-            "opt_state": optimizer.init(variables["params"]),
-            "step": jnp.int32(0),
-            "metrics": new_metrics(),
-        }
-
-    notes: dict[str, Any] = {"level": 0, "best": -1.0, "seconds": 0.0}
-    if (found := run.restore_meta() if options.resume else None) is not None:
-        step, notes = found
-        state = run.restore(step, jax.eval_shape(partial(initial_state, notes["level"])))
-    else:
-        step, state = 0, jax.jit(partial(initial_state, 0))()
-    run.forget_after(step)
-    net = models.build(config, dataset.n_classes, notes["level"])
-
-    # -----------------------------------------------------------------------------------------------------
-    # Ctrl-C and SIGTERM ask for a checkpoint; a second Ctrl-C does not wait for it
-    # -----------------------------------------------------------------------------------------------------
-    asked_to_stop: list[int] = []
-
-    def ask_to_stop(signum: int, frame: Any) -> None:
-        if asked_to_stop and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked_to_stop.append(signum)
-
-    previous = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    # -----------------------------------------------------------------------------------------------------
-    # The loop
-    # -----------------------------------------------------------------------------------------------------
-    total_steps = config.epochs * steps_per_epoch
-    pending: deque[PyTree] = deque()
-    bar = Progress(
-        TextColumn("epoch {task.fields[epoch]}/" + str(config.epochs)),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  acc {task.fields[accuracy]:.3f}  {task.fields[rate]:.0f} images/s"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    task = bar.add_task("", total=total_steps, completed=step, epoch=0, loss=np.nan, accuracy=np.nan, rate=0)
-    last_save = clock = time.perf_counter()
-
-    def look(metrics: PyTree) -> tuple[float, float]:
-        """Mean loss and accuracy so far in the epoch; refuses a loss that is not finite."""
-        values = jax.device_get(metrics)
-        if values["bad_step"] >= 0:
-            raise NonFiniteLossError(
-                f"the loss was not finite at step {int(values['bad_step'])}; the checkpoint before it is kept in "
-                f"{folder}. A smaller --learning-rate may help"
-            )
-        count = max(int(values["count"]), 1)
-        return float(values["loss"]) / count, int(values["correct"]) / (count * config.batch_size)
-
-    def save(which: str = "latest") -> None:
-        look(state["metrics"])
-        notes["seconds"] += time.perf_counter() - clock
-        run.save(which, int(state["step"]), state, dict(notes))
-
     try:
-        with bar:
-            while step < total_steps:
-                epoch = step // steps_per_epoch
-                if config.level(epoch) > notes["level"]:
-                    net, state = refine(config, dataset.n_classes, net, state)
-                    notes["level"] += 1
-                    continue
-                order = data.epoch_permutation(config.seed, epoch, n_train)
-                began, first_step = time.perf_counter(), step
-                while step < (epoch + 1) * steps_per_epoch:
-                    state, metrics = train_step(
-                        config, net, optimizer, state, images, labels, order, scaling
-                    )
-                    step += 1
-                    pending.append(metrics)
-                    if len(pending) > READ_EVERY:
-                        loss, accuracy = look(pending.popleft())
-                        rate = (step - first_step) * config.batch_size / (time.perf_counter() - began)
-                        bar.update(task, completed=step, epoch=epoch + 1, loss=loss, accuracy=accuracy, rate=rate)
-                    overdue = time.perf_counter() - last_save > options.checkpoint_seconds
-                    if asked_to_stop or overdue:
-                        save()
-                        last_save = clock = time.perf_counter()
-                    if asked_to_stop:
-                        raise RunError(f"interrupted at step {step}; --resume goes on from there")
-                loss, accuracy = look(state["metrics"])
-                seconds = time.perf_counter() - began
-                pending.clear()
-                variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
-                record = {
-                    "step": step,
-                    "epoch": epoch + 1,
-                    "train_loss": loss,
-                    "train_accuracy": accuracy,
-                    "n_basis": config.n_basis * 2 ** notes["level"],
-                    "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),
-                    "seconds": seconds,
-                    "images_per_second": (step - first_step) * config.batch_size / seconds,
-                }
-                if len(dataset.x_validation):
-                    held_out = evaluate(net, variables, dataset.x_validation, dataset.y_validation, scaling)
-                    record["validation_loss"], record["validation_accuracy"] = held_out
-                    if record["validation_accuracy"] > notes["best"]:
-                        notes["best"] = record["validation_accuracy"]
-                        save("best")
-                        clock = time.perf_counter()
-                run.log(record)
-                state["metrics"] = new_metrics()
-                save()
-                last_save = clock = time.perf_counter()
-        # -------------------------------------------------------------------------------------------------
-        # The test set, once
-        # -------------------------------------------------------------------------------------------------
-        variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
-        test_loss, test_accuracy = evaluate(net, variables, dataset.x_test, dataset.y_test, scaling)
-        results = {"test_loss": test_loss, "test_accuracy": test_accuracy, "n_test": len(dataset.x_test)}
-        results |= {"train_seconds": notes["seconds"], "n_parameters": manifest.n_parameters(variables)}
-        results |= {"data": dataset.source}
-        run.update(status="finished", results=results)
-        console.print(f"test accuracy {test_accuracy:.4f} on {len(dataset.x_test)} images; run in {folder}")
+        if (results := run.results()) is None:
+            results = _train(task, options, run, console)
+        console.print(f"test accuracy {results['test_accuracy']:.4f} on {results['n_test']} images; run in {folder}")
         return results
     except NonFiniteLossError:
         run.update(status="failed: non-finite loss")
@@ -306,17 +258,98 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
         run.update(status="interrupted")
         raise
     finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)
         run.close()
 
 
-def refine(config: Config, n_classes: int, net: nn.Module, state: PyTree) -> tuple[nn.Module, PyTree]:
-    """Double M and N_t: parameters, batch statistics and momentum go through the same split."""
-    refined, state_parts = manifest.refine(
-        net, {name: state[name] for name in ("params", "batch_stats", "opt_state")}
+def _train(task: Task, options: Options, run: Run, console: Console) -> dict[str, Any]:
+    config, total_steps = task.config, task.config.epochs * task.steps_per_epoch
+    # A new state, or the newest whole checkpoint.
+    step, notes = run.restore_notes() or (0, {"level": 0, "best": -1.0, "seconds": 0.0})
+    if step > 0:
+        state = run.restore(step, jax.eval_shape(partial(task.first_state, notes["level"])))
+    else:
+        state = jax.jit(task.first_state, static_argnums=0)(0)
+    run.forget_after(step)
+    net = task.net(notes["level"])
+    clock = saved = time.perf_counter()
+
+    def save(which: str = "latest") -> None:
+        nonlocal clock, saved
+        read(state["metrics"], config.batch_size)
+        notes["seconds"] += time.perf_counter() - clock
+        run.save(which, step, state, dict(notes))
+        clock = saved = time.perf_counter()
+
+    with StopSignals() as signals, progress(console, config.epochs, total_steps) as bar:
+        while step < total_steps:
+            epoch = step // task.steps_per_epoch
+            while config.level(epoch) > notes["level"]:
+                net, parts = manifest.refine(net, {name: state[name] for name in REFINED})
+                state |= parts
+                notes["level"] += 1
+            order = task.order(epoch)
+            began, first_step = time.perf_counter(), step
+            pending: deque[PyTree] = deque()
+            while step < (epoch + 1) * task.steps_per_epoch:
+                state, metrics = train_step(
+                    config, net, task.optimizer, state, task.images, task.labels, order, task.scaling
+                )
+                step += 1
+                pending.append(metrics)
+                if len(pending) > READ_EVERY:
+                    loss, accuracy = read(pending.popleft(), config.batch_size)
+                    rate = (step - first_step) * config.batch_size / (time.perf_counter() - began)
+                    bar.update(0, completed=step, epoch=epoch + 1, loss=loss, accuracy=accuracy, rate=rate)
+                if signals.noted or time.perf_counter() - saved > options.checkpoint_seconds:
+                    save()
+                if signals.noted:
+                    raise RunError(f"interrupted at step {step}; --resume goes on from there")
+            loss, accuracy = read(state["metrics"], config.batch_size)
+            seconds = time.perf_counter() - began
+            record = {
+                "step": step,
+                "epoch": epoch + 1,
+                "train_loss": loss,
+                "train_accuracy": accuracy,
+                "level": notes["level"],
+                "n_parameters": manifest.n_parameters(state),
+                "seconds": seconds,
+                "images_per_second": (step - first_step) * config.batch_size / seconds,
+            }
+            if len(task.dataset.x_validation):
+                held_out = evaluate(net, state, task.dataset.x_validation, task.dataset.y_validation, task.scaling)
+                record["validation_loss"], record["validation_accuracy"] = held_out
+                if record["validation_accuracy"] > notes["best"]:
+                    notes["best"] = record["validation_accuracy"]
+                    save("best")
+            run.log(record)
+            state["metrics"] = new_metrics()
+            save()
+    # The test set, once.
+    test_loss, test_accuracy = evaluate(net, state, task.dataset.x_test, task.dataset.y_test, task.scaling)
+    results = {
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "n_test": len(task.dataset.x_test),
+        "n_parameters": manifest.n_parameters(state),
+        "train_seconds": notes["seconds"],
+        "data": task.dataset.source,
+    }
+    run.update(status="finished", results=results)
+    return results
+
+
+def progress(console: Console, epochs: int, total_steps: int) -> Progress:
+    """A bar over all steps with loss, accuracy, images a second and the time left."""
+    bar = Progress(
+        TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  acc {task.fields[accuracy]:.3f}  {task.fields[rate]:.0f} images/s"),
+        TimeRemainingColumn(),
+        console=console,
     )
-    return refined, state | state_parts
+    bar.add_task("", total=total_steps, epoch=0, loss=np.nan, accuracy=np.nan, rate=0)
+    return bar
 
 
 def main() -> None:

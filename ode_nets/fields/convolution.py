@@ -1,17 +1,18 @@
 """A two-dimensional convolution whose derivatives stay fast inside `scan` and `while_loop` on every platform.
 
-On a CPU, XLA runs the gradients of `lax.conv_general_dilated` tens of times slower inside a loop than outside one, because
-only convolutions outside loops are brought into the layout its fast kernels need. The convolution is therefore lowered on
-CPUs as one matrix product between shifted copies of the image; its derivatives, forward and reverse and of any order, are
-again matrix products and shifts, so no derivative rule of our own is needed and none is refused. Every other platform gets
-the native convolution and its native gradients, chosen when the program is lowered.
+On a CPU, XLA runs the gradients of `lax.conv_general_dilated` tens of times slower inside a loop than
+outside one, because only outside loops are convolutions brought into the layout its fast kernels need. The
+convolution is therefore lowered on CPUs as one matrix product between shifts of the image; its derivatives,
+forward and reverse and of any order, are again matrix products and shifts, so it needs no derivative rule of
+its own and refuses none. Every other platform gets the native convolution and its native gradients, chosen
+when the program is lowered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Literal
+from functools import partial, reduce
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def convolution(
 
         y[n, h, w, d] = sum_{i, j, c} x[n, s_h h + i - p_h, s_w w + j - p_w, c] kernel[i, j, c, d]
 
-    the "Conv" of the residual unit (ContinuousNet sec. 5), with zeros outside the image.
+    the Conv of every residual unit (R in ContinuousNet eq. 20-22), with zeros outside the image.
 
     Args:
         x: images, `[batch, height, width, in_channels]`, a real floating dtype.
@@ -51,12 +52,13 @@ def convolution(
         `[batch, out_height, out_width, out_channels]` in the dtype of `x`, so that a state keeps its dtype.
 
     Raises:
-        ValueError: at trace time, on wrong ranks, channels that differ, non-floating dtypes, strides that are not positive,
-            an unknown or negative padding, or an output that would be empty.
+        ValueError: at trace time, on wrong ranks, channels that differ, non-floating dtypes, strides that are
+            not positive, an unknown or negative padding, or an output that would be empty.
 
-    Differentiable in `x` and `kernel`, in forward and reverse mode and to any order; reverse mode keeps `x` and `kernel` only.
-    With stride 1 a CPU needs temporary memory of `kernel_height` copies of `x` and `kernel_width` copies of `y`.
-    With a larger stride every platform takes the native convolution, whose gradient a CPU computes slowly inside a loop.
+    Differentiable in `x` and `kernel`, in forward and reverse mode and to any order; reverse mode keeps only
+    `x` and `kernel`. With stride 1 a CPU needs temporary memory for `kernel_height` copies of `x` and
+    `kernel_width` of `y`. With a larger stride every platform takes the native convolution, whose gradient is
+    slow inside a loop on a CPU.
     """
     compute_dtype = _check_arrays(x, kernel, dtype)
     stride_pair = _check_strides(strides)
@@ -80,7 +82,7 @@ def _unit_stride(x: Array, kernel: Array, *, pads: Pads) -> Array:
         default = partial(_native, strides=(1, 1), pads=pads)
         return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
-    # Without this, reverse mode would keep the gathered copies of x, and placeholders for the platforms not taken.
+    # Else reverse mode would keep the gathered rows of x, and placeholders for the platforms not taken.
     return jax.checkpoint(lowered, prevent_cse=False)(x, kernel)
 
 
@@ -89,9 +91,10 @@ def _matrix_product(x: Array, kernel: Array, *, pads: Pads) -> Array:
 
         y = sum_j S_j(X K_j),    X = [R_0 x, R_1 x, ...],    K_j = [kernel[0, j]; kernel[1, j]; ...]
 
-    with `R_i` a shift by `i` rows and `S_j` one by `j` columns. All `K_j` sit side by side in a single product, so that each
-    side of it is widened by one extent of the kernel; gathering whole patches would widen one side by the kernel's area. That
-    is done only where few channels enter and many leave, and patches are narrower.
+    with `R_i` a shift by `i` rows and `S_j` one by `j` columns. All `K_j` sit side by side in one product, so
+    that each of its sides is widened by one extent of the kernel, where gathering whole patches widens one
+    side by the kernel's area. Patches are gathered only where few channels enter and many leave, and they are
+    narrower.
     """
     height, width, channels, features = kernel.shape
     (above, below), (left, right) = pads
@@ -106,18 +109,22 @@ def _matrix_product(x: Array, kernel: Array, *, pads: Pads) -> Array:
         gathered = jnp.concatenate(rows, axis=3)
         side_by_side = kernel.transpose(0, 2, 1, 3).reshape(height * channels, width * features)
         columns = lax.split(_product(gathered, side_by_side, accumulator), [features] * width, axis=3)
-        y = sum(_shift(column, 2, *pad) for column, pad in zip(columns, column_pads, strict=True))
+        shifted = [_shift(column, 2, *pad) for column, pad in zip(columns, column_pads, strict=True)]
+        y = reduce(jnp.add, shifted)
     return y.astype(x.dtype)
 
 
 def _product(pixels: Array, matrix: Array, accumulator: DTypeLike) -> Array:
-    # Flattened to two axes: the gradient's sum over batch, height and width is then one contraction, not three.
+    # With pixels on one axis the kernel's gradient contracts one axis, not three: XLA is fast at the former.
     flat = pixels.reshape(-1, pixels.shape[3])
-    return jnp.matmul(flat, matrix, preferred_element_type=accumulator).reshape(*pixels.shape[:3], matrix.shape[1])
+    product = jnp.matmul(flat, matrix, preferred_element_type=accumulator)
+    return product.reshape(*pixels.shape[:3], matrix.shape[1])
 
 
 def _shift(x: Array, axis: int, before: int, after: int) -> Array:
-    """Adds `before` and `after` zeros at the two ends of an axis; a negative number removes entries instead."""
+    """Adds `before` and `after` zeros at the two ends of an axis; a negative number takes entries away."""
+    if (before, after) == (0, 0):
+        return x
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (before, after, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), config)
@@ -125,47 +132,52 @@ def _shift(x: Array, axis: int, before: int, after: int) -> Array:
 
 def _check_arrays(x: Array, kernel: Array, dtype: DTypeLike | None) -> jnp.dtype:
     if jnp.ndim(x) != 4:
-        raise ValueError(f"x has shape {jnp.shape(x)}; expected four axes [batch, height, width, in_channels].")
+        raise ValueError(f"x has shape {jnp.shape(x)}; expected [batch, height, width, in_channels].")
     if jnp.ndim(kernel) != 4 or min(kernel.shape[:2]) < 1:
         raise ValueError(
-            f"kernel has shape {jnp.shape(kernel)}; expected four axes "
-            "[kernel_height, kernel_width, in_channels, out_channels] and at least one tap."
+            f"kernel has shape {jnp.shape(kernel)}; expected [kernel_height, kernel_width, in_channels, "
+            "out_channels] of at least 1x1."
         )
     if x.shape[3] != kernel.shape[2]:
         raise ValueError(
-            f"x has {x.shape[3]} channels (shape {x.shape}) and kernel reads {kernel.shape[2]} (shape {kernel.shape}); "
-            "expected x.shape[3] == kernel.shape[2]."
+            f"x has {x.shape[3]} channels (shape {x.shape}) and kernel reads {kernel.shape[2]} "
+            f"(shape {kernel.shape}); expected x.shape[3] == kernel.shape[2]."
         )
     compute_dtype = jnp.promote_types(x.dtype, kernel.dtype) if dtype is None else jnp.dtype(dtype)
     for name, given in (("x", x.dtype), ("kernel", kernel.dtype), ("dtype", compute_dtype)):
         if not jnp.issubdtype(given, jnp.floating):
-            raise ValueError(f"{name} has dtype {given}; expected a real floating dtype: cast it, for example to float32.")
+            raise ValueError(f"{name} has dtype {given}; expected a real floating dtype: cast it to float32.")
     return compute_dtype
 
 
 def _check_strides(strides: int | Sequence[int]) -> tuple[int, int]:
-    pair = (strides, strides) if isinstance(strides, int) else tuple(strides)
-    if len(pair) != 2 or not all(isinstance(s, int) and s >= 1 for s in pair):
+    pair = tuple(strides) if isinstance(strides, Sequence) else (strides, strides)
+    if not _are_integers(pair, at_least=1):
         raise ValueError(f"strides is {strides!r}; expected one positive integer, or two: (height, width).")
     return pair[0], pair[1]
 
 
-def _resolve_pads(padding: Padding, image: Sequence[int], window: Sequence[int], strides: tuple[int, int]) -> Pads:
-    if padding == "SAME":
-        totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(image, window, strides, strict=True)]
-        pairs = [(total // 2, total - total // 2) for total in totals]
-    elif padding == "VALID":
-        pairs = [(0, 0), (0, 0)]
-    else:
-        pairs = [] if isinstance(padding, str) else [tuple(pair) for pair in padding]
-        if [len(pair) for pair in pairs] != [2, 2] or not all(isinstance(p, int) and p >= 0 for p in sum(pairs, ())):
-            raise ValueError(
-                f"padding is {padding!r}; expected 'SAME', 'VALID' or ((above, below), (left, right)), all non-negative."
-            )
+def _are_integers(pair: Any, at_least: int) -> bool:
+    two = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+    return two and all(isinstance(entry, int) and entry >= at_least for entry in pair)
+
+
+def _resolve_pads(
+    padding: Padding, image: Sequence[int], window: Sequence[int], strides: Sequence[int]
+) -> Pads:
+    pairs: Any = padding
+    if padding == "SAME" or padding == "VALID":
+        pairs = lax.padtype_to_pads(image, window, strides, padding)
+    elif not (
+        isinstance(pairs, Sequence) and [_are_integers(pair, at_least=0) for pair in pairs] == [True] * 2
+    ):
+        expected = "expected 'SAME', 'VALID' or non-negative integers ((above, below), (left, right))"
+        raise ValueError(f"padding is {padding!r}; {expected}.")
     padded = [n + sum(pair) for n, pair in zip(image, pairs, strict=True)]
     if any(n < k for n, k in zip(padded, window, strict=True)):
         raise ValueError(
-            f"the image, padded with {padding!r} to {tuple(padded)}, is smaller than the kernel {tuple(window)}; "
+            f"x is {tuple(padded)} when padded with {padding!r}, smaller than the kernel {tuple(window)}; "
             "expected at least one output: pad more, or use padding='SAME'."
         )
-    return pairs[0], pairs[1]
+    (above, below), (left, right) = pairs
+    return (above, below), (left, right)
