@@ -10,7 +10,7 @@ Two programs of `n_steps` convolutions one after the other, each with its own ke
 
 and each as a Python loop (unrolled) and as `lax.scan`. "canonical" is an alternative: the plain convolution
 with both gradients written by hand as convolutions in the layout that the CPU's fast kernels take.
-About five minutes on two cores, nearly all of it in plain gradients inside the loop.
+About three minutes on two cores, most of it in plain gradients inside the loop.
 """
 
 from __future__ import annotations

@@ -1,27 +1,22 @@
 """Write image sets as prepared TFDS directories (array_record), without TensorFlow.
 
-from-arrays takes an .npz, from-archive a published archive on disk; only download uses the network. The result,
-DATA_DIR/name/version, is read by `experiments.data.load` and by plain `tfds.data_source`. It is written aside,
-read back, compared with what went in, and renamed last: a killed preparation leaves nothing that looks prepared.
-Records keep the order of their source.
+from-arrays takes an .npz, from-archive a published archive on disk; only download uses a network. The result,
+DATA_DIR/name/version, is read by `experiments.data.load` and by plain `tfds.data_source`. It is written
+aside, read back, compared with what went in, and renamed last: a killed preparation leaves nothing that looks
+prepared. Records keep the order of their source.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
-import pickle
 import re
-import struct
 import sys
-import tarfile
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tyro
@@ -29,27 +24,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.data import ARCHIVED, PREPARE, Raw, check_arrays, data_root, read_npz, read_prepared
-
-_URLS = {
-    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-}
-_IDX_FILES = {
-    "x_train": "train-images-idx3-ubyte.gz",
-    "y_train": "train-labels-idx1-ubyte.gz",
-    "x_test": "t10k-images-idx3-ubyte.gz",
-    "y_test": "t10k-labels-idx1-ubyte.gz",
-}
-
-
-class Content(NamedTuple):
-    """What is written: checked arrays, those of further features as `<feature>_<split>`; names of classes."""
-
-    raw: Raw
-    class_names: dict[str, list[str]]
+from experiments.archives import IDX_FILES, URLS, Content, checked, read_cifar, read_idx
+from experiments.data_sources import ARCHIVED, PREPARE, Raw, data_root, read_npz, read_prepared
 
 
 def from_arrays(
@@ -66,7 +42,7 @@ def from_arrays(
         overwrite: replace the set if it is there already.
     """
     raw = read_npz(npz.expanduser())
-    content = _checked(raw._replace(source=source or raw.source), {})
+    content = checked(raw._replace(source=source or raw.source), {})
     return write_prepared(name, lambda _: content, data_dir=data_dir, overwrite=overwrite)
 
 
@@ -87,7 +63,7 @@ def from_archive(name: str, path: Path, data_dir: Path | None = None, overwrite:
     path = path.expanduser()
     mnist = "mnist" in name
     content = (
-        read_idx({key: path / file for key, file in _IDX_FILES.items()}) if mnist else read_cifar(name, path)
+        read_idx({key: path / file for key, file in IDX_FILES.items()}) if mnist else read_cifar(name, path)
     )
     return write_prepared(name, lambda _: content, data_dir=data_dir, overwrite=overwrite)
 
@@ -104,8 +80,8 @@ def download(name: str, data_dir: Path | None = None, overwrite: bool = False) -
 
     def fetch(manager: Any) -> Content:
         if "mnist" in name:
-            return read_idx(manager.download({key: _URLS[name] + file for key, file in _IDX_FILES.items()}))
-        return read_cifar(name, Path(manager.download(_URLS[name])))
+            return read_idx(manager.download({key: URLS[name] + file for key, file in IDX_FILES.items()}))
+        return read_cifar(name, Path(manager.download(URLS[name])))
 
     fetched = fetch if name in ARCHIVED else None
     return write_prepared(name, fetched, data_dir=data_dir, overwrite=overwrite, network=True)
@@ -210,6 +186,7 @@ def _builder(
             def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
                 self.content = known or make(dl_manager)
                 _check_fits(self.content.raw, dict(self.info.features), name)
+                tfds.disable_progress_bar()  # TFDS's are for the download, ours for what follows
                 self.info.metadata["source"] = self.content.raw.source
                 for feature, names in self.content.class_names.items():
                     self.info.features[feature].names = names
@@ -268,8 +245,6 @@ def _png(pixels: np.ndarray) -> bytes:
 def _download_and_prepare(builder: Any, downloads: Path | None) -> None:
     import tensorflow_datasets as tfds
 
-    if downloads is None:
-        tfds.disable_progress_bar()  # ours says the same; a download keeps TFDS's
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS calls every preparation a download
             builder.download_and_prepare(
@@ -281,6 +256,13 @@ def _download_and_prepare(builder: Any, downloads: Path | None) -> None:
         raise ImportError(
             f"Preparing {builder.name} needs a package that is missing ({error}). TFDS's own builders, and "
             f"sets of more than 1 GB, need TensorFlow here: pip install tensorflow-cpu. Reading needs none."
+        ) from error
+    except OSError as error:
+        if downloads is None:
+            raise
+        raise OSError(
+            f"{builder.name} could not be downloaded or unpacked ({error}). Check the network and try again; "
+            f"what is complete in {downloads} is kept. Without a network use from-archive or from-arrays."
         ) from error
 
 
@@ -320,107 +302,6 @@ def _progress() -> Iterator[Callable[..., None]]:
                 progress.update(tasks[what], completed=done)
 
         yield advance
-
-
-def read_idx(files: dict[str, Path]) -> Content:
-    """Read the four idx .gz files of the MNIST family, by the names x_train, y_train, x_test, y_test."""
-    arrays = {}
-    for key, path in files.items():
-        magic, rank = (2051, 3) if key[0] == "x" else (2049, 1)
-        try:
-            data = gzip.decompress(Path(path).read_bytes())
-            found, *shape = struct.unpack_from(f">{rank + 1}i", data)
-            if found != magic or len(data) != 4 * (rank + 1) + np.prod(shape):
-                raise ValueError(
-                    f"magic number {found}, expected {magic}; {len(data)} bytes for the shape {shape}"
-                )
-        except FileNotFoundError:
-            names = ", ".join(_IDX_FILES.values())
-            raise FileNotFoundError(f"There is no file {path}. The folder must hold {names}.") from None
-        except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-            raise ValueError(
-                f"{path} is no idx file of {key} ({error}). Get it again, still compressed."
-            ) from error
-        arrays[key] = np.frombuffer(data, np.uint8, offset=4 * (rank + 1)).reshape(shape)
-    arrays = {key: value[..., None] if key[0] == "x" else value for key, value in arrays.items()}
-    where = str(Path(files["x_train"]).parent)
-    return _checked(Raw(arrays, where, f"the published idx files in {where}"), {})
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads the arrays and strings of a CIFAR batch and refuses all else: a pickle could run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in ("_reconstruct", "ndarray", "dtype") and module.partition(".")[0] == "numpy":
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR archive contains")
-
-
-def read_cifar(name: str, path: Path) -> Content:
-    """Read the published cifar-10 or cifar-100 archive (.tar.gz), the python or the binary one."""
-    fields = ("coarse_label", "label") if name == "cifar100" else ("label",)
-    train = ["train"] if name == "cifar100" else [f"data_batch_{i}" for i in range(1, 6)]
-    test = "test" if name == "cifar100" else "test_batch"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no file {path.absolute()}. Get {_URLS[name].replace('binary', 'python')}."
-        )
-    try:
-        with tarfile.open(path) as tar:
-            files = {Path(m.name).name: f.read() for m in tar if m.isfile() and (f := tar.extractfile(m))}
-        batch = _binary_batch if f"{test}.bin" in files else _pickled_batch
-        parts = {s: [batch(files, b, fields) for b in bs] for s, bs in (("train", train), ("test", [test]))}
-        class_names = _class_names(files, fields)
-    except KeyError as error:
-        listed = ", ".join(files) or "nothing"
-        raise ValueError(
-            f"{path} lacks {error}; it holds {listed}. Give the published {name} archive."
-        ) from error
-    except (OSError, EOFError, ValueError, pickle.UnpicklingError, tarfile.TarError, zlib.error) as error:
-        raise ValueError(
-            f"{path} cannot be read: it is broken, cut off or no archive ({error}). Get it again."
-        ) from error
-    arrays = {}
-    for split, batches in parts.items():
-        planes = np.concatenate([pixels for pixels, _ in batches]).reshape(-1, 3, 32, 32)
-        arrays[f"x_{split}"] = planes.transpose(0, 2, 3, 1).copy()
-        for i, key in enumerate(fields):
-            column = np.concatenate([labels[:, i] for _, labels in batches])
-            arrays[f"{'y' if key == 'label' else key}_{split}"] = column
-    return _checked(Raw(arrays, str(path), f"the published archive {path.name}"), class_names)
-
-
-def _binary_batch(
-    files: dict[str, bytes], batch: str, fields: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.frombuffer(files[f"{batch}.bin"], np.uint8).reshape(-1, len(fields) + 3072)
-    return rows[:, len(fields) :], rows[:, : len(fields)]
-
-
-def _pickled_batch(
-    files: dict[str, bytes], batch: str, fields: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    found = _Unpickler(io.BytesIO(files[batch]), encoding="bytes").load()
-    keys = {"coarse_label": b"coarse_labels", "label": b"labels" if len(fields) == 1 else b"fine_labels"}
-    return np.asarray(found[b"data"], np.uint8), np.stack([np.asarray(found[keys[f]]) for f in fields], 1)
-
-
-def _class_names(files: dict[str, bytes], fields: tuple[str, ...]) -> dict[str, list[str]]:
-    fine = "fine_label_names" if len(fields) == 2 else "label_names"
-    keys = {"label": fine, "coarse_label": "coarse_label_names"}
-    meta = "meta" if len(fields) == 2 else "batches.meta"
-    if meta in files:
-        found = _Unpickler(io.BytesIO(files[meta]), encoding="bytes").load()
-        return {f: [name.decode() for name in found[keys[f].encode()]] for f in fields}
-    texts = {f: files[f"{keys[f]}.txt" if len(fields) == 2 else f"{meta}.txt"] for f in fields}
-    return {f: text.decode().split() for f, text in texts.items()}
-
-
-def _checked(raw: Raw, class_names: dict[str, list[str]]) -> Content:
-    arrays, n_classes = check_arrays(raw)
-    return Content(raw._replace(arrays={**raw.arrays, **arrays}, n_classes=n_classes), class_names)
 
 
 def _say(text: str) -> None:

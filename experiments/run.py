@@ -12,10 +12,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from tensorboardX import SummaryWriter
 
+from experiments import models
 from experiments.config import Config
 
 PyTree = Any
@@ -60,6 +63,7 @@ class Run:
         metrics.jsonl     a line an epoch
         tensorboard/      the same as curves
         checkpoints/      latest/ and best/, by step
+        snapshots/        some weights at the end of each level of refinement
 
     Args:
       folder: where they lie.
@@ -89,7 +93,7 @@ class Run:
         if resume and overwrite:
             raise RunError("--resume and --overwrite contradict each other; give one of them")
         if manifest is not None and overwrite:
-            for name in ("checkpoints", "tensorboard"):
+            for name in ("checkpoints", "tensorboard", "snapshots", "swap"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             for name in ("metrics.jsonl", "manifest.json"):
                 (folder / name).unlink(missing_ok=True)
@@ -166,6 +170,15 @@ class Run:
         target = ocp.args.StandardRestore(like)
         return self._managers[which].restore(step, args=ocp.args.Composite(state=target))["state"]
 
+    def snapshot(self, level: int, params: PyTree) -> None:
+        """Keep `pick_weights(params)` as snapshots/level_<level>.npz: the weights that a level ended with."""
+        path = self.folder / "snapshots" / f"level_{level}.npz"
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez(file, **pick_weights(params))
+        os.replace(partial, path)
+
     def close(self) -> None:
         """Wait until everything is on disk."""
         for manager in self._managers.values():
@@ -192,3 +205,54 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             break
     return records
 
+
+def pick_weights(params: PyTree, n_weights: int = 40) -> dict[str, np.ndarray]:
+    """The same few kernel entries of each block at any level of refinement: `{block: [n_basis, n_weights]}`."""
+    picked = {}
+    for block, tree in params.items():
+        if "coefficients" in tree:
+            leaves = [leaf for leaf in jax.device_get(jax.tree.leaves(tree["coefficients"])) if leaf.ndim == 5]
+            entries = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+            n_picked = min(n_weights, entries.shape[1])
+            picked[block] = entries[:, np.random.default_rng(0).permutation(entries.shape[1])[:n_picked]]
+    return picked
+
+
+def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, PyTree, dict[str, Any]]:
+    """The network that a run trained, with its weights, for evaluation.
+
+    Args:
+      folder: of the run.
+      which: `latest` or `best` checkpoint.
+
+    Returns:
+      Config, network, `{"params", "batch_stats"}`, and the checkpoint's notes with its `step` and `level`.
+
+    Raises:
+      RunError: if there is no run or no such checkpoint.
+    """
+    record, checkpoints = read_manifest(folder), (folder / "checkpoints" / which).absolute()
+    if record is None:
+        raise RunError(f"there is no run in {folder}: it has no manifest.json; train one with experiments.train")
+    steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
+    if not steps:
+        raise RunError(f"the run in {folder} has no {which!r} checkpoint yet (status: {record['status']})")
+    path, device = checkpoints / str(max(steps)), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), notes=ocp.JsonCheckpointHandler())
+    with ocp.Checkpointer(handler) as checkpointer:
+        # The shapes come from the checkpoint, so that no data need be read to know them.
+        saved = checkpointer.metadata(path).item_metadata["state"].tree
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            {name: saved[name] for name in ("params", "batch_stats")},
+        )
+        into = ocp.checkpoint_utils.construct_restore_args(like)
+        parts = {
+            "state": ocp.args.PyTreeRestore(like, restore_args=into, partial_restore=True),
+            "notes": ocp.args.JsonRestore(),
+        }
+        restored = checkpointer.restore(path, args=ocp.args.Composite(**parts))
+    config = Config.from_json(record["config"])
+    notes = restored.notes | {"step": max(steps)}
+    net = models.build(config, like["params"]["head"]["bias"].shape[0], notes["level"])
+    return config, net, dict(restored.state), notes

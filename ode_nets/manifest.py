@@ -6,6 +6,7 @@ the name that `OdeBlock` gives them, in parameters, batch statistics and optimiz
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -65,8 +66,15 @@ def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Modul
       factor: of both.
 
     Returns:
-      The refined description and its variables.
+      The refined description and its variables. Under one and the same solver both compute the same function,
+      wherever the new intervals of the batch statistics lie inside the old ones: always, but for a piecewise
+      linear basis of two knots or more, whose statistics are averaged over intervals that overlap.
+
+    Raises:
+      ValueError: for a solver without a step count, or a factor that is not an integer of at least 1.
     """
+    if not isinstance(net.solver, FixedStep):
+        raise ValueError(f"net.solver={net.solver!r}: only a FixedStep has a number of steps to multiply")
     basis = net.basis.refined(factor)
     solver = FixedStep(net.solver.tableau, net.solver.n_steps * factor)
     return _rebased(net.clone(solver=solver), variables, basis, refinement_matrix(net.basis, factor))
@@ -104,82 +112,126 @@ def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lane
     """A function that evaluates one set of weights under any fixed-step solver without compiling again.
 
     Args:
-      net: a model with `solver` and `gradient` attributes, in evaluation mode.
+      net: a model with `solver` and `gradient` attributes.
       score: `score(logits, batch) -> pytree` of sums over the batch.
       lanes: solvers evaluated side by side, with `jax.vmap`. They all run as long as the longest of them
         and hold their states together; 1 runs each for exactly its own field evaluations.
 
     Returns:
-      `swap(variables, images, batch, solvers)`, jit-compiled once: `solvers` from `stack_solvers` with
-      `lanes` entries; the scores of each, stacked.
+      `swap(variables, images, batch, solvers)`, to be compiled: `solvers` from `stack_solvers` with `lanes`
+      entries; the scores of each, stacked.
     """
 
     def one(variables: PyTree, images: jax.Array, batch: PyTree, solver: Any) -> PyTree:
         manifestation = net.clone(solver=solver, gradient=Direct())
         return score(manifestation.apply(variables, images), batch)
 
-    if lanes == 1:
-        # Not vmapped: a batched kernel would turn every convolution into a grouped one.
-        def swap(variables: PyTree, images: jax.Array, batch: PyTree, solvers: Any) -> PyTree:
-            scores = one(variables, images, batch, jax.tree.map(lambda leaf: leaf[0], solvers))
-            return jax.tree.map(lambda leaf: leaf[None], scores)
-    else:
-        swap = jax.vmap(one, in_axes=(None, None, None, 0))
-    return jax.jit(swap)
+    def single(variables: PyTree, images: jax.Array, batch: PyTree, solvers: Any) -> PyTree:
+        scores = one(variables, images, batch, jax.tree.map(lambda leaf: leaf[0], solvers))
+        return jax.tree.map(lambda leaf: leaf[None], scores)
+
+    # One lane is not vmapped: batched kernels would turn every convolution into a grouped one.
+    return single if lanes == 1 else jax.vmap(one, in_axes=(None, None, None, 0))
 
 
 def stack_solvers(solvers: Sequence[FixedStep], n_stages: int) -> Any:
     """Solvers as arrays with a leading axis, padded to `n_stages` stages."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *(pad(solver, n_stages) for solver in solvers))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(pad(solver, n_stages) for solver in solvers))
 
 
-def swap_solvers(
+@dataclasses.dataclass(frozen=True)
+class Swap:
+    """A net compiled once for every solver of at most `n_stages` stages; made by `compile_swap`.
+
+    Attributes:
+      program: `program(variables, images, batch, solvers) -> scores`, leaves `[lanes, ...]`.
+      lanes: solvers a call takes.
+      n_stages: stages that each solver is padded to.
+      temporary_bytes: memory the program needs beside its arguments and results.
+    """
+
+    program: Callable[..., PyTree]
+    lanes: int
+    n_stages: int
+    temporary_bytes: int
+
+
+def compile_swap(
     net: nn.Module,
     variables: PyTree,
-    solvers: Sequence[FixedStep],
-    batches: Callable[[], Iterable[tuple[jax.Array, PyTree]]],
+    example: tuple[jax.Array, PyTree],
     score: Callable[[jax.Array, PyTree], PyTree],
-    lanes: int = 1,
-    timer: Callable[[], float] | None = None,
-) -> tuple[list[PyTree], list[float]]:
-    """Evaluate one set of weights under many fixed-step solvers, in one compiled program.
+    solvers: Sequence[FixedStep],
+    *,
+    lanes: int | None = None,
+    bytes_available: int | None = None,
+) -> Swap:
+    """Compile `make_swap` for a grid of solvers.
 
     Args:
       net, variables: a trained model.
-      solvers: the grid of (scheme, n_steps).
-      batches: makes an iterable of `(images, batch)`, all of one shape.
-      score: `score(logits, batch) -> pytree` of sums; summed over batches.
-      lanes: solvers side by side, see `make_swap`; memory grows with it.
-      timer: a clock in seconds, to time each chunk of `lanes` solvers; `None` for no times.
+      example: `(images, batch)`, arrays or their shapes; all batches to come must have these shapes.
+      score: `score(logits, batch) -> pytree` of sums.
+      solvers: the grid, or any solvers with as many stages.
+      lanes: solvers side by side; `None` for as many as `bytes_available` allows.
+      bytes_available: bound of the temporary memory where `lanes` is `None`; `None` for no bound.
 
     Returns:
-      One score a solver, in order, and the seconds of each after compilation: a chunk's, shared out by the
-      solvers' field evaluations (empty without a timer).
+      The compiled program. Where not all solvers fit side by side into the bound, their program is compiled
+      to learn its memory, and one with fewer lanes after it.
 
     Raises:
       ValueError: for an empty grid or fewer than one lane.
     """
-    if not solvers or lanes < 1:
-        raise ValueError(f"{len(solvers)} solvers in {lanes} lanes: expected at least one of each")
-    lanes = min(lanes, len(solvers))
-    n_stages = max(n_propagating(s.tableau) for s in solvers)
-    swap = make_swap(net, score, lanes)
+    if not solvers or (lanes is not None and lanes < 1):
+        raise ValueError(f"{len(solvers)} solvers in lanes={lanes}: expected at least one of each")
+    n_stages = max(n_propagating(solver.tableau) for solver in solvers)
+    fixed = lanes is not None or bytes_available is None
+    lanes = min(lanes or len(solvers), len(solvers))
+    while True:
+        stacked = stack_solvers([solvers[0]] * lanes, n_stages)
+        program = jax.jit(make_swap(net, score, lanes)).lower(variables, *example, stacked).compile()
+        used = int(getattr(program.memory_analysis(), "temp_size_in_bytes", 0))
+        if fixed or lanes == 1 or used <= bytes_available:
+            return Swap(program, lanes, n_stages, used)
+        lanes = lanes_within(bytes_available, -(-used // lanes), lanes - 1)
+
+
+def run_swap(
+    swap: Swap,
+    variables: PyTree,
+    solvers: Sequence[FixedStep],
+    batches: Callable[[], Iterable[tuple[jax.Array, PyTree]]],
+    timer: Callable[[], float] | None = None,
+) -> tuple[list[PyTree], list[float]]:
+    """Evaluate one set of weights under many fixed-step solvers with a compiled program.
+
+    Args:
+      swap: from `compile_swap`.
+      variables: of the net it was compiled for.
+      solvers: the grid of (scheme, n_steps).
+      batches: makes an iterable of `(images, batch)`, all of the shapes compiled for.
+      timer: a clock in seconds, to time each chunk of lanes; `None` for no times.
+
+    Returns:
+      One score a solver, in order, summed over batches; and the seconds of each: a chunk's, shared out by the
+      solvers' field evaluations (empty without a timer).
+    """
     # Solvers of like cost share a chunk, since the lanes of one all run as long as the longest.
     by_cost = sorted(range(len(solvers)), key=lambda i: nfe(solvers[i]))
-    chunks = [by_cost[i : i + lanes] for i in range(0, len(by_cost), lanes)]
+    chunks = [by_cost[i : i + swap.lanes] for i in range(0, len(by_cost), swap.lanes)]
     scores: list[PyTree] = [None] * len(solvers)
     seconds = [0.0] * len(solvers)
-    if timer is not None:
-        images, batch = next(iter(batches()))
-        stacked = stack_solvers([solvers[by_cost[0]]] * lanes, n_stages)
-        jax.block_until_ready(swap(variables, images, batch, stacked))
-    for chunk in chunks:
-        padded = chunk + [chunk[-1]] * (lanes - len(chunk))
-        stacked = stack_solvers([solvers[i] for i in padded], n_stages)
+    for number, chunk in enumerate(chunks):
+        padded = chunk + [chunk[-1]] * (swap.lanes - len(chunk))
+        stacked = stack_solvers([solvers[i] for i in padded], swap.n_stages)
+        if timer is not None and number == 0:
+            images, batch = next(iter(batches()))
+            jax.block_until_ready(swap.program(variables, images, batch, stacked))
         start = timer() if timer is not None else 0.0
         total = None
         for images, batch in batches():
-            sums = swap(variables, images, batch, stacked)
+            sums = swap.program(variables, images, batch, stacked)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         total = jax.device_get(total)
         elapsed = timer() - start if timer is not None else 0.0
@@ -188,6 +240,27 @@ def swap_solvers(
             scores[i] = jax.tree.map(lambda leaf, lane=lane: leaf[lane], total)
             seconds[i] = elapsed * nfe(solvers[i]) / cost
     return scores, seconds if timer is not None else []
+
+
+def swap_solvers(
+    net: nn.Module,
+    variables: PyTree,
+    solvers: Sequence[FixedStep],
+    batches: Callable[[], Iterable[tuple[jax.Array, PyTree]]],
+    score: Callable[[jax.Array, PyTree], PyTree],
+    lanes: int | None = 1,
+    timer: Callable[[], float] | None = None,
+    bytes_available: int | None = None,
+) -> tuple[list[PyTree], list[float]]:
+    """Evaluate one set of weights under many fixed-step solvers, in one compiled program.
+
+    ContinuousNet[scheme, n_steps][theta] for each (scheme, n_steps)      (ContinuousNet sec. 5.3, eq. 27)
+
+    `compile_swap` and `run_swap` in one; see there for arguments, results and errors.
+    """
+    example = next(iter(batches()))
+    swap = compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bytes_available)
+    return run_swap(swap, variables, solvers, batches, timer)
 
 
 def lanes_within(bytes_available: int, bytes_one: int, n_solvers: int) -> int:
@@ -214,24 +287,27 @@ def export_inference(
     variables: PyTree,
     image_shape: tuple[int, int, int],
     *,
+    preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
+    dtype: str = "float32",
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> bytes:
     """A trained model as one serialized function that runs without `ode_nets` and without Flax.
 
-        logits = jax.export.deserialize(data).call(images)
+        logits = jax.export.deserialize(bytearray(data)).call(images)
 
-    The weights are inside. Any batch size; `images` float32 `[batch, height, width, channels]`, scaled as in
-    training.
+    The weights and the preprocessing are inside; the batch may have any size.
 
     Args:
       net, variables: a trained model.
       image_shape: height, width, channels.
+      preprocess: what is done to images before the net, e.g. scaling; pure.
+      dtype: of the images that the function takes, `[batch, *image_shape]`.
       platforms: to lower for.
 
     Returns:
       Bytes to write to a file.
     """
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
-    function = jax.jit(lambda images: net.apply(variables, images))
+    images = jax.ShapeDtypeStruct((batch, *image_shape), dtype)
+    function = jax.jit(lambda images: net.apply(variables, preprocess(images)))
     return bytes(jax.export.export(function, platforms=tuple(platforms))(images).serialize())

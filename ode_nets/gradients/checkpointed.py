@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import jax
 
-from ode_nets.integrate import FixedStep, Problem, Solution, integrate_fixed
+from ode_nets.gradients.direct import differentiable_adaptive
+from ode_nets.integrate import Adaptive, FixedStep, Problem, Solution, integrate_fixed
 
 PyTree = Any
 
@@ -29,13 +30,20 @@ class Checkpointed:
         if self.unit not in ("step", "block"):
             raise ValueError(f"unit={self.unit!r}: expected 'step' or 'block'")
 
-    def run(self, problem: Problem, solver: FixedStep) -> Solution:
+    def run(self, problem: Problem, solver: FixedStep | Adaptive) -> Solution:
         """Solve `problem` with `solver`."""
         if self.unit == "step":
-            return integrate_fixed(problem, solver, transform=jax.checkpoint)
+            return _integrate(problem, solver, jax.checkpoint)
 
         @jax.checkpoint
         def block(x0: PyTree, weights: PyTree) -> Solution:
-            return integrate_fixed(dataclasses.replace(problem, x0=x0, weights=weights), solver)
+            again = dataclasses.replace(problem, x0=x0, weights=weights)
+            return _integrate(again, solver, lambda step: step)
 
         return block(problem.x0, problem.weights)
+
+
+def _integrate(problem: Problem, solver: FixedStep | Adaptive, transform: Any) -> Solution:
+    if isinstance(solver, FixedStep):
+        return integrate_fixed(problem, solver, transform=transform)
+    return differentiable_adaptive(problem, solver, transform)

@@ -3,20 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from ode_nets.integrate import FixedStep, PaddedStep, Problem, Solution, integrate_fixed, integrate_padded
+import jax
+
+from ode_nets.gradients.closure import close_over
+from ode_nets.integrate import (
+    Adaptive,
+    FixedStep,
+    PaddedStep,
+    Problem,
+    Solution,
+    integrate_adaptive,
+    integrate_adaptive_bounded,
+    integrate_fixed,
+    integrate_padded,
+)
+
+PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Direct:
     """Differentiate through the solver as it ran: the naive method, discretize-then-optimize.
 
-    Keeps all that every step kept: memory O(n_steps * stages * activations of the field). Works in forward
-    and in reverse mode.
+    Keeps all that every step kept, of an adaptive solve for each of `max_steps` trials, taken or not: memory
+    O(n_steps * stages * activations of the field). Without differentiation nothing is kept. Works in forward
+    and in reverse mode. Step sizes are constants of differentiation.
     """
 
-    def run(self, problem: Problem, solver: FixedStep | PaddedStep) -> Solution:
+    def run(self, problem: Problem, solver: FixedStep | PaddedStep | Adaptive) -> Solution:
         """Solve `problem` with `solver`."""
         if isinstance(solver, PaddedStep):
             return integrate_padded(problem, solver)
-        return integrate_fixed(problem, solver)
+        if isinstance(solver, FixedStep):
+            return integrate_fixed(problem, solver)
+        return differentiable_adaptive(problem, solver, lambda step: step)
+
+
+def differentiable_adaptive(problem: Problem, solver: Adaptive, transform: Any) -> Solution:
+    """An adaptive solve that takes the steps it needs, and is differentiated as a scan over `max_steps`."""
+    closed = close_over(problem)
+
+    def again(inputs: tuple[Any, ...]) -> tuple[Problem, Adaptive]:
+        x0, weights, t0, t1, ts, consts, (rtol, atol, first_step) = inputs
+        return (
+            Problem(closed.field(consts), x0, weights, t0, t1, ts, problem.on_domain),
+            dataclasses.replace(solver, rtol=rtol, atol=atol, first_step=first_step),
+        )
+
+    @jax.custom_jvp
+    def integrate(inputs: tuple[Any, ...]) -> Solution:
+        return integrate_adaptive(*again(inputs))
+
+    @integrate.defjvp
+    def derivative(primals: Any, tangents: Any) -> Any:
+        return jax.jvp(lambda inputs: integrate_adaptive_bounded(*again(inputs), transform=transform), primals, tangents)
+
+    tolerances = (solver.rtol, solver.atol, solver.first_step)
+    return integrate(
+        (problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts, tolerances)
+    )

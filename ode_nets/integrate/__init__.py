@@ -1,11 +1,10 @@
 """Integration of initial value problems on fixed and adaptive grids."""
 
-from ode_nets.integrate.adaptive import Adaptive
+from ode_nets.integrate.adaptive import integrate_adaptive, integrate_adaptive_bounded
 from ode_nets.integrate.fixed import integrate_fixed
 from ode_nets.integrate.padded import PaddedStep, integrate_padded, pad
 from ode_nets.integrate.problem import (
     Field,
-    FixedStep,
     Problem,
     Result,
     Solution,
@@ -14,6 +13,7 @@ from ode_nets.integrate.problem import (
     make_problem,
     theta_at,
 )
+from ode_nets.integrate.solvers import Adaptive, FixedStep
 
 __all__ = [
     "Adaptive",
@@ -24,6 +24,8 @@ __all__ = [
     "Result",
     "Solution",
     "WeightFunction",
+    "integrate_adaptive",
+    "integrate_adaptive_bounded",
     "integrate_fixed",
     "integrate_padded",
     "is_finite",

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ode_nets.integrate.problem import (
-    FixedStep,
     Problem,
     PyTree,
     Read,
@@ -20,6 +19,7 @@ from ode_nets.integrate.problem import (
     is_finite,
     theta_at,
 )
+from ode_nets.integrate.solvers import FixedStep
 from ode_nets.stepping import n_propagating, rk_step
 
 
@@ -49,20 +49,13 @@ def integrate_fixed(
     Cost: one compiled step whatever `n_steps`. With `ts` the states of all steps are kept. Differentiable
     in both modes; reverse mode keeps what the steps keep, under `transform`.
     """
-    n_steps, tableau = solver.n_steps, solver.tableau
-    h = (problem.t1 - problem.t0) / n_steps
-    sections, read, n_sections = _sections(problem, solver)
-    asked = None if problem.ts is None else _grid_indices(problem, n_steps)
+    n_steps = solver.n_steps
+    sections, read, n_sections = read_sections(problem, solver)
+    asked = None if problem.ts is None else grid_indices(problem, n_steps)
 
     @transform
     def step(x: PyTree, section: PyTree, k: jax.Array, local: jax.Array) -> tuple[PyTree, PyTree]:
-        def evaluate(i: int, t: jax.Array, x_i: PyTree) -> tuple[PyTree, PyTree]:
-            side = jnp.sign(h) if tableau.c[i] < 1 else -jnp.sign(h)
-            theta = theta_at(problem.weights, t, side) if read is None else read(section, local, i)
-            return problem.field(t, x_i, theta)
-
-        out = rk_step(tableau, evaluate, problem.t0 + k * h, x, h)
-        return out.x, out.aux
+        return grid_step(problem, solver, read, x, section, k, local)
 
     per_section = n_steps // n_sections
 
@@ -94,14 +87,31 @@ def integrate_fixed(
     return Solution(
         x=x,
         aux=aux,
-        nfe=jnp.int32(n_steps * n_propagating(tableau)),
+        nfe=jnp.int32(n_steps * n_propagating(solver.tableau)),
         n_accepted=jnp.int32(n_steps),
         n_rejected=jnp.int32(0),
         result=jnp.where(is_finite(x), Result.SUCCESS, Result.NON_FINITE).astype(jnp.int32),
     )
 
 
-def _sections(problem: Problem, solver: FixedStep) -> tuple[PyTree, Read | None, int]:
+def grid_step(
+    problem: Problem, solver: FixedStep, read: Read | None, x: PyTree, section: PyTree, k: Any, local: Any
+) -> tuple[PyTree, PyTree]:
+    """Step `k` of a uniform grid, the `local`-th of its section of the weights: the next state and reports."""
+    tableau, h = solver.tableau, (problem.t1 - problem.t0) / solver.n_steps
+
+    def evaluate(i: int, t: jax.Array, x_i: PyTree) -> tuple[PyTree, PyTree]:
+        side = jnp.sign(h) if tableau.c[i] < 1 else -jnp.sign(h)
+        theta = theta_at(problem.weights, t, side) if read is None else read(section, local, i)
+        return problem.field(t, x_i, theta)
+
+    out = rk_step(tableau, evaluate, problem.t0 + k * h, x, h)
+    return out.x, out.aux
+
+
+def read_sections(
+    problem: Problem, solver: FixedStep, n_sections: int | None = None
+) -> tuple[PyTree, Read | None, int]:
     """Coefficients by section, how a stage reads its theta, and the number of sections.
 
     No reader means: theta at the floating-point time of the stage.
@@ -111,12 +121,12 @@ def _sections(problem: Problem, solver: FixedStep) -> tuple[PyTree, Read | None,
         return (), (lambda section, step, i: weights), 1
     if not problem.on_domain:
         return (), None, 1
-    n_sections = weights.n_sections(solver.n_steps)
+    n_sections = n_sections or weights.n_sections(solver.n_steps)
     sections, read = weights.on_grid(solver.n_steps, solver.tableau.c, n_sections)
     return sections, read, n_sections
 
 
-def _grid_indices(problem: Problem, n_steps: int) -> np.ndarray:
+def grid_indices(problem: Problem, n_steps: int) -> np.ndarray:
     """Which grid points the asked times are, `[len(ts)]`."""
     if any(isinstance(t, jax.core.Tracer) for t in (problem.t0, problem.t1, problem.ts)):
         raise ValueError(

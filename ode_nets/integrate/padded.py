@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ode_nets.integrate.problem import (
-    FixedStep,
     Problem,
     PyTree,
     Result,
@@ -21,6 +20,7 @@ from ode_nets.integrate.problem import (
     is_finite,
     theta_at,
 )
+from ode_nets.integrate.solvers import FixedStep
 from ode_nets.stepping import n_propagating
 
 _DENOMINATOR = 2**15

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.tableaus import Tableau, get_tableau
-
 PyTree = Any
 Field = Callable[[Any, PyTree, PyTree], PyTree]
 """`field(t, x, theta) -> dx`, or `-> (dx, aux)` with `has_aux`."""
@@ -68,33 +66,6 @@ class Solution:
     n_accepted: jax.Array
     n_rejected: jax.Array
     result: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class FixedStep:
-    """`n_steps` equal steps of an explicit Runge-Kutta scheme.
-
-    Args:
-      tableau: a `Tableau` or the key of one (`"euler"`, `"midpoint"`, `"rk4"`, ...).
-      n_steps: number of steps, at least 1. Compile time does not depend on it.
-
-    Raises:
-      ValueError: for an unknown scheme or fewer than one step.
-    """
-
-    tableau: Tableau
-    n_steps: int
-
-    def __init__(self, tableau: Tableau | str, n_steps: int):
-        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-            raise ValueError(f"n_steps={n_steps!r}: expected an integer of at least 1")
-        object.__setattr__(self, "tableau", get_tableau(tableau))
-        object.__setattr__(self, "n_steps", n_steps)
-
-    @property
-    def scheme(self) -> str:
-        """Key of the tableau."""
-        return self.tableau.name
 
 
 @dataclasses.dataclass(frozen=True)

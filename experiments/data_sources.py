@@ -1,0 +1,284 @@
+"""Where image sets come from: digits, .npz, folders, prepared TFDS directories; all unchecked."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import os
+import re
+import shlex
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+ARCHIVED = ("cifar10", "cifar100", "mnist", "fashion_mnist")
+PREPARE = "python -m experiments.prepare_data"
+_NPZ = "An .npz is written by np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
+_FOLDER = (
+    "Allowed are train/<class>/ and test/<class>/ of .png, .jpg or .jpeg files, and Tiny-ImageNet as "
+    "published (wnids.txt, train/<wnid>/images/, val/images/, val/val_annotations.txt)."
+)
+
+
+class Raw(NamedTuple):
+    """Unchecked arrays by the names in `KEYS`, the file or folder they lie in, a sentence on their origin."""
+
+    arrays: dict[str, np.ndarray]
+    where: str
+    source: str
+    n_classes: int | None = None
+
+
+def read(name: str, data_dir: str | Path | None) -> Raw:
+    """Read the set called `name`, as `experiments.data.load` describes it."""
+    path = Path(name).expanduser()
+    if name == "digits":
+        return _read_digits()
+    if path.suffix == ".npz":
+        return read_npz(path)
+    if name.startswith((".", "~")) or path.is_absolute() or (path / "train").is_dir():
+        return _read_folder(path)
+    return read_prepared(_find_prepared(name, data_dir))
+
+
+def by_key(*arrays: np.ndarray) -> dict[str, np.ndarray]:
+    """Four arrays by the names in `KEYS`."""
+    return dict(zip(KEYS, arrays, strict=True))
+
+
+def _read_digits() -> Raw:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "'digits' comes with scikit-learn, which is missing: pip install scikit-learn"
+        ) from error
+    digits = load_digits()
+    x, y = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None], digits.target
+    rng = np.random.default_rng(0)  # not the caller's seed: everybody must be tested on the same images
+    members = [rng.permutation(np.flatnonzero(y == digit)) for digit in range(10)]
+    test = np.sort(np.concatenate([m[: round(0.2 * len(m))] for m in members]))
+    train = np.setdiff1d(np.arange(len(y)), test)
+    source = (
+        f"scikit-learn's {len(y)} handwritten digits (from the UCI repository), a fixed fifth for testing"
+    )
+    return Raw(by_key(x[train], y[train], x[test], y[test]), "scikit-learn's digits", source, 10)
+
+
+def read_npz(path: Path) -> Raw:
+    """Read the arrays of an .npz; they are not checked yet."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path.absolute()}. {_NPZ}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        mixed = "Object arrays" in str(error)
+        hint = (
+            "it holds Python objects, perhaps images of mixed sizes"
+            if mixed
+            else f"broken or cut off: {error}"
+        )
+        raise ValueError(f"{path} cannot be read ({hint}). Write or copy it again. {_NPZ}") from error
+    if missing := [key for key in KEYS if key not in arrays]:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}. {_NPZ}"
+        )
+    n_classes = int(arrays["n_classes"]) if "n_classes" in arrays else None
+    return Raw(arrays, str(path), f"the arrays in {path.name}", n_classes)
+
+
+def _read_folder(path: Path) -> Raw:
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.absolute()}. {_FOLDER}")
+    if (path / "dataset_info.json").is_file():
+        return read_prepared(path)
+    source = f"the images in {path}"
+    if (path / "wnids.txt").is_file():
+        classes, train, test = _list_tiny_imagenet(path)
+        source += "; Tiny-ImageNet's published validation images are the test set, its test labels are secret"
+    else:
+        found = (
+            sorted(d.name for d in path.glob(f"{split}/[!.]*") if d.is_dir()) for split in ("train", "test")
+        )
+        classes, tested = found
+        if missing := sorted(set(tested) - set(classes)):
+            raise ValueError(
+                f"{path}/test has the class {missing[0]!r}, {path}/train lacks it. Use the same names."
+            )
+        train = [(file, i) for i, c in enumerate(classes) for file in _images_in(path / "train" / c)]
+        test = [(file, classes.index(c)) for c in tested for file in _images_in(path / "test" / c)]
+    for split, listed in (("training", train), ("test", test)):
+        if not listed:
+            raise ValueError(f"{path} holds no {split} images where they are looked for. {_FOLDER}")
+    files, n = [file for file, _ in train + test], len(train)
+    x, y = (
+        decode_images(files, [str(file) for file in files], None),
+        np.asarray([label for _, label in train + test]),
+    )
+    return Raw(by_key(x[:n], y[:n], x[n:], y[n:]), str(path), source, len(classes))
+
+
+def _list_tiny_imagenet(path: Path) -> tuple[list[str], list[tuple[Path, int]], list[tuple[Path, int]]]:
+    classes = sorted((path / "wnids.txt").read_text().split())
+    index = {wnid: label for label, wnid in enumerate(classes)}
+    train = [(file, i) for wnid, i in index.items() for file in _images_in(path / "train" / wnid / "images")]
+    annotations = path / "val" / "val_annotations.txt"
+    if not annotations.is_file():
+        raise ValueError(f"{annotations} is missing: the set was not unpacked completely. Unpack it again.")
+    test = []
+    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+        file, wnid = [*line.split(), "", ""][:2]
+        if wnid not in index:
+            raise ValueError(
+                f"{annotations}, line {number}: {line!r} is no file name with a class of wnids.txt."
+            )
+        test.append((path / "val" / "images" / file, index[wnid]))
+    return classes, train, test
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = sorted(file for file in folder.glob("[!.]*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if not found:
+        raise ValueError(
+            f"{folder} is missing or holds no .png, .jpg or .jpeg. Unpack the set again. {_FOLDER}"
+        )
+    return found
+
+
+def data_root(data_dir: str | Path | None) -> Path:
+    """The folder of prepared TFDS sets: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return (
+        Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()
+    )
+
+
+def _find_prepared(name: str, data_dir: str | Path | None) -> Path:
+    root, (stem, _, version) = data_root(data_dir), name.partition(":")
+    found = [file.parent for file in root.glob(f"{stem}/{version or '*'}/dataset_info.json")]
+    if found := [folder for folder in found if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]:
+        return max(found, key=lambda folder: tuple(map(int, folder.name.split("."))))
+    meant = next(iter(difflib.get_close_matches(stem, ("digits", *ARCHIVED), 1, 0.7)), stem)
+    there = sorted(p.parent.relative_to(root).as_posix() for p in root.glob("[!.]*/**/dataset_info.json"))
+    archive = "FOLDER_OF_THE_FOUR_GZ_FILES" if "mnist" in meant else f"cifar-{meant[5:]}-python.tar.gz"
+    options = f"--name {meant} --data-dir {shlex.quote(str(root))}"
+    lines = [
+        f"There is no prepared data set {name!r}: looked for "
+        f"{root / stem}/{version or '<version>'}/dataset_info.json.",
+        f"Did you mean {meant!r}?" if meant != stem else "",
+        f"Prepared in {root}: {', '.join(there)}." if there else "",
+        "Loading downloads nothing. Prepare the set once, by one of",
+        f"  {PREPARE} from-archive {options} --path {archive}" if meant in ARCHIVED else "",
+        f"  {PREPARE} from-arrays {options} --npz FILE.npz",
+        f"  {PREPARE} download {options}    (uses the network)",
+        "No preparation is needed for 'digits', a path ending in .npz, or a folder such as ./my_images.",
+    ]
+    raise FileNotFoundError("\n".join(line for line in lines if line))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). {_again(path.parent)}") from error
+
+
+def _again(folder: Path) -> str:
+    return f"Prepare the set again with --overwrite (see {PREPARE} --help); its folder is {folder}."
+
+
+def read_prepared(folder: Path) -> Raw:
+    """Read and decode data_dir/name/version as TFDS wrote it in array_record, without TensorFlow.
+
+    A set without a "test" split is tested on its published "validation" split, and its source says so.
+    """
+    described = _read_json(folder / "dataset_info.json")
+    if (written := described.get("fileFormat", "tfrecord")) != "array_record":
+        raise ValueError(
+            f"{folder} is in {written}; without TensorFlow only array_record is read. {_again(folder)}"
+        )
+    columns = []
+    try:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(folder)
+        info, features = builder.info, dict(builder.info.features or {})
+        image, label = info.supervised_keys or ("image", "label")
+        pictures: Any = features.get(image)
+        classes: Any = features.get(label)
+        test = "test" if "test" in info.splits else "validation"
+        if isinstance(pictures, tfds.features.Image) and isinstance(classes, tfds.features.ClassLabel):
+            for split in ("train", test):
+                records = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+                columns.append(records.__getitems__(range(len(records))))
+    except ImportError as error:
+        packages = "pip install tensorflow-datasets array_record importlib_resources pillow (no TensorFlow)"
+        raise ImportError(
+            f"Reading {folder} needs packages that are missing ({error}): {packages}"
+        ) from error
+    except Exception as error:  # array_record, protobuf, json and TFDS each raise kinds of their own
+        fault = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder} is broken or incomplete ({fault}). {_again(folder)}") from error
+    if not columns:
+        raise ValueError(f"{folder} is no image classification set; its features are {', '.join(features)}.")
+    arrays = []
+    for split, examples in zip(("train", test), columns, strict=True):
+        names = [f"{folder}, split {split!r}, record {i}," for i in range(len(examples))]
+        arrays.append(decode_images([example[image] for example in examples], names, pictures.shape[-1]))
+        arrays.append(np.asarray([example[label] for example in examples]))
+    source = f"TFDS {described['name']} {folder.name} in {folder}"
+    if (folder / "metadata.json").is_file():
+        source += f", prepared from {_read_json(folder / 'metadata.json').get('source', 'arrays')}"
+    source += "" if test == "test" else "; its published validation split is the test set"
+    return Raw(by_key(*arrays), str(folder), source, classes.num_classes)
+
+
+def decode_images(files: Sequence[Path | bytes], names: Sequence[str], channels: int | None) -> np.ndarray:
+    """Decode images of one size to uint8 `[n, height, width, channels]`.
+
+    channels None means 1 if all images are grey, else 3. names stand for the images in errors.
+
+    Raises:
+        ValueError: an image is broken, has more than 8 bits a channel, or another size than the first.
+    """
+    from PIL import Image
+
+    wanted = {1: "L", 4: "RGBA"}.get(channels or 3, "RGB")
+    modes = set()
+    images = np.empty((0, 1, 1, channels or 1), np.uint8)
+    for i, (file, name) in enumerate(zip(files, names, strict=True)):
+        try:
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+                if image.mode[0] in "IF":
+                    raise ValueError(
+                        f"mode {image.mode} has more than 8 bits a channel; convert it to 8 bits"
+                    )
+                modes.add(image.mode)
+                pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+            raise ValueError(f"{name} is no readable image ({error}). Replace or remove it.") from error
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        if i == 0:
+            images = np.empty((len(files), *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            sizes = f"{pixels.shape[:2]} pixels, {names[0]} has {images.shape[1:3]}"
+            raise ValueError(
+                f"{name} has {sizes}. All images of a set must have one size: resize them first."
+            )
+        images[i] = pixels
+    return images[..., :1].copy() if channels is None and modes <= {"1", "L", "LA"} else images

@@ -1,0 +1,355 @@
+"""Evaluate the weights of a run under other solvers: a grid of (scheme, N_t) in one compiled program.
+
+    python -m experiments.evaluate_solvers runs/digits
+    python -m experiments.evaluate_solvers runs/digits --twin runs/digits_euler --n-steps 4 5 6 7 8
+    python -m experiments.evaluate_solvers runs/cifar10 --schemes euler rk4_38 --n-steps 6 11 32
+
+Prints accuracy, loss, field evaluations and seconds of every manifestation, and writes them into RUN_DIR/swap as
+swap.csv and swap.json, beside the two panels of ContinuousNet Fig. 9 in swap.png. `--n-steps` defaults to a range
+around the step count that the run was trained with, most of which does not divide its number of intervals.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments import data
+from experiments.config import Config
+from experiments.run import RunError, environment, load_run, write_json
+from experiments.train import padded_batches
+from ode_nets import manifest
+from ode_nets.integrate import FixedStep
+from ode_nets.tableaus import SCHEMES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PyTree = Any
+Row = dict[str, Any]
+BATCH_SIZE = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to evaluate."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which of its checkpoints."""
+    schemes: tuple[str, ...] = ("euler", "midpoint", "rk4", "rk4_38")
+    """Runge-Kutta schemes."""
+    n_steps: tuple[int, ...] = ()
+    """Steps a block; default: a range around the run's own."""
+    split: Literal["test", "validation"] = "test"
+    """Images to evaluate on."""
+    lanes: int | None = None
+    """Solvers side by side; default 1 on a CPU, and elsewhere as many as --memory-gib allows."""
+    memory_gib: float | None = None
+    """Temporary memory that lanes may take; default half of the device's, or 4."""
+    twin: Path | None = None
+    """Folder of a second run, evaluated in the same way and drawn beside the first."""
+
+    def __post_init__(self) -> None:
+        for name, good, allowed in (
+            ("schemes", bool(self.schemes) and set(self.schemes) <= set(SCHEMES), f"some of {', '.join(SCHEMES)}"),
+            ("n_steps", all(n >= 1 for n in self.n_steps), "numbers of at least 1"),
+            ("lanes", self.lanes is None or self.lanes >= 1, "at least 1"),
+            ("memory_gib", self.memory_gib is None or self.memory_gib > 0, "more than 0"),
+        ):
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Swapped:
+    """The grid of one run: what was measured, and under what."""
+
+    name: str
+    scheme: str
+    n_steps: int
+    rows: list[Row]
+    record: dict[str, Any]
+
+    def error(self, scheme: str) -> tuple[list[int], list[float]]:
+        """Step counts and test errors in percent under one scheme."""
+        rows = sorted((row["n_steps"], row["accuracy"]) for row in self.rows if row["scheme"] == scheme)
+        return [n for n, _ in rows], [100 * (1 - accuracy) for _, accuracy in rows]
+
+    @property
+    def own(self) -> Row:
+        """The manifestation that was trained."""
+        return next(row for row in self.rows if (row["scheme"], row["n_steps"]) == (self.scheme, self.n_steps))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Evaluation
+# ---------------------------------------------------------------------------------------------------------
+
+
+def score(logits: jax.Array, labels: jax.Array) -> PyTree:
+    """Summed cross-entropy and number of hits of a batch; images with label -1 are padding."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    hits = jnp.sum((logits.argmax(-1) == labels) & (labels >= 0))
+    return {"loss": jnp.sum(jnp.where(labels >= 0, loss, 0.0)), "hits": hits}
+
+
+def default_steps(trained: int) -> tuple[int, ...]:
+    """Step counts below, at and above the trained one, half of them no divisor or multiple of it."""
+    ratios = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1, 1.125, 1.25, 1.5, 1.75, 2, 3, 4)
+    return tuple(sorted({max(1, round(trained * ratio)) for ratio in ratios}))
+
+
+def loaded(folder: Path, which: str) -> tuple[Config, nn.Module, PyTree, dict[str, Any]]:
+    """`load_run`, of a network with a solver to swap."""
+    config, net, variables, notes = load_run(folder, which)
+    if not isinstance(getattr(net, "solver", None), FixedStep):
+        raise RunError(f"the run in {folder} is a {type(net).__name__}: it has no fixed-step solver to exchange")
+    return config, net, variables, notes
+
+
+def images_of(config: Config, split: str) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of a split, and the scaling, as the run saw them.
+
+    Raises:
+      RunError: if the split holds no images.
+    """
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        limit=config.limit,
+    )
+    images, labels = getattr(dataset, f"x_{split}"), getattr(dataset, f"y_{split}")
+    if not len(images):
+        raise RunError(f"the run has no {split} images (validation_fraction={config.validation_fraction})")
+    return images, labels, (dataset.mean, dataset.std)
+
+
+def make_batches(
+    images: np.ndarray, labels: np.ndarray, scaling: Any, batch_size: int = BATCH_SIZE
+) -> Callable[[], Iterator[tuple[jax.Array, jax.Array]]]:
+    """Batches as `manifest.run_swap` takes them, scaled, of one shape."""
+    scale = jax.jit(data.normalize)
+
+    def batches() -> Iterator[tuple[jax.Array, jax.Array]]:
+        for x, y in padded_batches(images, labels, batch_size):
+            yield scale(x, *scaling), jnp.asarray(y)
+
+    return batches
+
+
+def memory_bound(memory_gib: float | None) -> int:
+    """Bytes that the lanes of a swap may take."""
+    stats = jax.devices()[0].memory_stats() or {}
+    half = stats.get("bytes_limit", 8 * 2**30) // 2
+    return half if memory_gib is None else int(memory_gib * 2**30)
+
+
+def evaluate_grid(
+    net: nn.Module,
+    variables: PyTree,
+    grid: list[tuple[str, int]],
+    batches: Callable[[], Iterator[tuple[jax.Array, jax.Array]]],
+    n_images: int,
+    lanes: int | None = None,
+    memory_gib: float | None = None,
+) -> tuple[list[Row], dict[str, Any]]:
+    """One row a (scheme, N_t), and what the program was.
+
+    `lanes=None` takes one lane on a CPU, where lanes side by side cost more than one after another, and
+    elsewhere as many as the compiled program's temporary memory allows.
+    """
+    if lanes is None and jax.default_backend() == "cpu":
+        lanes = 1
+    solvers = [FixedStep(scheme, n_steps) for scheme, n_steps in grid]
+    start = time.perf_counter()
+    example = next(iter(batches()))
+    bound = memory_bound(memory_gib)
+    swap = manifest.compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bound)
+    compile_seconds = time.perf_counter() - start
+    scores, seconds = manifest.run_swap(swap, variables, solvers, batches, time.perf_counter)
+    blocks = len(net.widths)
+    rows = [
+        {
+            "scheme": scheme,
+            "n_steps": n_steps,
+            "accuracy": int(sums["hits"]) / n_images,
+            "loss": float(sums["loss"]) / n_images,
+            "nfe": manifest.nfe(solver, blocks),
+            "seconds": taken,
+        }
+        for (scheme, n_steps), solver, sums, taken in zip(grid, solvers, scores, seconds, strict=True)
+    ]
+    program = {
+        "lanes": swap.lanes,
+        "temporary_mib": swap.temporary_bytes / 2**20,
+        "compile_seconds": compile_seconds,
+        "run_seconds": sum(seconds),
+    }
+    return rows, program
+
+
+def swap_run(folder: Path, options: Options) -> Swapped:
+    """The grid of one run, written into its folder as swap.csv and swap.json."""
+    config, net, variables, notes = loaded(folder, options.checkpoint)
+    images, labels, scaling = images_of(config, options.split)
+    trained = (config.scheme, net.solver.n_steps)
+    steps = sorted({*(options.n_steps or default_steps(trained[1]))})
+    grid = [(scheme, n) for scheme in options.schemes for n in steps]
+    # Every curve is read against the manifestation that was trained.
+    grid += [own for own in ((config.scheme, n) for n in {*steps, trained[1]}) if own not in grid]
+    batches = make_batches(images, labels, scaling)
+    rows, program = evaluate_grid(
+        net, variables, grid, batches, len(images), options.lanes, options.memory_gib
+    )
+    record = {
+        "run": str(folder),
+        "checkpoint": options.checkpoint,
+        "step": notes["step"],
+        "seed": config.seed,
+        "split": options.split,
+        "n_images": len(images),
+        "trained": {"scheme": trained[0], "n_steps": trained[1], "basis": repr(net.basis), "epsilon": net.epsilon},
+        "program": program,
+        "environment": environment(),
+        "rows": rows,
+    }
+    write_json(folder / "swap" / "swap.json", record)
+    with (folder / "swap" / "swap.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return Swapped(folder.name, *trained, rows, record)
+
+
+def read_swap(folder: Path) -> Swapped:
+    """What `swap_run` wrote.
+
+    Raises:
+      RunError: if it wrote nothing there.
+    """
+    path = folder / "swap" / "swap.json"
+    if not path.exists():
+        raise RunError(f"there is no {path}; python -m experiments.evaluate_solvers {folder} writes it")
+    record = json.loads(path.read_text())
+    trained = record["trained"]
+    return Swapped(folder.name, trained["scheme"], trained["n_steps"], record["rows"], record)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is shown
+# ---------------------------------------------------------------------------------------------------------
+
+
+def print_table(swapped: Swapped, console: Console) -> None:
+    """Accuracy in percent, loss, field evaluations and seconds, a scheme a column and an N_t a line."""
+    record, own = swapped.record, swapped.own
+    schemes = list(dict.fromkeys(row["scheme"] for row in swapped.rows))
+    table = Table(
+        title=f"{swapped.name}: trained under {swapped.scheme}, N_t = {swapped.n_steps}; accuracy % on "
+        f"{record['n_images']} {record['split']} images, loss, NFE, seconds",
+        title_justify="left",
+    )
+    table.add_column("N_t", justify="right")
+    for scheme in schemes:
+        table.add_column(scheme, justify="right", no_wrap=True)
+    by_key = {(row["scheme"], row["n_steps"]): row for row in swapped.rows}
+    for n in sorted({row["n_steps"] for row in swapped.rows}):
+        cells = []
+        for scheme in schemes:
+            row = by_key.get((scheme, n))
+            if row is None:
+                cells.append("")
+                continue
+            text = f"{100 * row['accuracy']:.2f}  {row['loss']:.3f} {row['nfe']:4d} {row['seconds']:6.3f}"
+            lost = own["accuracy"] - row["accuracy"]
+            style = "bold" if row is own else "red" if lost >= 0.01 else ""
+            cells.append(f"[{style}]{text}[/]" if style else text)
+        table.add_row(str(n), *cells)
+    console.print(table)
+    program = record["program"]
+    console.print(
+        f"bold: as trained; red: a point or more below it. {len(swapped.rows)} manifestations in one program: "
+        f"compiled in {program['compile_seconds']:.1f} s, ran in {program['run_seconds']:.1f} s, "
+        f"{program['lanes']} lane(s), {program['temporary_mib']:.1f} MiB of temporary memory"
+    )
+
+
+def draw(swaps: list[Swapped]) -> Figure:
+    """ContinuousNet Fig. 9: error against N_t, under each run's own scheme (left) and under the others (right).
+
+    A vertical dotted line marks a run's own N_t, a horizontal one its error there.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    strokes, marks = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v")
+    for k, swapped in enumerate(swaps):
+        color, own = f"C{k}", swapped.own
+        label = f"{swapped.name} (trained: {swapped.scheme}, $N_t$={swapped.n_steps})"
+        left.plot(*swapped.error(swapped.scheme), color=color, marker="o", ms=4, label=label)
+        for axes in (left, right):
+            axes.axvline(swapped.n_steps, color=color, ls=(k, (1, 2)), lw=1)
+            axes.axhline(100 * (1 - own["accuracy"]), color=color, lw=0.8, alpha=0.7)
+        others = [s for s in dict.fromkeys(row["scheme"] for row in swapped.rows) if s != swapped.scheme]
+        for i, scheme in enumerate(others):
+            right.plot(
+                *swapped.error(scheme),
+                color=color, ls=strokes[i % 4], marker=marks[i % 5], ms=4, lw=1.2,
+                label=f"{swapped.name} under {scheme}",
+            )  # fmt: skip
+    least = min(100 * (1 - row["accuracy"]) for swapped in swaps for row in swapped.rows)
+    for axes in (left, right):
+        # Errors of one and of ninety percent are to be read off the same axis.
+        if least > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xlabel("steps a block, $N_t$")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    split = swaps[0].record["split"]
+    left.set_ylabel(f"{split} error [%]")
+    left.set_title("other step counts", fontsize=10)
+    right.set_title("other schemes", fontsize=10)
+    return figure
+
+
+def main() -> None:
+    """The command line."""
+    console = Console()
+    try:
+        options = tyro.cli(Options, prog="python -m experiments.evaluate_solvers", description=__doc__)
+        folders = [options.run_dir] + ([options.twin] if options.twin else [])
+        swaps = []
+        for folder in folders:
+            swaps.append(swap_run(folder, options))
+            print_table(swaps[-1], console)
+        draw(swaps).savefig(options.run_dir / "swap" / "swap.png", dpi=150)
+    except (RunError, ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    console.print(f"written: {options.run_dir / 'swap'}/swap.csv, swap.json, swap.png")
+
+
+if __name__ == "__main__":
+    main()

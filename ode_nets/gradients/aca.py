@@ -1,0 +1,272 @@
+"""The adaptive checkpoint adjoint: gradients replayed on the accepted steps of the forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ode_nets.gradients import treeverse
+from ode_nets.gradients.aca_fixed import run_fixed
+from ode_nets.gradients.closure import Closed, add, as_cotangents, close_over, zero_cotangent, zeros
+from ode_nets.gradients.treeverse import Store
+from ode_nets.integrate import Adaptive, FixedStep, Problem, Solution
+from ode_nets.integrate.adaptive import Run, finish, first_run, interpolate_step, next_run
+from ode_nets.integrate.trial import attempt, evaluator, is_running, stops_of
+from ode_nets.stepping import rk_step
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ACA:
+    """The adaptive checkpoint adjoint (ACA algorithm 2, app. A).
+
+    The forward pass keeps the times, sizes and starting states of accepted steps and nothing else. The
+    backward pass replays each of them with its recorded size and takes one local vector-Jacobian product:
+    no rejected trial, no search for step sizes, no error estimate and no stage that only serves one.
+    Parameter cotangents add up in one tree. On the same accepted steps the gradient is that of `Direct`.
+
+    Args:
+      checkpoints: S, how many states are kept at once. While at most S steps are accepted nothing is computed
+        twice. Beyond, states are thinned out as they come and recomputed from recorded step sizes, in as few
+        passes as S states allow: at most one more forward pass while n_accepted <= S^2 / 4. `None` keeps
+        every state in a buffer of `solver.max_steps` of them, which is allocated in full:
+        max_steps * bytes(x0), e.g. 4096 * 16 MiB = 64 GiB for a state of [32, 64, 64, 32] in float32.
+
+    With `FixedStep` and at least as many checkpoints as steps this is `Checkpointed("step")`.
+    Reverse mode only.
+
+    Raises:
+      ValueError: for less than one checkpoint.
+    """
+
+    checkpoints: int | None = 32
+
+    def __post_init__(self) -> None:
+        if self.checkpoints is not None and self.checkpoints < 1:
+            raise ValueError(f"checkpoints={self.checkpoints}: expected None or at least 1")
+
+    def run(self, problem: Problem, solver: Adaptive | FixedStep) -> Solution:
+        """Solve `problem` with `solver`."""
+        closed = close_over(problem)
+        if isinstance(solver, FixedStep):
+            return run_fixed(problem, closed, solver, self.checkpoints)
+        slots = solver.max_steps if self.checkpoints is None else min(self.checkpoints, solver.max_steps)
+        stops = stops_of(problem, solver)
+        run = _solve(closed, solver, slots, problem.on_domain, _Inputs.of(problem, solver, closed))
+        return finish(problem, solver, stops, run)
+
+
+class _Inputs(NamedTuple):
+    """All arrays that a solve depends on."""
+
+    x0: PyTree
+    weights: PyTree
+    t0: Any
+    t1: Any
+    ts: Any
+    consts: Any
+    tolerances: Any
+
+    @classmethod
+    def of(cls, problem: Problem, solver: Adaptive, closed: Closed) -> _Inputs:
+        time = jnp.result_type(float)
+        times = (jnp.asarray(problem.t0, time), jnp.asarray(problem.t1, time))
+        ts = None if problem.ts is None else jnp.asarray(problem.ts, time)
+        sizes = (solver.rtol, solver.atol, solver.first_step)
+        return cls(problem.x0, problem.weights, *times, ts, closed.consts, sizes)
+
+    def problem(self, closed: Closed, on_domain: bool) -> Problem:
+        """The problem again, from these arrays."""
+        return Problem(closed.field(self.consts), self.x0, self.weights, self.t0, self.t1, self.ts, on_domain)
+
+    def solver(self, solver: Adaptive) -> Adaptive:
+        """The solver again, with these tolerances."""
+        rtol, atol, first_step = self.tolerances
+        return dataclasses.replace(solver, rtol=rtol, atol=atol, first_step=first_step)
+
+
+class _Record(NamedTuple):
+    """What the backward pass knows of each accepted step, `[max_steps]` each."""
+
+    t: jax.Array
+    h: jax.Array
+    landed: jax.Array
+    stop: jax.Array
+
+
+def _solve(closed: Closed, solver: Adaptive, slots: int, on_domain: bool, inputs: _Inputs) -> Run:
+    # Tolerances travel as arrays, so that the static part of the solver stays hashable under tracing.
+    static = dataclasses.replace(solver, rtol=1.0, atol=0.0, first_step=None if solver.first_step is None else 1.0)
+
+    @jax.custom_vjp
+    def solve(inputs: _Inputs) -> Run:
+        return forward(inputs)[0]
+
+    def forward(inputs: _Inputs) -> tuple[Run, Any]:
+        run, store, record = _forward(inputs.problem(closed, on_domain), inputs.solver(static), slots)
+        return run, (inputs, store, record, run.trial.n_accepted)
+
+    def backward(residuals: Any, cotangent: Run) -> tuple[_Inputs]:
+        return (_backward(closed, static, on_domain, slots, residuals, cotangent),)
+
+    solve.defvjp(forward, backward)
+    return solve(inputs)
+
+
+def _forward(problem: Problem, solver: Adaptive, slots: int) -> tuple[Run, Store, _Record]:
+    """Integrate, keeping the states of accepted steps in `slots` slots."""
+    stops, n = stops_of(problem, solver), solver.max_steps
+    everything = slots >= n
+    start = first_run(problem, solver)
+    time = start.trial.t.dtype
+    record = _Record(jnp.zeros(n, time), jnp.zeros(n, time), jnp.zeros(n, bool), jnp.zeros(n, jnp.int32))
+
+    def body(carry: tuple[Run, Store, _Record]) -> tuple[Run, Store, _Record]:
+        run, store, record = carry
+        i = run.trial.n_accepted
+        after, taken = attempt(problem, solver, stops, run.trial)
+        # What a rejected trial writes, the next trial of the same step overwrites.
+        values = _Record(taken.t, taken.h, taken.landed, taken.stop)
+        record = jax.tree.map(lambda all_, one: all_.at[i].set(one), record, values)
+        if everything:
+            store = store._replace(states=treeverse.write(store.states, i, run.trial.x))
+        else:
+            store = treeverse.keep(store, i + 1, after.x, taken.accepted)
+        return next_run(problem, solver, run, after, taken), store, record
+
+    carry = (start, treeverse.new_store(problem.x0, slots), record)
+    return jax.lax.while_loop(lambda carry: is_running(carry[0].trial, solver, len(stops)), body, carry)
+
+
+class _Cotangents(NamedTuple):
+    x: PyTree
+    t: jax.Array
+    weights: PyTree
+    stops: jax.Array
+    ts: Any
+    consts: Any
+
+
+def _backward(
+    closed: Closed, solver: Adaptive, on_domain: bool, slots: int, residuals: Any, cotangent: Run
+) -> _Inputs:
+    inputs, store, record, n_accepted = residuals
+    problem, tableau = inputs.problem(closed, on_domain), solver.tableau
+    stops = stops_of(problem, solver)
+    sign = jnp.sign(problem.t1 - problem.t0)
+    dense = cotangent.dense is not None
+
+    def local(i: jax.Array, x: PyTree, t: jax.Array, weights: PyTree, stops: jax.Array, consts: Any) -> Any:
+        """Step i again: the state and time it ends with, its reports and, for the interpolant, its stages."""
+        here = dataclasses.replace(problem, field=closed.field(consts), weights=weights)
+        goal = stops[record.stop[i]]
+        h = jnp.where(record.landed[i], goal - t, record.h[i])
+        # An interpolant may use the stage that otherwise only serves the error.
+        step = rk_step(tableau, evaluator(here, tableau, sign), t, x, h, with_error=dense)
+        t_next = jnp.where(record.landed[i], goal, t + h)
+        return step.x, t_next, step.aux, ((h, x, [k for k, _ in step.stages]) if dense else ())
+
+    def advance(i: jax.Array, x: PyTree) -> PyTree:
+        return local(i, x, record.t[i], inputs.weights, stops, inputs.consts)[0]
+
+    def pull(i: jax.Array, x: PyTree, ct: _Cotangents) -> _Cotangents:
+        arguments = (x, record.t[i], inputs.weights, stops, inputs.consts)
+        out, pullback = jax.vjp(lambda *a: local(i, *a), *arguments)
+        ct_inside, ct_t = jax.tree.map(jnp.zeros_like, out[3]), jnp.zeros_like(ct.t)
+        ct_ts = ct.ts
+        if dense:
+            ct_inside, ct_t, ct_ts = _pull_dense(
+                solver, inputs.ts, cotangent.dense, record.t[i], out[1], out[3], ct_inside, ct_t, ct_ts
+            )
+        j, landed = record.stop[i], record.landed[i]
+        ct_x = jax.tree.map(lambda a, b: a + jnp.where(landed, b[j], 0), ct.x, cotangent.landed)
+        d_x, d_t, d_weights, d_stops, d_consts = pullback((ct_x, ct.t, cotangent.trial.aux, ct_inside))
+        return _Cotangents(
+            x=d_x,
+            t=d_t + ct_t,
+            weights=add(ct.weights, d_weights),
+            stops=ct.stops + d_stops,
+            ts=ct_ts,
+            consts=add(ct.consts, d_consts),
+        )
+
+    ct = _Cotangents(
+        x=cotangent.trial.x,
+        t=cotangent.trial.t,
+        weights=zeros(inputs.weights),
+        stops=jnp.zeros_like(stops),
+        ts=None if inputs.ts is None else jnp.zeros_like(inputs.ts),
+        consts=zeros(inputs.consts),
+    )
+    if slots >= solver.max_steps:
+        ct = _reverse_stored(n_accepted, store, pull, ct)
+    else:
+        ct = treeverse.reverse(n_accepted, store, advance, pull, ct)
+    return _gather(inputs, problem, solver, ct, cotangent)
+
+
+def _gather(inputs: _Inputs, problem: Problem, solver: Adaptive, ct: _Cotangents, cotangent: Run) -> _Inputs:
+    """Cotangents of the inputs, those of states asked for at t0 included."""
+    stops = stops_of(problem, solver)
+    sign = jnp.sign(problem.t1 - problem.t0)
+    at_start = sign * (stops - problem.t0) <= 0
+
+    def from_start(a: jax.Array, b: jax.Array, there: jax.Array) -> jax.Array:
+        mask = there.reshape(-1, *[1] * (b.ndim - 1))
+        return a + jnp.sum(jnp.where(mask, b, 0), axis=0)
+
+    ct_x0 = jax.tree.map(lambda a, b: from_start(a, b, at_start), ct.x, cotangent.landed)
+    if cotangent.dense is not None:
+        there = sign * (problem.ts - problem.t0) <= 0
+        ct_x0 = jax.tree.map(lambda a, b: from_start(a, b, there), ct_x0, cotangent.dense)
+    clipped = problem.ts is not None and cotangent.dense is None
+    return _Inputs(
+        x0=ct_x0,
+        weights=as_cotangents(inputs.weights, ct.weights),
+        t0=ct.t,
+        t1=ct.stops[-1],
+        ts=ct.stops[:-1] if clipped else ct.ts,
+        consts=as_cotangents(inputs.consts, ct.consts),
+        tolerances=jax.tree.map(zero_cotangent, inputs.tolerances),
+    )
+
+
+def _reverse_stored(n_steps: jax.Array, store: Store, pull: Any, ct: _Cotangents) -> _Cotangents:
+    """Pull back through steps whose states are all there, by step."""
+
+    def body(carry: tuple[jax.Array, _Cotangents]) -> tuple[jax.Array, _Cotangents]:
+        i, ct = carry
+        return i - 1, pull(i, jax.tree.map(lambda leaf: leaf[i], store.states), ct)
+
+    return jax.lax.while_loop(lambda carry: carry[0] >= 0, body, (n_steps - 1, ct))[1]
+
+
+def _pull_dense(
+    solver: Adaptive,
+    ts: jax.Array,
+    ct_states: PyTree,
+    t: jax.Array,
+    t_next: jax.Array,
+    inside: Any,
+    ct_inside: Any,
+    ct_t: jax.Array,
+    ct_ts: jax.Array,
+) -> tuple[Any, jax.Array, jax.Array]:
+    """Add the cotangents of the asked times that one step's interpolant serves."""
+    sign = jnp.sign(t_next - t)
+    covered = (sign * (ts - t) > 0) & (sign * (ts - t_next) <= 0)
+    first = jnp.argmax(covered).astype(jnp.int32)
+
+    def body(carry: Any) -> Any:
+        j, ct_inside, ct_t, ct_ts = carry
+        state = lambda t, inside, t_j: interpolate_step(solver.tableau, t, *inside, t_j)
+        _, pullback = jax.vjp(state, t, inside, ts[j])
+        d_t, d_inside, d_tj = pullback(jax.tree.map(lambda leaf: leaf[j], ct_states))
+        return j + 1, jax.tree.map(jnp.add, ct_inside, d_inside), ct_t + d_t, ct_ts.at[j].add(d_tj)
+
+    end = first + jnp.sum(covered).astype(jnp.int32)
+    return jax.lax.while_loop(lambda carry: carry[0] < end, body, (first, ct_inside, ct_t, ct_ts))[1:]
