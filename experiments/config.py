@@ -104,7 +104,11 @@ class Config:
         for name in ("decay_epochs", "refine_epochs"):
             epochs = getattr(self, name)
             rising = all(a < b for a, b in zip((0, *epochs), epochs, strict=False))
-            check(name, f"rising epochs from 1 to {self.epochs - 1}", rising and all(e < self.epochs for e in epochs))
+            check(
+                name,
+                f"rising epochs from 1 to {self.epochs - 1}",
+                rising and all(e < self.epochs for e in epochs),
+            )
 
     def level(self, epoch: int) -> int:
         """Refinements done before the given epoch starts."""

@@ -103,17 +103,23 @@ class Run:
                 raise RunError(f"--resume: there is no run in {folder}; leave --resume out to start one")
             run = cls(folder)
             run.update(
-                status="running", config=dataclasses.asdict(config), environment=environment(), results={}, resumed=[]
+                status="running",
+                config=dataclasses.asdict(config),
+                environment=environment(),
+                results={},
+                resumed=[],
             )
             return run
         if not resume:
             how = "it is finished" if manifest["status"] == "finished" else "--resume goes on with it"
             raise RunError(
-                f"{folder} holds a run ({manifest['status']}): {how}; --overwrite starts anew and deletes it, "
-                "--run-dir starts elsewhere"
+                f"{folder} holds a run ({manifest['status']}): {how}; --overwrite starts anew and deletes "
+                "it, --run-dir starts elsewhere"
             )
         stored, wanted = manifest["config"], json.loads(json.dumps(dataclasses.asdict(config)))
-        changed = [f"{k} was {stored.get(k)!r}, is {wanted[k]!r}" for k in wanted if stored.get(k) != wanted[k]]
+        changed = [
+            f"{k} was {stored.get(k)!r}, is {wanted[k]!r}" for k in wanted if stored.get(k) != wanted[k]
+        ]
         if changed:
             raise RunError(f"--resume: the run in {folder} has another config: {'; '.join(changed)}")
         run = cls(folder)
@@ -207,11 +213,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def pick_weights(params: PyTree, n_weights: int = 40) -> dict[str, np.ndarray]:
-    """The same few kernel entries of each block at any level of refinement: `{block: [n_basis, n_weights]}`."""
+    """The same few kernel entries of each block at any level, `{block: [n_basis, n_weights]}`."""
     picked = {}
     for block, tree in params.items():
         if "coefficients" in tree:
-            leaves = [leaf for leaf in jax.device_get(jax.tree.leaves(tree["coefficients"])) if leaf.ndim == 5]
+            leaves = [
+                leaf for leaf in jax.device_get(jax.tree.leaves(tree["coefficients"])) if leaf.ndim == 5
+            ]
             entries = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
             n_picked = min(n_weights, entries.shape[1])
             picked[block] = entries[:, np.random.default_rng(0).permutation(entries.shape[1])[:n_picked]]
@@ -233,12 +241,16 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
     """
     record, checkpoints = read_manifest(folder), (folder / "checkpoints" / which).absolute()
     if record is None:
-        raise RunError(f"there is no run in {folder}: it has no manifest.json; train one with experiments.train")
+        raise RunError(
+            f"there is no run in {folder}: it has no manifest.json; train one with experiments.train"
+        )
     steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
     if not steps:
         raise RunError(f"the run in {folder} has no {which!r} checkpoint yet (status: {record['status']})")
     path, device = checkpoints / str(max(steps)), jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), notes=ocp.JsonCheckpointHandler())
+    handler = ocp.CompositeCheckpointHandler(
+        state=ocp.PyTreeCheckpointHandler(), notes=ocp.JsonCheckpointHandler()
+    )
     with ocp.Checkpointer(handler) as checkpointer:
         # The shapes come from the checkpoint, so that no data need be read to know them.
         saved = checkpointer.metadata(path).item_metadata["state"].tree

@@ -17,9 +17,9 @@ Norm = Literal["batch", "sample"]
 class StepController:
     """The next step size from the error of this one.
 
-        factor = safety * E_n^(-(I + P) / (q + 1)) * E_{n-1}^(P / (q + 1)),  clipped to [min_factor, max_factor]
+        factor = safety * E_n^(-(I + P) / (q + 1)) * E_{n-1}^(P / (q + 1))
 
-    with E the scaled error (accepted where E <= 1) and q the embedded order. The default is the controller
+    clipped to [min_factor, max_factor], with E the scaled error (accepted where E <= 1) and q the embedded order. The default is the controller
     of the ACA paper's code, I = 1 and P = 0, in which an accepted step never shrinks h. A PI controller is
     `StepController(integral=0.3, proportional=0.4, shrink_accepted=True)` (Hairer & Wanner II, IV.2).
 
@@ -45,11 +45,13 @@ class StepController:
             raise ValueError(f"safety={self.safety}: expected a number in (0, 1]")
         if not 0 < self.min_factor < 1 < self.max_factor:
             raise ValueError(
-                f"min_factor={self.min_factor}, max_factor={self.max_factor}: expected 0 < min_factor < 1 < max_factor"
+                f"min_factor={self.min_factor}, max_factor={self.max_factor}: "
+                "expected 0 < min_factor < 1 < max_factor"
             )
         if min(self.integral, self.proportional) < 0 or self.integral + self.proportional == 0:
             raise ValueError(
-                f"integral={self.integral}, proportional={self.proportional}: expected numbers of at least 0, not both 0"
+                f"integral={self.integral}, proportional={self.proportional}: "
+                "expected numbers of at least 0, not both 0"
             )
 
     def factor(self, error: jax.Array, previous: jax.Array, embedded_order: int) -> jax.Array:

@@ -7,4 +7,6 @@ import dataclasses
 
 from experiments.configs import digits
 
-CONFIG = dataclasses.replace(digits.CONFIG, scheme="euler", n_basis=8, n_steps=8, epsilon=8.0, refine_epochs=())
+CONFIG = dataclasses.replace(
+    digits.CONFIG, scheme="euler", n_basis=8, n_steps=8, epsilon=8.0, refine_epochs=()
+)

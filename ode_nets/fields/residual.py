@@ -20,9 +20,9 @@ Order = Literal["bn-relu-conv", "conv-bn-relu", "conv-relu-bn"]
 class ResidualUnit:
     """Two convolutions with batch norm: R(x, theta) of a residual network.
 
-        bn-relu-conv:  R = s * conv(relu(bn(conv(relu(bn(x))))))   (pre-activation; ContinuousNet sec. 4.1, eq. 29)
+        bn-relu-conv:  R = s * conv(relu(bn(conv(relu(bn(x))))))   (pre-activation; ContinuousNet eq. 29)
         conv-bn-relu:  R = s * relu(bn(conv(relu(bn(conv(x))))))   (post-activation; ACA, the field of NODE18)
-        conv-relu-bn:  R = s * bn(relu(conv(bn(relu(conv(x))))))   (ContinuousNet, its authors' published default)
+        conv-relu-bn:  R = s * bn(relu(conv(bn(relu(conv(x))))))   (ContinuousNet, its published code)
 
     Args:
       channels: channels of the output, and of the input unless `in_channels` says otherwise.
@@ -80,7 +80,9 @@ class ResidualUnit:
         """Running statistics of the two batch norms before any data."""
         return {f"bn{i}": init_statistics(width) for i, width in enumerate(self._widths, start=1)}
 
-    def apply(self, params: PyTree, x: jax.Array, t: Any = 0.0, stats: PyTree = None) -> tuple[jax.Array, PyTree]:
+    def apply(
+        self, params: PyTree, x: jax.Array, t: Any = 0.0, stats: PyTree = None
+    ) -> tuple[jax.Array, PyTree]:
         """R(x, theta).
 
         Args:

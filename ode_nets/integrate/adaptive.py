@@ -39,7 +39,9 @@ def integrate_adaptive(problem: Problem, solver: Adaptive) -> Solution:
         after, taken = attempt(problem, solver, stops, run.trial)
         return next_run(problem, solver, run, after, taken)
 
-    run = jax.lax.while_loop(lambda run: is_running(run.trial, solver, len(stops)), body, first_run(problem, solver))
+    run = jax.lax.while_loop(
+        lambda run: is_running(run.trial, solver, len(stops)), body, first_run(problem, solver)
+    )
     return finish(problem, solver, stops, run)
 
 
@@ -77,7 +79,9 @@ def integrate_adaptive_bounded(
         def at(t: jax.Array, start: PyTree) -> PyTree:
             index = jnp.argmax(_covers(steps[0], t))
             taken, x = jax.tree.map(lambda leaf: leaf[index], steps)
-            state = interpolate_step(solver.tableau, taken.t, taken.h, x, [k for k, _ in taken.step.stages], t)
+            state = interpolate_step(
+                solver.tableau, taken.t, taken.h, x, [k for k, _ in taken.step.stages], t
+            )
             return jax.tree.map(lambda a, b: jnp.where(t == problem.t0, a, b), start, state)
 
         states = jax.vmap(at, in_axes=(0, None))(jnp.asarray(problem.ts), problem.x0)
@@ -90,11 +94,10 @@ def first_run(problem: Problem, solver: Adaptive) -> Run:
     def room(n: int) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape)), problem.x0)
 
-    dense = problem.ts is not None and solver.outputs == "dense"
     return Run(
         trial=begin(problem, solver),
         landed=room(len(stops_of(problem, solver))),
-        dense=room(len(problem.ts)) if dense else None,
+        dense=room(len(problem.ts)) if problem.ts is not None and solver.outputs == "dense" else None,
     )
 
 

@@ -79,7 +79,9 @@ def integrate_fixed(
     if n_sections == 1:
         carry, states = section_steps(carry, (first, jnp.int32(0)))
     else:
-        carry, states = jax.lax.scan(section_steps, carry, (sections, jnp.arange(n_sections, dtype=jnp.int32)))
+        carry, states = jax.lax.scan(
+            section_steps, carry, (sections, jnp.arange(n_sections, dtype=jnp.int32))
+        )
         states = jax.tree.map(lambda leaf: leaf.reshape(n_steps, *leaf.shape[2:]), states)
     x, aux = carry
     if asked is not None:
@@ -97,7 +99,7 @@ def integrate_fixed(
 def grid_step(
     problem: Problem, solver: FixedStep, read: Read | None, x: PyTree, section: PyTree, k: Any, local: Any
 ) -> tuple[PyTree, PyTree]:
-    """Step `k` of a uniform grid, the `local`-th of its section of the weights: the next state and reports."""
+    """Step `k` of a uniform grid, the `local`-th of its section of weights: the next state and reports."""
     tableau, h = solver.tableau, (problem.t1 - problem.t0) / solver.n_steps
 
     def evaluate(i: int, t: jax.Array, x_i: PyTree) -> tuple[PyTree, PyTree]:
@@ -140,7 +142,7 @@ def grid_indices(problem: Problem, n_steps: int) -> np.ndarray:
     if off.any():
         bad = float(np.asarray(problem.ts)[off][0])
         raise ValueError(
-            f"ts contains {bad}, which is not one of the {n_steps + 1} grid points t0 + k * {(t1 - t0) / n_steps}; "
-            "choose n_steps so that it is, or use an Adaptive solver"
+            f"ts contains {bad}, which is not one of the {n_steps + 1} grid points "
+            f"t0 + k * {(t1 - t0) / n_steps}; choose n_steps so that it is, or use an Adaptive solver"
         )
     return indices

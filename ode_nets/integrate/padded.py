@@ -1,4 +1,4 @@
-"""Fixed steps whose scheme and number are arrays: many manifestations of one model in one compiled program."""
+"""Fixed steps whose scheme and number are arrays: many manifestations of a model in one compiled program."""
 
 from __future__ import annotations
 
@@ -138,4 +138,3 @@ def integrate_padded(problem: Problem, solver: PaddedStep) -> Solution:
         n_rejected=jnp.int32(0),
         result=jnp.where(is_finite(x), Result.SUCCESS, Result.NON_FINITE).astype(jnp.int32),
     )
-

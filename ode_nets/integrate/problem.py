@@ -30,11 +30,20 @@ class Result(enum.IntEnum):
 
 
 @runtime_checkable
-class WeightFunction(Protocol):
-    """theta(t): a pytree that can be read at any time and, exactly, on a uniform grid."""
+class TimeDependent(Protocol):
+    """A pytree that can be read at any time."""
+
+    @property
+    def continuous(self) -> bool:
+        """Whether theta(t) has no jumps."""
 
     def at(self, t: Any, side: Any = 1) -> PyTree:
         """theta(t); at a jump the limit from the right (`side=1`) or from the left (`side=-1`)."""
+
+
+@runtime_checkable
+class WeightFunction(TimeDependent, Protocol):
+    """theta(t): a pytree that can be read at any time and, exactly, on a uniform grid."""
 
     def n_sections(self, n_steps: int) -> int:
         """Largest number of equal sections of the grid that share no coefficient; divides `n_steps`."""
@@ -87,7 +96,7 @@ class Problem:
 
 def theta_at(weights: PyTree, t: Any, side: Any = 1) -> PyTree:
     """theta(t) of a weight function; anything else is a theta that does not depend on time."""
-    return weights.at(t, side) if isinstance(weights, WeightFunction) else weights
+    return weights.at(t, side) if isinstance(weights, TimeDependent) else weights
 
 
 def make_problem(

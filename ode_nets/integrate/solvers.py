@@ -51,7 +51,8 @@ class Adaptive:
       max_steps: bound on trials, accepted and rejected together.
       min_step: smallest step before the solve gives up; `None` for the spacing of floating-point times.
       controller: next step from error.
-      norm: `"batch"` controls the error of the whole state, `"sample"` that of the worst sample (leading axis).
+      norm: `"batch"` controls the error of the whole state, `"sample"` that of the worst sample
+        (leading axis).
       outputs: how asked times `ts` are met: `"clip"` shortens steps to land on them, `"dense"` leaves the
         steps alone and uses the tableau's interpolant.
 
@@ -74,10 +75,15 @@ class Adaptive:
         object.__setattr__(self, "tableau", get_tableau(self.tableau))
         if self.tableau.b_error is None:
             raise ValueError(
-                f"tableau {self.tableau.name!r} has no error estimate; use heun_euler, bosh3, fehlberg21, dopri5 or "
-                "tsit5, or FixedStep"
+                f"tableau {self.tableau.name!r} has no error estimate; use heun_euler, bosh3, fehlberg21, "
+                "dopri5 or tsit5, or FixedStep"
             )
-        for name, lowest in (("rtol", "above 0"), ("atol", "at least 0"), ("first_step", "above 0"), ("min_step", "above 0")):
+        for name, lowest in (
+            ("rtol", "above 0"),
+            ("atol", "at least 0"),
+            ("first_step", "above 0"),
+            ("min_step", "above 0"),
+        ):
             value = getattr(self, name)
             if value is None or isinstance(value, jax.core.Tracer):
                 continue

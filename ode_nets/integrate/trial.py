@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.control import initial_step, scaled_norm
-from ode_nets.integrate.problem import Problem, PyTree, Result, WeightFunction, theta_at
+from ode_nets.integrate.problem import Problem, PyTree, Result, theta_at
 from ode_nets.integrate.solvers import Adaptive
 from ode_nets.stepping import Stage, Step, rk_step
 from ode_nets.tableaus import Tableau
@@ -71,8 +71,7 @@ def reuses_last(problem: Problem, tableau: Tableau) -> bool:
 
     Not across weights with jumps: the two stages read them from different sides.
     """
-    smooth = not isinstance(problem.weights, WeightFunction) or getattr(problem.weights, "continuous", False)
-    return tableau.fsal and smooth
+    return tableau.fsal and getattr(problem.weights, "continuous", True)
 
 
 def begin(problem: Problem, solver: Adaptive) -> Trial:

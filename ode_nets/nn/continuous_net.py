@@ -90,7 +90,7 @@ def WideContinuousNet(**changes: Any) -> ContinuousNet:  # noqa: N802 - it reads
     Args:
       **changes: attributes of `ContinuousNet` to set otherwise.
     """
-    defaults = {
+    defaults: dict[str, Any] = {
         "n_classes": 100,
         "widths": (64, 128, 256),
         "basis": PiecewiseConstant(8),

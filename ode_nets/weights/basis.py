@@ -80,6 +80,11 @@ class Basis(ABC):
     nodal: ClassVar[bool] = False
     """Whether the coefficients are values of theta at the nodes."""
 
+    @property
+    def continuous(self) -> bool:
+        """Whether every function is."""
+        return True
+
     def __post_init__(self) -> None:
         if isinstance(self.n_basis, bool) or not isinstance(self.n_basis, int) or self.n_basis < 1:
             raise ValueError(
@@ -141,6 +146,11 @@ class PiecewiseConstant(Basis):
     """Indicators of M equal intervals: the weights of a residual network (ContinuousNet eq. 25)."""
 
     nodal: ClassVar[bool] = True
+
+    @property
+    def continuous(self) -> bool:
+        """Only a single constant is."""
+        return self.n_basis == 1
 
     def evaluate(self, u: Array, side: Any = 1) -> Array:
         u = _floating(u)

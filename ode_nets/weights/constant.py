@@ -38,6 +38,11 @@ class Constant:
             raise ValueError(f"domain={self.domain}: expected (t0, t1) with t0 < t1")
         object.__setattr__(self, "domain", (t0, t1))
 
+    @property
+    def continuous(self) -> bool:
+        """theta does not jump."""
+        return True
+
     def at(self, t: Any, side: Any = 1) -> PyTree:
         """theta, whatever the time."""
         return self.theta

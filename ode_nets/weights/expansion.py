@@ -70,6 +70,11 @@ class BasisExpansion:
         """The dtype basis functions are evaluated in: that of the coefficients, at least float32."""
         return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(self.coefficients)))
 
+    @property
+    def continuous(self) -> bool:
+        """Whether theta(t) has no jumps."""
+        return self.basis.continuous
+
     def at(self, t: Any, side: Any = 1) -> PyTree:
         """theta(t), leaves without the leading axis.
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-
 PyTree = Any
 
 
@@ -38,6 +37,11 @@ class Joint:
             raise ValueError(f"parts have the domains {sorted(domains)}: expected one domain for all")
         return domains.pop()
 
+    @property
+    def continuous(self) -> bool:
+        """Whether no part has jumps."""
+        return all(part.continuous for part in self.parts.values())
+
     def at(self, t: Any, side: Any = 1) -> PyTree:
         """Every part at time t."""
         return {name: part.at(t, side) for name, part in self.parts.items()}
@@ -57,6 +61,6 @@ class Joint:
 
     def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
         """Every part at one stage node; see `WeightFunction.at_node`."""
-        return {name: part.at_node(step, n_steps, numerator, denominator) for name, part in self.parts.items()}
-
-
+        return {
+            name: part.at_node(step, n_steps, numerator, denominator) for name, part in self.parts.items()
+        }

@@ -1,0 +1,217 @@
+"""The continuous adjoint: an augmented system integrated backward in time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ode_nets.gradients.closure import Closed, add, as_cotangents, close_over, zero_cotangent, zeros
+from ode_nets.integrate import (
+    Adaptive,
+    FixedStep,
+    Problem,
+    Solution,
+    integrate_adaptive,
+    integrate_fixed,
+    theta_at,
+)
+from ode_nets.integrate.fixed import grid_indices
+from ode_nets.integrate.trial import evaluator
+from ode_nets.stepping import rk_step
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Backsolve:
+    """The adjoint method of Chen et al. (lecture, "augmented adjoint based ODE"): optimize-then-discretize.
+
+        d/dt [x, a, g] = [f, -a df/dx, -a df/dtheta],  solved from t1 back to t0 from [x(t1), dL/dx(t1), 0]
+
+    Memory does not depend on the number of steps, since x(t) is solved again backward. What comes back is not
+    the trajectory that went out (ACA sec. 3.2), so the gradient is only as accurate as both solves; it
+    approaches that of the other methods as the tolerance goes to zero. With `ts`, the backward solve starts
+    again from the stored state at each asked time.
+
+    Args:
+      rtol, atol: tolerances of the backward solve; `None` for the solver's own.
+
+    What the field reports as aux carries no gradient. Reverse mode only.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+
+    def run(self, problem: Problem, solver: Adaptive | FixedStep) -> Solution:
+        """Solve `problem` with `solver`."""
+        closed = close_over(problem)
+        tolerances = (solver.rtol, solver.atol, solver.first_step) if isinstance(solver, Adaptive) else ()
+        inputs = _Inputs(
+            problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts, tolerances
+        )
+        asked = grid_indices(problem, solver.n_steps) if problem.ts is not None and isinstance(solver, FixedStep) else None
+
+        def forward(inputs: _Inputs) -> Solution:
+            # Asked times of a fixed grid stay those known at trace time.
+            ts = problem.ts if isinstance(solver, FixedStep) else inputs.ts
+            times = (problem.t0, problem.t1) if asked is not None else (inputs.t0, inputs.t1)
+            again = Problem(
+                closed.field(inputs.consts), inputs.x0, inputs.weights, *times, ts, problem.on_domain
+            )
+            if isinstance(solver, FixedStep):
+                return integrate_fixed(again, solver)
+            return integrate_adaptive(again, with_tolerances(solver, inputs.tolerances))
+
+        def keep(inputs: _Inputs) -> tuple[Solution, tuple[_Inputs, PyTree]]:
+            solution = forward(inputs)
+            return solution, (inputs, solution.x)
+
+        def backward(residuals: tuple[_Inputs, PyTree], cotangent: Solution) -> tuple[_Inputs]:
+            inputs, x = residuals
+            if isinstance(solver, FixedStep):
+                return (_backward_fixed(closed, solver, asked, inputs, x, cotangent.x),)
+            return (_backward_adaptive(closed, solver, self, inputs, x, cotangent.x),)
+
+        solve = jax.custom_vjp(forward)
+        solve.defvjp(keep, backward)
+        return solve(jax.tree.map(jnp.asarray, inputs))
+
+
+class _Inputs(NamedTuple):
+    """All arrays that a solve depends on."""
+
+    x0: PyTree
+    weights: PyTree
+    t0: Any
+    t1: Any
+    ts: Any
+    consts: Any
+    tolerances: Any
+
+
+class _Augmented(NamedTuple):
+    x: PyTree
+    adjoint: PyTree
+    gradient: Any
+    """Of the weights and of what the field closed over."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Sided:
+    """Weights of the augmented system: the weights themselves, and the side to read them from."""
+
+    weights: PyTree
+    consts: Any
+
+    @property
+    def continuous(self) -> bool:
+        return bool(getattr(self.weights, "continuous", True))
+
+    def at(self, t: Any, side: Any = 1) -> PyTree:
+        return self.weights, self.consts, side
+
+
+def with_tolerances(solver: Adaptive, tolerances: tuple[Any, Any, Any]) -> Adaptive:
+    """A solver with its tolerances and its first step as other (traced) values."""
+    rtol, atol, first_step = tolerances
+    return dataclasses.replace(solver, rtol=rtol, atol=atol, first_step=first_step)
+
+
+def _augmented_field(closed: Closed) -> Any:
+    def field(t: Any, state: _Augmented, theta: PyTree) -> tuple[_Augmented, PyTree]:
+        weights, consts, side = theta
+
+        def slope(x: PyTree, weights: PyTree, consts: Any) -> PyTree:
+            return closed.field(consts)(t, x, theta_at(weights, t, side))[0]
+
+        dx, pullback = jax.vjp(slope, state.x, weights, consts)
+        d_x, *d_theta = pullback(state.adjoint)
+        minus = lambda tree: jax.tree.map(jnp.negative, tree)
+        d_theta = add(zeros((weights, consts)), tuple(d_theta))
+        return _Augmented(dx, minus(d_x), minus(d_theta)), ()
+
+    return field
+
+
+def _time_cotangent(closed: Closed, inputs: _Inputs, t: jax.Array, x: PyTree, ct: PyTree) -> jax.Array:
+    """d/dt of a state asked for at time t, against its cotangent: <ct, f(t, x)>."""
+    slope = closed.field(inputs.consts)(t, x, theta_at(inputs.weights, t))[0]
+    return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(ct), jax.tree.leaves(slope), strict=True)).astype(t.dtype)
+
+
+def _result(closed: Closed, inputs: _Inputs, end: _Augmented, ct_t1: Any, ct_ts: Any) -> _Inputs:
+    d_weights, d_consts = end.gradient
+    return _Inputs(
+        x0=end.adjoint,
+        weights=as_cotangents(inputs.weights, d_weights),
+        t0=-_time_cotangent(closed, inputs, inputs.t0, inputs.x0, end.adjoint),
+        t1=ct_t1,
+        ts=ct_ts,
+        consts=as_cotangents(inputs.consts, d_consts),
+        tolerances=jax.tree.map(zero_cotangent, inputs.tolerances),
+    )
+
+
+def _backward_adaptive(
+    closed: Closed, solver: Adaptive, method: Backsolve, inputs: _Inputs, x: PyTree, ct: PyTree
+) -> _Inputs:
+    rtol, atol, first_step = inputs.tolerances
+    rtol = rtol if method.rtol is None else method.rtol
+    atol = atol if method.atol is None else method.atol
+    # The error of the augmented system has no batch axis to look at sample by sample.
+    again = dataclasses.replace(with_tolerances(solver, (rtol, atol, first_step)), norm="batch")
+    single = inputs.ts is None
+    times = jnp.concatenate([inputs.t0[None], inputs.t1[None] if single else inputs.ts])
+    states, cts = (jax.tree.map(lambda leaf: leaf[None], tree) if single else tree for tree in (x, ct))
+
+    def segment(carry: tuple[PyTree, Any], inputs_: Any) -> tuple[tuple[PyTree, Any], jax.Array]:
+        adjoint, gradient = carry
+        t_from, t_to, x, ct = inputs_
+        start = _Augmented(x, jax.tree.map(jnp.add, adjoint, ct), gradient)
+        weights = _Sided(inputs.weights, inputs.consts)
+        problem = Problem(_augmented_field(closed), start, weights, t_from, t_to, None, False)
+        end = integrate_adaptive(problem, again).x
+        return (end.adjoint, end.gradient), _time_cotangent(closed, inputs, t_from, x, ct)
+
+    start = (jax.tree.map(jnp.zeros_like, inputs.x0), zeros((inputs.weights, inputs.consts)))
+    xs = (times[1:], times[:-1], states, cts)
+    (adjoint, gradient), ct_times = jax.lax.scan(segment, start, xs, reverse=True)
+    ct_t1 = ct_times[0] if single else jnp.zeros_like(inputs.t1)
+    end = _Augmented(inputs.x0, adjoint, gradient)
+    return _result(closed, inputs, end, ct_t1, None if single else ct_times)
+
+
+def _backward_fixed(
+    closed: Closed, solver: FixedStep, asked: np.ndarray | None, inputs: _Inputs, x: PyTree, ct: PyTree
+) -> _Inputs:
+    n_steps, tableau = solver.n_steps, solver.tableau
+    h = (inputs.t1 - inputs.t0) / n_steps
+    indices = np.array([n_steps]) if asked is None else asked
+    states, cts = (jax.tree.map(lambda leaf: leaf[None], tree) if asked is None else tree for tree in (x, ct))
+    # One row a grid point: what arrives there, and the state to start again from.
+    at_grid = jax.tree.map(lambda leaf: jnp.zeros((n_steps + 1, *leaf.shape[1:]), leaf.dtype).at[indices].add(leaf), cts)
+    slot = np.full(n_steps + 1, -1, np.int32)
+    slot[indices] = np.arange(len(indices))
+    problem = Problem(
+        _augmented_field(closed), None, _Sided(inputs.weights, inputs.consts), inputs.t1, inputs.t0, None, False
+    )
+    evaluate = evaluator(problem, tableau, -jnp.sign(h))
+
+    def step(state: _Augmented, inputs_: Any) -> tuple[_Augmented, None]:
+        k, j, arriving = inputs_
+        x = jax.tree.map(lambda a, b: jnp.where(j >= 0, b[j], a), state.x, states)
+        state = _Augmented(x, jax.tree.map(jnp.add, state.adjoint, arriving), state.gradient)
+        return rk_step(tableau, evaluate, inputs.t0 + (k + 1) * h, state, -h).x, None
+
+    nothing = jax.tree.map(jnp.zeros_like, inputs.x0)
+    start = _Augmented(nothing, nothing, zeros((inputs.weights, inputs.consts)))
+    xs = (jnp.arange(n_steps), slot[1:], jax.tree.map(lambda leaf: leaf[1:], at_grid))
+    end, _ = jax.lax.scan(step, start, xs, reverse=True)
+    end = end._replace(adjoint=jax.tree.map(lambda a, b: a + b[0], end.adjoint, at_grid))
+    ct_t1 = _time_cotangent(closed, inputs, inputs.t1, x, ct) if asked is None else jnp.zeros_like(inputs.t1)
+    return _result(closed, inputs, end, ct_t1, None if inputs.ts is None else jnp.zeros_like(inputs.ts))
