@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from typing import Any, Literal, get_args
 
 from ode_nets.fields.residual import Order
@@ -35,7 +37,7 @@ class Config:
     """Flip half of the images left to right."""
 
     architecture: Architecture = "continuous_net"
-    """Which family of networks."""
+    """Which family of networks; a resnet reads widths, n_steps (units a block) and skip_init of these."""
     widths: tuple[int, ...] = (16, 32, 64)
     """Channels of each block."""
     basis: BasisName = "piecewise_constant"
@@ -64,7 +66,7 @@ class Config:
     learning_rate: float = 0.1
     """Of SGD at the start."""
     decay_epochs: tuple[int, ...] = (30, 60, 90)
-    """Epochs before which the learning rate is multiplied by `decay_factor`."""
+    """Epochs before which the learning rate is multiplied by `decay_factor`; late ones never come."""
     decay_factor: float = 0.1
     """Factor of the step decay."""
     momentum: float = 0.9
@@ -72,11 +74,15 @@ class Config:
     weight_decay: float = 5e-4
     """L2 penalty on all parameters, added to the gradient."""
     refine_epochs: tuple[int, ...] = ()
-    """Epochs before which M and N_t are doubled (ContinuousNet sec. 5.2)."""
+    """Epochs before which M and N_t are doubled (ContinuousNet sec. 5.2); late ones never come."""
     seed: int = 0
     """Of initial values, data order, augmentation and the validation split."""
 
     def __post_init__(self) -> None:
+        for name in ("widths", "decay_epochs", "refine_epochs"):
+            # A list, which JSON has in a tuple's place, could not be hashed.
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
         def check(name: str, allowed: str, good: bool) -> None:
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
@@ -92,23 +98,23 @@ class Config:
             check(name, f"one of {', '.join(map(str, choices))}", getattr(self, name) in choices)
         for name in ("n_basis", "n_steps", "epochs", "batch_size"):
             check(name, "at least 1", getattr(self, name) >= 1)
-        for name in ("crop_pad", "weight_decay", "seed"):
+        for name in ("crop_pad", "seed"):
             check(name, "at least 0", getattr(self, name) >= 0)
+        check("weight_decay", "a finite number of at least 0", 0 <= self.weight_decay < math.inf)
         for name in ("learning_rate", "epsilon"):
-            check(name, "a number above 0", getattr(self, name) > 0)
+            check(name, "a finite number above 0", 0 < getattr(self, name) < math.inf)
         for name in ("validation_fraction", "momentum"):
             check(name, "a number in [0, 1)", 0 <= getattr(self, name) < 1)
         check("decay_factor", "a number in (0, 1]", 0 < self.decay_factor <= 1)
-        check("limit", "None or at least batch_size", self.limit is None or self.limit >= self.batch_size)
+        good = self.limit is None or self.limit >= self.batch_size
+        check("limit", f"None or at least batch_size={self.batch_size}", good)
         check("widths", "one width or more, each at least 1", bool(self.widths) and min(self.widths) >= 1)
         for name in ("decay_epochs", "refine_epochs"):
-            epochs = getattr(self, name)
-            rising = all(a < b for a, b in zip((0, *epochs), epochs, strict=False))
-            check(
-                name,
-                f"rising epochs from 1 to {self.epochs - 1}",
-                rising and all(e < self.epochs for e in epochs),
-            )
+            epochs = (0, *getattr(self, name))
+            check(name, "rising epochs, each at least 1", all(a < b for a, b in itertools.pairwise(epochs)))
+        if self.architecture == "resnet":
+            check("refine_epochs", "none for architecture='resnet'", not self.refine_epochs)
+            check("compute_dtype", "None for architecture='resnet'", self.compute_dtype is None)
 
     def level(self, epoch: int) -> int:
         """Refinements done before the given epoch starts."""
@@ -117,4 +123,4 @@ class Config:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Config:
         """The config that `dataclasses.asdict` and JSON turned into `record`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+        return cls(**record)

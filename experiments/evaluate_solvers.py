@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
 from rich.console import Console
@@ -42,7 +41,8 @@ if TYPE_CHECKING:
 
 PyTree = Any
 Row = dict[str, Any]
-BATCH_SIZE = 250
+Batches = Callable[[], Iterator[tuple[jax.Array, jax.Array]]]
+MAX_BATCH_SIZE = 250
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,36 +124,35 @@ def loaded(folder: Path, which: str) -> tuple[Config, nn.Module, PyTree, dict[st
     return config, net, variables, notes
 
 
-def images_of(config: Config, split: str) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Images and labels of a split, and the scaling, as the run saw them.
-
-    Raises:
-      RunError: if the split holds no images.
-    """
-    dataset = data.load(
+def dataset_of(config: Config) -> data.Dataset:
+    """The images of a run, split as it saw them."""
+    return data.load(
         config.dataset,
         data_dir=config.data_dir,
         validation_fraction=config.validation_fraction,
         seed=config.seed,
         limit=config.limit,
     )
+
+
+def make_batches(dataset: data.Dataset, split: str) -> tuple[Batches, int]:
+    """Batches of a split as `manifest.run_swap` takes them, scaled and of one shape, and the number of images.
+
+    Raises:
+      RunError: if the split holds no images.
+    """
     images, labels = getattr(dataset, f"x_{split}"), getattr(dataset, f"y_{split}")
     if not len(images):
-        raise RunError(f"the run has no {split} images (validation_fraction={config.validation_fraction})")
-    return images, labels, (dataset.mean, dataset.std)
-
-
-def make_batches(
-    images: np.ndarray, labels: np.ndarray, scaling: Any, batch_size: int = BATCH_SIZE
-) -> Callable[[], Iterator[tuple[jax.Array, jax.Array]]]:
-    """Batches as `manifest.run_swap` takes them, scaled, of one shape."""
+        raise RunError(f"the run has no {split} images: it was trained with validation_fraction=0")
+    n_batches = -(-len(images) // MAX_BATCH_SIZE)
+    batch_size = -(-len(images) // n_batches)
     scale = jax.jit(data.normalize)
 
     def batches() -> Iterator[tuple[jax.Array, jax.Array]]:
         for x, y in padded_batches(images, labels, batch_size):
-            yield scale(x, *scaling), jnp.asarray(y)
+            yield scale(x, dataset.mean, dataset.std), jnp.asarray(y)
 
-    return batches
+    return batches, len(images)
 
 
 def memory_bound(memory_gib: float | None) -> int:
@@ -167,7 +166,7 @@ def evaluate_grid(
     net: nn.Module,
     variables: PyTree,
     grid: list[tuple[str, int]],
-    batches: Callable[[], Iterator[tuple[jax.Array, jax.Array]]],
+    batches: Batches,
     n_images: int,
     lanes: int | None = None,
     memory_gib: float | None = None,
@@ -210,15 +209,14 @@ def evaluate_grid(
 def swap_run(folder: Path, options: Options) -> Swapped:
     """The grid of one run, written into its folder as swap.csv and swap.json."""
     config, net, variables, notes = loaded(folder, options.checkpoint)
-    images, labels, scaling = images_of(config, options.split)
+    batches, n_images = make_batches(dataset_of(config), options.split)
     trained = (config.scheme, net.solver.n_steps)
     steps = sorted({*(options.n_steps or default_steps(trained[1]))})
     grid = [(scheme, n) for scheme in options.schemes for n in steps]
     # Every curve is read against the manifestation that was trained.
     grid += [own for own in ((config.scheme, n) for n in {*steps, trained[1]}) if own not in grid]
-    batches = make_batches(images, labels, scaling)
     rows, program = evaluate_grid(
-        net, variables, grid, batches, len(images), options.lanes, options.memory_gib
+        net, variables, grid, batches, n_images, options.lanes, options.memory_gib
     )
     record = {
         "run": str(folder),
@@ -226,7 +224,7 @@ def swap_run(folder: Path, options: Options) -> Swapped:
         "step": notes["step"],
         "seed": config.seed,
         "split": options.split,
-        "n_images": len(images),
+        "n_images": n_images,
         "trained": {"scheme": trained[0], "n_steps": trained[1], "basis": repr(net.basis), "epsilon": net.epsilon},
         "program": program,
         "environment": environment(),

@@ -24,6 +24,8 @@ from experiments.config import Config
 PyTree = Any
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy")
 
+FOLDERS = ("checkpoints", "tensorboard", "snapshots", "swap")
+
 
 class RunError(Exception):
     """A run that cannot start or go on; the message says what to do."""
@@ -32,10 +34,12 @@ class RunError(Exception):
 def environment() -> dict[str, Any]:
     """Device, versions and revision: what a result depends on beside its config."""
     device = jax.devices()[0]
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True, cwd=Path(__file__).parent, check=False,
-    )  # fmt: skip
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        git = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+        revision = git.stdout.strip()
+    except OSError:
+        revision = ""
     return {
         "device": device.device_kind,
         "platform": device.platform,
@@ -44,7 +48,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "revision": git.stdout.strip() or "unknown",
+        "revision": revision or "unknown",
     }
 
 
@@ -86,51 +90,21 @@ class Run:
         """Open the folder of a new run, or of an interrupted one to go on with.
 
         Raises:
-          RunError: if the folder holds a run and neither `resume` nor `overwrite` is asked for, or the run
-            to resume was started with another config.
+          RunError: as `check_start`.
         """
-        manifest = read_manifest(folder)
-        if resume and overwrite:
-            raise RunError("--resume and --overwrite contradict each other; give one of them")
-        if manifest is not None and overwrite:
-            for name in ("checkpoints", "tensorboard", "snapshots", "swap"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "manifest.json"):
-                (folder / name).unlink(missing_ok=True)
-            manifest = None
-        if manifest is None:
-            if resume:
-                raise RunError(f"--resume: there is no run in {folder}; leave --resume out to start one")
+        manifest = check_start(folder, config, resume=resume, overwrite=overwrite)
+        if resume:
             run = cls(folder)
-            run.update(
-                status="running",
-                config=dataclasses.asdict(config),
-                environment=environment(),
-                results={},
-                resumed=[],
-            )
-            return run
-        if not resume:
-            how = "it is finished" if manifest["status"] == "finished" else "--resume goes on with it"
-            raise RunError(
-                f"{folder} holds a run ({manifest['status']}): {how}; --overwrite starts anew and deletes "
-                "it, --run-dir starts elsewhere"
-            )
-        stored, wanted = manifest["config"], json.loads(json.dumps(dataclasses.asdict(config)))
-        changed = [
-            f"{k} was {stored.get(k)!r}, is {wanted[k]!r}" for k in wanted if stored.get(k) != wanted[k]
-        ]
-        if changed:
-            raise RunError(f"--resume: the run in {folder} has another config: {'; '.join(changed)}")
-        run = cls(folder)
-        if manifest["status"] != "finished":
             run.update(status="running", resumed=[*manifest["resumed"], environment()])
-        return run
-
-    def results(self) -> dict[str, Any] | None:
-        """What a finished run found, or `None`."""
-        manifest = read_manifest(self.folder)
-        return manifest["results"] if manifest and manifest["status"] == "finished" else None
+            return run
+        # The manifest goes first and comes first, so that a kill in between leaves nothing that looks whole.
+        for name in ("manifest.json", "metrics.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        started = {"status": "running", "config": dataclasses.asdict(config), "environment": environment()}
+        write_json(folder / "manifest.json", started | {"results": {}, "resumed": []})
+        return cls(folder)
 
     def update(self, **entries: Any) -> None:
         """Change entries of the manifest."""
@@ -140,21 +114,26 @@ class Run:
         """Append one line of metrics, in JSON and in TensorBoard."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if self._board is None:
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(name, value, record["step"])
-        self._board.flush()
+        self._draw([record])
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that a resumed run will repeat."""
+        """Drop metrics of steps that a resumed run will repeat, and draw the curves anew from the others."""
         lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
         path = self.folder / "metrics.jsonl"
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         os.replace(partial, path)
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+        self._draw(lines)
+
+    def _draw(self, records: list[dict[str, Any]]) -> None:
+        if self._board is None:
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        for record in records:
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._board.add_scalar(name, value, record["step"])
+        self._board.flush()
 
     def save(self, which: str, step: int, state: PyTree, notes: dict[str, Any]) -> None:
         """Save a checkpoint, asynchronously and atomically; a step saved already is left alone."""
@@ -185,13 +164,54 @@ class Run:
             np.savez(file, **pick_weights(params))
         os.replace(partial, path)
 
-    def close(self) -> None:
-        """Wait until everything is on disk."""
+    def wait(self) -> None:
+        """Wait until every checkpoint is on disk."""
         for manager in self._managers.values():
             manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait until everything is on disk, and let go of it."""
+        self.wait()
+        for manager in self._managers.values():
             manager.close()
         if self._board is not None:
             self._board.close()
+
+
+def check_start(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+    """See whether a run can start in a folder, or go on there, without touching anything.
+
+    Returns:
+      The manifest of the run that lies there; empty if there is none.
+
+    Raises:
+      RunError: if the folder holds a run and neither `resume` nor `overwrite` is asked for, or the run to
+        resume was started with another config.
+    """
+    manifest = read_manifest(folder)
+    flags = "--overwrite deletes it and starts anew, --run-dir starts elsewhere"
+    if resume and overwrite:
+        raise RunError("--resume and --overwrite contradict each other; give one of them")
+    if resume:
+        if manifest is None:
+            raise RunError(f"--resume: there is no run in {folder}; leave --resume out to start one")
+        stored, wanted = manifest["config"], json.loads(json.dumps(dataclasses.asdict(config)))
+        changed = [
+            f"{key} was {stored.get(key)!r}, is {wanted.get(key)!r}"
+            for key in {**wanted, **stored}
+            if stored.get(key) != wanted.get(key)
+        ]
+        if changed:
+            raise RunError(
+                f"--resume: the run in {folder} has another config: {'; '.join(changed)}. Repeat the "
+                "settings it was started with, or start another run with --run-dir"
+            )
+    elif manifest is not None and not overwrite:
+        how = "" if manifest["status"] == "finished" else "--resume goes on with it, "
+        raise RunError(f"{folder} holds a run ({manifest['status']}): {how}{flags}")
+    elif not overwrite and (found := [name for name in FOLDERS if (folder / name).exists()]):
+        raise RunError(f"{folder} holds {', '.join(found)} without a manifest.json: {flags}")
+    return manifest or {}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -19,9 +19,10 @@ class StepController:
 
         factor = safety * E_n^(-(I + P) / (q + 1)) * E_{n-1}^(P / (q + 1))
 
-    clipped to [min_factor, max_factor], with E the scaled error (accepted where E <= 1) and q the embedded order. The default is the controller
-    of the ACA paper's code, I = 1 and P = 0, in which an accepted step never shrinks h. A PI controller is
-    `StepController(integral=0.3, proportional=0.4, shrink_accepted=True)` (Hairer & Wanner II, IV.2).
+    clipped to [min_factor, max_factor], with E the scaled error (accepted where E <= 1) and q the embedded
+    order. The default is the controller of the ACA paper's code, I = 1 and P = 0, in which an accepted step
+    never shrinks h. A PI controller is `StepController(integral=0.3, proportional=0.4, shrink_accepted=True)`
+    (Hairer & Wanner II, IV.2).
 
     Args:
       safety: aims below the tolerance, in (0, 1].
@@ -91,16 +92,27 @@ def scaled_norm(
         (leading axis of every leaf) and returns the worst sample's, so that no sample hides in a batch.
 
     Returns:
-      A scalar of at least float32.
+      A scalar of at least float32; NaN where a state is not finite or a (traced) tolerance is negative.
+
+    Raises:
+      ValueError: at trace time, if samples are asked for and leaves differ in their leading axis or lack one.
     """
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(error))
 
     def squares(e: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        scale = atol + rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)).astype(dtype)
-        return jnp.square(e.astype(dtype) / scale)
+        scale = (atol + rtol * jnp.maximum(jnp.abs(a), jnp.abs(b))).astype(dtype)
+        # With atol = 0, an entry that rests at zero has no error and no scale.
+        ratio = e.astype(dtype) / jnp.where((e == 0) & (scale == 0), 1, scale)
+        # The scale of a state that overflowed would excuse any error.
+        return jnp.square(jnp.where(jnp.isfinite(scale) & (scale >= 0), ratio, jnp.nan))
 
     leaves = jax.tree.leaves(jax.tree.map(squares, error, x, x_next))
     if kind == "sample":
+        if len({leaf.shape[:1] for leaf in leaves} | {()}) != 2:
+            raise ValueError(
+                f"norm='sample' with leaves of shapes {[leaf.shape for leaf in leaves]}: expected one leading "
+                "axis, the samples, in all of them; use norm='batch'"
+            )
         sums = sum(leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in leaves)
         return jnp.sqrt(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))
     return jnp.sqrt(sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves))
@@ -132,7 +144,9 @@ def initial_step(
       A scalar of the dtype of `t0`, with the sign of `span`.
     """
     d0, d1 = (scaled_norm(v, x0, x0, rtol, atol, kind) for v in (x0, f0))
-    h0 = jnp.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / jnp.where(d1 == 0, 1.0, d1))
+    # With atol = 0, a zero entry that moves makes its slope infinitely steep.
+    guess = 0.01 * d0 / jnp.where(d1 == 0, 1.0, d1)
+    h0 = jnp.where((d0 < 1e-5) | (d1 < 1e-5) | jnp.isinf(d1), 1e-6, guess)
     h0 = jnp.minimum(h0, jnp.abs(span)).astype(t0.dtype)
     signed = h0 * jnp.sign(span)
     x1 = jax.tree.map(lambda x, f: x + signed.astype(x.dtype) * f, x0, f0)
@@ -140,7 +154,7 @@ def initial_step(
     d2 = scaled_norm(change, x0, x0, rtol, atol, kind) / jnp.where(h0 == 0, 1.0, h0)
     steep = jnp.maximum(d1, d2)
     h1 = jnp.where(
-        steep <= 1e-15,
+        (steep <= 1e-15) | jnp.isinf(steep),
         jnp.maximum(1e-6, h0 * 1e-3),
         (0.01 / jnp.where(steep == 0, 1.0, steep)) ** (1.0 / (order + 1)),
     )

@@ -13,7 +13,7 @@ from ode_nets.tableaus import Number, Tableau
 PyTree = Any
 Stage = tuple[PyTree, PyTree]
 """What one field evaluation gives: `(dx, aux)`."""
-Evaluate = Callable[[int, jax.Array, PyTree], Stage]
+Evaluate = Callable[[int, Any, PyTree], Stage]
 """`evaluate(i, t, x) -> (dx, aux)`: the field at stage `i` (static), with the weights of that stage."""
 
 

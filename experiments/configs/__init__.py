@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import sys
 from typing import Any
 
@@ -11,13 +12,14 @@ import tyro
 from experiments.config import Config
 from experiments.configs import cifar10, cifar10_small, cifar100_wide, digits, digits_euler
 
-CONFIGS: dict[str, Config] = {
-    "digits": digits.CONFIG,
-    "digits_euler": digits_euler.CONFIG,
-    "cifar10": cifar10.CONFIG,
-    "cifar10_small": cifar10_small.CONFIG,
-    "cifar100_wide": cifar100_wide.CONFIG,
+MODULES = {
+    "digits": digits,
+    "digits_euler": digits_euler,
+    "cifar10": cifar10,
+    "cifar10_small": cifar10_small,
+    "cifar100_wide": cifar100_wide,
 }
+CONFIGS: dict[str, Config] = {name: module.CONFIG for name, module in MODULES.items()}
 
 
 def command_line(options: type[Any], prog: str, args: list[str] | None = None) -> tuple[str, Config, Any]:
@@ -32,23 +34,33 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
       Name of the config, the config with what was overridden, and the options. A wrong name, key or value
       ends the process with a message that says what is allowed.
     """
-    args = sys.argv[1:] if args is None else args
-    if not args or args[0] not in CONFIGS:
-        if args and args[0] not in ("-h", "--help"):
-            sys.exit(f"error: there is no config {args[0]!r}; the configs are {', '.join(CONFIGS)}")
-        lines = [f"  {name}: {dataclasses.asdict(config)}" for name, config in CONFIGS.items()]
-        print(f"usage: {prog} CONFIG [--key value ...]\n\n" + "\n".join(lines))
-        sys.exit(0 if args else 2)
-    name = args[0]
-    both = dataclasses.make_dataclass(
+    name, *keys = (sys.argv[1:] if args is None else args) or [""]
+    if name in ("", "-h", "--help"):
+        titles = [f"  {name:14} {(module.__doc__ or '').splitlines()[0]}" for name, module in MODULES.items()]
+        print(f"usage: {prog} CONFIG [--key value ...]\n\nconfigs:", *titles, "", sep="\n")
+        print(f"{prog} CONFIG --help lists the keys")
+        sys.exit(0 if name else 2)
+    if name not in MODULES:
+        sys.exit(f"error: there is no config {name!r}; the configs are {', '.join(MODULES)}")
+    both: Any = dataclasses.make_dataclass(
         "Settings",
         [
-            ("config", tyro.conf.OmitArgPrefixes[Config], dataclasses.field(default=CONFIGS[name])),
-            ("options", tyro.conf.OmitArgPrefixes[options], dataclasses.field(default_factory=options)),
+            ("config", Config, dataclasses.field(default=CONFIGS[name])),
+            ("run", options, dataclasses.field(default_factory=options)),
         ],
     )
-    try:
-        settings = tyro.cli(both, prog=f"{prog} {name}", args=args[1:])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    return name, settings.config, settings.options
+    settings, unknown = tyro.cli(
+        both,
+        prog=f"{prog} {name}",
+        description=MODULES[name].__doc__,
+        args=keys,
+        config=(tyro.conf.OmitArgPrefixes,),
+        return_unknown_args=True,
+    )
+    if unknown:
+        names = [field.name for kind in (Config, options) for field in dataclasses.fields(kind)]
+        allowed = [f"--{name.replace('_', '-')}" for name in names]
+        close = difflib.get_close_matches(unknown[0], allowed, n=1)
+        hint = f", did you mean {close[0]}?" if close else "."
+        sys.exit(f"error: there is no key {unknown[0]}{hint} The keys are {', '.join(allowed)}")
+    return name, settings.config, settings.run

@@ -1,4 +1,10 @@
-"""Vector fields as pure init/apply pairs."""
+"""Vector fields as pure init/apply pairs.
+
+A field is any pure `field(t, x, theta) -> dx`, or `-> (dx, aux)` with `has_aux`: the signature of diffrax. A
+`Unit` is one with parameters to start from and, where it normalizes, statistics: in training it reports those
+of the batch, in evaluation it takes running ones as part of theta. It keeps no state. `MLP` is callable as a
+field itself.
+"""
 
 from typing import Any, Protocol
 

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from ode_nets.gradients import treeverse
 from ode_nets.gradients.aca_fixed import run_fixed
 from ode_nets.gradients.closure import Closed, add, as_cotangents, close_over, zero_cotangent, zeros
+from ode_nets.gradients.outputs import follow_times
+from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.gradients.treeverse import Store
 from ode_nets.integrate import Adaptive, FixedStep, Problem, Solution
-from ode_nets.integrate.adaptive import Run, finish, first_run, interpolate_step, next_run
+from ode_nets.integrate.adaptive import Run, finish, first_run, interpolate_step, next_run, run_adaptive
 from ode_nets.integrate.trial import attempt, evaluator, is_running, stops_of
 from ode_nets.stepping import rk_step
 
@@ -57,7 +59,8 @@ class ACA:
         slots = solver.max_steps if self.checkpoints is None else min(self.checkpoints, solver.max_steps)
         stops = stops_of(problem, solver)
         run = _solve(closed, solver, slots, problem.on_domain, _Inputs.of(problem, solver, closed))
-        return finish(problem, solver, stops, run)
+        solution = finish(problem, solver, stops, run)
+        return dataclasses.replace(solution, x=follow_times(problem, closed, solver, solution.x))
 
 
 class _Inputs(NamedTuple):
@@ -104,7 +107,7 @@ def _solve(closed: Closed, solver: Adaptive, slots: int, on_domain: bool, inputs
 
     @jax.custom_vjp
     def solve(inputs: _Inputs) -> Run:
-        return forward(inputs)[0]
+        return run_adaptive(inputs.problem(closed, on_domain), inputs.solver(static))
 
     def forward(inputs: _Inputs) -> tuple[Run, Any]:
         run, store, record = _forward(inputs.problem(closed, on_domain), inputs.solver(static), slots)
@@ -114,7 +117,7 @@ def _solve(closed: Closed, solver: Adaptive, slots: int, on_domain: bool, inputs
         return (_backward(closed, static, on_domain, slots, residuals, cotangent),)
 
     solve.defvjp(forward, backward)
-    return solve(inputs)
+    return solve(refuse_forward_mode(inputs, "ACA(...)"))
 
 
 def _forward(problem: Problem, solver: Adaptive, slots: int) -> tuple[Run, Store, _Record]:

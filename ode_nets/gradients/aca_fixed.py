@@ -11,6 +11,7 @@ import numpy as np
 
 from ode_nets.gradients import treeverse
 from ode_nets.gradients.closure import Closed, add, as_cotangents, zeros
+from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.gradients.treeverse import Store
 from ode_nets.integrate import FixedStep, Problem, Result, Solution, integrate_fixed, is_finite
 from ode_nets.integrate.fixed import grid_indices, grid_step, read_sections
@@ -52,7 +53,7 @@ def run_fixed(problem: Problem, closed: Closed, solver: FixedStep, checkpoints: 
         section = jax.tree.map(lambda leaf: leaf[0], sections)
         return grid_step(problem, solver, read, x, section, k, k)
 
-    def forward(inputs: _Inputs) -> tuple[tuple[PyTree, PyTree], tuple[_Inputs, Store]]:
+    def forward(inputs: _Inputs, keeps: bool) -> tuple[tuple[PyTree, PyTree], tuple[_Inputs, Store | None]]:
         aux_shape = jax.eval_shape(lambda: local(jnp.int32(0), inputs.x0, inputs)[1])
         no_aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), aux_shape)
         outputs = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n_slots, *leaf.shape)), inputs.x0)
@@ -62,9 +63,12 @@ def run_fixed(problem: Problem, closed: Closed, solver: FixedStep, checkpoints: 
             x, aux = local(k, x, inputs)
             slot = jnp.asarray(slots)[k + 1]
             outputs = treeverse.write(outputs, jnp.maximum(slot, 0), x, slot >= 0)
-            return x, jax.tree.map(jnp.add, total, aux), outputs, treeverse.keep(store, k + 1, x, k + 1 < n_steps)
+            if keeps:
+                store = treeverse.keep(store, k + 1, x, k + 1 < n_steps)
+            return x, jax.tree.map(jnp.add, total, aux), outputs, store
 
-        carry = (inputs.x0, no_aux, outputs, treeverse.new_store(inputs.x0, checkpoints))
+        store = treeverse.new_store(inputs.x0, checkpoints) if keeps else None
+        carry = (inputs.x0, no_aux, outputs, store)
         _, total, outputs, store = jax.lax.fori_loop(0, n_steps, body, carry)
         return (outputs, total), (inputs, store)
 
@@ -88,10 +92,11 @@ def run_fixed(problem: Problem, closed: Closed, solver: FixedStep, checkpoints: 
         ct_x, ct = treeverse.reverse(jnp.int32(n_steps), store, advance, pull, start)
         return (as_cotangents(inputs, ct._replace(x0=at(0, ct_x))),)
 
-    integrate = jax.custom_vjp(lambda inputs: forward(inputs)[0])
-    integrate.defvjp(forward, backward)
+    integrate = jax.custom_vjp(lambda inputs: forward(inputs, False)[0])
+    integrate.defvjp(lambda inputs: forward(inputs, True), backward)
     t0, t1 = (jnp.asarray(t, jnp.result_type(float)) for t in (problem.t0, problem.t1))
-    outputs, aux = integrate(_Inputs(problem.x0, problem.weights, t0, t1, closed.consts))
+    inputs = _Inputs(problem.x0, problem.weights, t0, t1, closed.consts)
+    outputs, aux = integrate(refuse_forward_mode(inputs, "ACA(...)"))
     x = jax.tree.map(lambda leaf: leaf[0] if problem.ts is None else leaf[slots[asked]], outputs)
     return Solution(
         x=x,

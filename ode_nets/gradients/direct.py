@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from ode_nets.gradients.closure import close_over
+from ode_nets.gradients.outputs import follow_times
 from ode_nets.integrate import (
     Adaptive,
     FixedStep,
@@ -61,6 +62,7 @@ def differentiable_adaptive(problem: Problem, solver: Adaptive, transform: Any) 
         return jax.jvp(lambda inputs: integrate_adaptive_bounded(*again(inputs), transform=transform), primals, tangents)
 
     tolerances = (solver.rtol, solver.atol, solver.first_step)
-    return integrate(
+    solution = integrate(
         (problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts, tolerances)
     )
+    return dataclasses.replace(solution, x=follow_times(problem, closed, solver, solution.x))

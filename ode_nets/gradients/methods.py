@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol
 
+from ode_nets.gradients.closure import close_over
+from ode_nets.gradients.outputs import mark_failed
 from ode_nets.integrate import Field, FixedStep, Problem, Solution, make_problem
 
 PyTree = Any
@@ -43,10 +46,15 @@ def solve(
       has_aux: whether the field reports something beside `dx`; reports of accepted steps are summed.
 
     Returns:
-      `Solution`. Array values never raise; look at `result`.
+      `Solution`. Array values never raise; look at `result`: where it is not `SUCCESS`, states that were not
+      reached and all derivatives are NaN.
 
     Raises:
       ValueError: at trace time, for bad shapes, dtypes, names and known times; see `make_problem`.
     """
     problem = make_problem(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
-    return gradient.run(problem, solver)
+    closed = close_over(problem)
+    problem = dataclasses.replace(problem, field=closed.field(closed.consts))
+    solution = gradient.run(problem, solver)
+    inputs = (problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts)
+    return mark_failed(solution, inputs)

@@ -33,16 +33,20 @@ def integrate_adaptive(problem: Problem, solver: Adaptive) -> Solution:
 
     Not differentiable in reverse mode; `integrate_adaptive_bounded` is.
     """
+    return finish(problem, solver, stops_of(problem, solver), run_adaptive(problem, solver))
+
+
+def run_adaptive(problem: Problem, solver: Adaptive) -> Run:
+    """The loop of `integrate_adaptive`."""
     stops = stops_of(problem, solver)
 
     def body(run: Run) -> Run:
         after, taken = attempt(problem, solver, stops, run.trial)
         return next_run(problem, solver, run, after, taken)
 
-    run = jax.lax.while_loop(
+    return jax.lax.while_loop(
         lambda run: is_running(run.trial, solver, len(stops)), body, first_run(problem, solver)
     )
-    return finish(problem, solver, stops, run)
 
 
 def integrate_adaptive_bounded(
@@ -131,6 +135,7 @@ def finish(problem: Problem, solver: Adaptive, stops: jax.Array, run: Run) -> So
         # Equal times share the slot of the first of them, the only one that is landed on.
         slot = jnp.argmax(stops == stops[:-1, None], axis=1)
         x, reached = jax.tree.map(lambda leaf: leaf[slot], run.landed), slot < trial.stop
+    reached = reached & (trial.result != Result.UNSORTED_TIMES)
     unfinished = trial.stop < len(stops)
     result = jnp.where((trial.result == Result.SUCCESS) & unfinished, Result.MAX_STEPS, trial.result)
     return Solution(

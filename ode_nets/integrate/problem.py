@@ -27,6 +27,8 @@ class Result(enum.IntEnum):
     MAX_STEPS = 1
     STEP_UNDERFLOW = 2
     NON_FINITE = 3
+    UNSORTED_TIMES = 4
+    """Asked times, known only when the program runs, that are not in order from t0 to t1."""
 
 
 @runtime_checkable
@@ -124,7 +126,8 @@ def make_problem(
         that is empty, of the wrong rank, unsorted or outside [t0, t1] (where the values are known), and a
         field whose `dx` differs from `x` in structure, shape or dtype.
     """
-    x0 = jax.tree.map(jnp.asarray, x0)
+    # With a dtype, so that a Python number turns into an array that promotes like any other.
+    x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), x0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(x0):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
@@ -133,6 +136,8 @@ def make_problem(
             )
     if not jax.tree.leaves(x0):
         raise ValueError("x0 holds no array: expected a pytree of floating-point arrays")
+    if isinstance(ts, (list, tuple)):
+        ts = jnp.asarray(ts) if any(isinstance(t, jax.core.Tracer) for t in ts) else np.asarray(ts)
     domain = getattr(weights, "domain", None)
     on_domain = _concrete(t0) is not None and (_concrete(t0), _concrete(t1)) == domain
     _check_times(t0, t1, ts)
@@ -182,8 +187,10 @@ def _check_times(t0: Any, t1: Any, ts: Any) -> None:
     start, end = _concrete(t0), _concrete(t1)
     if isinstance(ts, jax.core.Tracer) or start is None or end is None:
         return
-    times = [float(t) for t in ts]
+    times = np.asarray(ts, np.float64).tolist()
     sign = 1 if end >= start else -1
+    if not all(math.isfinite(t) for t in times):
+        raise ValueError(f"ts={times}: expected finite times")
     if any(sign * (b - a) < 0 for a, b in zip(times, times[1:], strict=False)):
         raise ValueError(f"ts={times} is not sorted from t0={start} towards t1={end}; sort it")
     if sign * (times[0] - start) < 0 or sign * (end - times[-1]) < 0:

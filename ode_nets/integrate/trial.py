@@ -89,9 +89,11 @@ def begin(problem: Problem, solver: Adaptive) -> Trial:
             lambda t, x: evaluate(0, t, x)[0], t0, problem.x0, first[0], span, q, solver.rtol, solver.atol, solver.norm
         )
     else:
-        h = jnp.minimum(jnp.asarray(solver.first_step, t0.dtype), jnp.abs(span)) * sign
+        given = jnp.asarray(solver.first_step, t0.dtype)
+        h = jnp.minimum(jnp.where(given > 0, given, jnp.nan), jnp.abs(span)) * sign
     h = jax.lax.stop_gradient(h)
     stops = stops_of(problem, solver)
+    started = jnp.where(jnp.isfinite(h), Result.SUCCESS, Result.NON_FINITE)
     error = jnp.ones((), scaled_norm(problem.x0, problem.x0, problem.x0, solver.rtol, solver.atol).dtype)
     return Trial(
         t=t0,
@@ -105,7 +107,7 @@ def begin(problem: Problem, solver: Adaptive) -> Trial:
         nfe=jnp.int32(needs_slope + (solver.first_step is None)),
         n_accepted=jnp.int32(0),
         n_rejected=jnp.int32(0),
-        result=jnp.where(jnp.isfinite(h), Result.SUCCESS, Result.NON_FINITE).astype(jnp.int32),
+        result=jnp.where(_in_order(problem), started, Result.UNSORTED_TIMES).astype(jnp.int32),
     )
 
 
@@ -167,6 +169,14 @@ def attempt(problem: Problem, solver: Adaptive, stops: jax.Array, trial: Trial) 
         result=jnp.where(gave_up, why, trial.result).astype(jnp.int32),
     )
     return after, Taken(accepted, landed, trial.t, t_next, h, trial.stop, step)
+
+
+def _in_order(problem: Problem) -> jax.Array:
+    """Whether the asked times lie in order between t0 and t1."""
+    if problem.ts is None:
+        return jnp.asarray(True)
+    times = jnp.concatenate([jnp.asarray(t).reshape(-1) for t in (problem.t0, problem.ts, problem.t1)])
+    return jnp.all(jnp.where(problem.t1 < problem.t0, -1, 1) * jnp.diff(times) >= 0)
 
 
 def _next_stop(stops: jax.Array, t: jax.Array, sign: jax.Array) -> jax.Array:

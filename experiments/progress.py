@@ -1,0 +1,131 @@
+"""What a training loop tells the terminal and hears from it: the progress bar, and signals to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.config import Config
+from experiments.run import RunError
+
+PyTree = Any
+
+
+class NonFiniteError(RunError):
+    """The loss or the weights left the finite numbers."""
+
+
+class Interrupted(RunError):  # noqa: N818 - it is no fault
+    """A signal asked the run to stop, and it did, resumable."""
+
+    def __init__(self, signum: int, step: int):
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name} at step {step}; --resume goes on from there")
+        self.signum = signum
+
+
+class StopSignals:
+    """Within it, Ctrl-C and SIGTERM are noted, so that the loop can save; a second Ctrl-C does not wait."""
+
+    def __enter__(self) -> StopSignals:
+        self.noted: list[int] = []
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, signum: int, frame: Any) -> None:
+        if self.noted and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.noted.append(signum)
+        # Not print, which the signal may have interrupted.
+        os.write(2, b"\nstopping after this step and a checkpoint; Ctrl-C stops at once\n")
+
+    def __exit__(self, *exception: Any) -> None:
+        for s, handler in self._previous.items():
+            signal.signal(s, handler)
+
+
+def read(metrics: PyTree) -> tuple[float, float]:
+    """Mean loss and accuracy so far in the epoch, from the metrics of `train_step`.
+
+    Raises:
+      NonFiniteError: if training has left the finite numbers.
+    """
+    values = jax.device_get(metrics)
+    if values["bad_step"] > 0:
+        raise NonFiniteError(
+            f"the loss or the weights were not finite at step {values['bad_step']}; no checkpoint was "
+            "written from there on. A smaller --learning-rate may help, with --overwrite or another --run-dir"
+        )
+    sums = values["epoch"]
+    return float(sums["loss"] / sums["images"]), float(sums["correct"] / sums["images"])
+
+
+def summary(record: dict[str, Any]) -> str:
+    """One line on an epoch."""
+    parts = [
+        f"epoch {record['epoch']:3d}",
+        f"{record['n_parameters']:,} parameters",
+        f"loss {record['train_loss']:.4f}",
+        f"accuracy {record['train_accuracy']:.4f}",
+    ]
+    if "validation_accuracy" in record:
+        parts.append(f"validation {record['validation_accuracy']:.4f}")
+    return "  ".join([*parts, f"{record['images_per_second']:.0f} images/s"])
+
+
+class Bar(Progress):
+    """A progress bar with loss, accuracy, images a second and the time left.
+
+    It reads metrics `LAG` steps after they were computed, so that the device never waits for the host.
+    """
+
+    LAG = 10
+
+    def __init__(self, console: Console, config: Config, steps_per_epoch: int):
+        text = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
+        shown = console.is_terminal and not console.quiet
+        super().__init__(
+            *text, TimeRemainingColumn(), console=console, disable=not shown, speed_estimate_period=300
+        )
+        self.batch_size, self.steps_per_epoch = config.batch_size, steps_per_epoch
+        # A step takes time in proportion to N_t, so an epoch weighs as much as its N_t.
+        self.weights = [2 ** config.level(epoch) for epoch in range(config.epochs)]
+        self.add_task("", total=sum(self.weights), text="")
+
+    def start_epoch(self, step: int, text: str) -> None:
+        """Begin an epoch, or the rest of one, at a step."""
+        self.waiting: deque[tuple[int, PyTree]] = deque()
+        self.seen: deque[tuple[float, int]] = deque(maxlen=50)
+        self._show(step, step // self.steps_per_epoch, text)
+
+    def push(self, step: int, metrics: PyTree) -> None:
+        """Take the metrics after a step, and show those of an earlier one.
+
+        Raises:
+          NonFiniteError: as `read`.
+        """
+        self.waiting.append((step, metrics))
+        if len(self.waiting) <= self.LAG:
+            return
+        done, metrics = self.waiting.popleft()
+        loss, accuracy = read(metrics)
+        self.seen.append((time.perf_counter(), done))
+        (start, first), (now, last) = self.seen[0], self.seen[-1]
+        rate = (last - first) * self.batch_size / (now - start) if last > first else np.nan
+        text = f"loss {loss:.3f}  accuracy {accuracy:.3f}  {rate:.0f} images/s"
+        self._show(done, (done - 1) // self.steps_per_epoch, text)
+
+    def _show(self, step: int, epoch: int, text: str) -> None:
+        inside = self.weights[epoch] * (step / self.steps_per_epoch - epoch)
+        name = f"epoch {epoch + 1}/{len(self.weights)}"
+        self.update(
+            self.task_ids[0], completed=sum(self.weights[:epoch]) + inside, description=name, text=text
+        )

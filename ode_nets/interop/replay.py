@@ -1,0 +1,330 @@
+"""The backward pass of a diffrax solve: its accepted steps replayed one by one, each with one local vjp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ode_nets.gradients import treeverse
+from ode_nets.gradients.closure import add
+from ode_nets.interop.recording import Record, Times
+from ode_nets.stepping import combine
+
+PyTree = Any
+
+
+class Scheme(NamedTuple):
+    """An explicit Runge-Kutta solver of diffrax, as its replay needs it."""
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    interpolation: Callable[..., Any]
+    n_propagating: int
+    """Stages that the state at the end of a step depends on; a last one may serve error and interpolant alone."""
+    with_slopes: bool
+    """Whether the interpolant is made of slopes too."""
+
+    @classmethod
+    def of(cls, solver: diffrax.AbstractSolver) -> Scheme:
+        """The scheme of an `AbstractERK`, or of `Euler`, which has no tableau."""
+        if isinstance(solver, diffrax.Euler):
+            return cls(((),), (1.0,), (0.0,), solver.interpolation_cls, 1, False)
+        tableau = solver.tableau
+        a = ((), *(tuple(map(float, row)) for row in tableau.a_lower))
+        b = tuple(map(float, tableau.b_sol))
+        c = (0.0, *map(float, tableau.c))
+        n_propagating = max(i for i, w in enumerate(b) if w != 0) + 1
+        return cls(a, b, c, solver.interpolation_cls, n_propagating, True)
+
+    def inside(self, y: PyTree, y_next: PyTree, slopes: list[PyTree]) -> dict[str, PyTree]:
+        """What the interpolant of a step is made of."""
+        if not self.with_slopes:
+            return {"y0": y, "y1": y_next}
+        return {"y0": y, "y1": y_next, "k": jax.tree.map(lambda *leaves: jnp.stack(leaves), *slopes)}
+
+
+class Inputs(NamedTuple):
+    """All arrays that a solve depends on."""
+
+    y0: PyTree
+    args: PyTree
+    terms: diffrax.AbstractTerm
+    saves: tuple[Callable[..., Any] | None, ...]
+    """What each `SubSaveAt` saves of `(t, y, args)`; `None` for the state itself."""
+    report: Callable[..., Any] | None
+    """`report(t, y, args)`, summed over the stages of accepted steps that the state depends on."""
+    times: Times
+    ts: tuple[jax.Array | None, ...]
+    """Asked times of each `SubSaveAt`."""
+
+
+class Rows(NamedTuple):
+    """Which rows of its output one `SubSaveAt` writes, and when (static)."""
+
+    t0: bool
+    t1: bool
+    steps: int
+
+
+class Cotangents(NamedTuple):
+    """What accumulates on the way back."""
+
+    y: PyTree
+    inputs: Inputs
+    """Of all inputs but `y0`, whose place is empty."""
+
+
+class Residuals(NamedTuple):
+    """What the forward pass keeps."""
+
+    record: Record
+    y: PyTree
+    """The state at the end."""
+    saved: list[tuple[jax.Array, PyTree]]
+    """`(ts, ys)` of each `SubSaveAt`."""
+    reports: PyTree
+    """What `Inputs.report` added up to."""
+
+
+def take_step(
+    scheme: Scheme, inputs: Inputs, y: PyTree, t: jax.Array, t_next: jax.Array, *, dense: bool = False
+) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
+    """One step of a solver with given ends, as diffrax takes it.
+
+        k_i = f(t + c_i (t_next - t), y + sum_{j<i} a_ij k_j) . (u(t_next) - u(t)),  y_next = y + sum_i b_i k_i
+
+    with the control u(t) = t of an ODE.
+
+    Returns:
+      The next state; the reports; with `dense`, which costs the stages that only the interpolant and the
+      error need, what the interpolant is made of.
+    """
+    control = inputs.terms.contr(t, t_next)
+    slopes: list[PyTree] = []
+    reports = []
+    for i in range(len(scheme.b) if dense else scheme.n_propagating):
+        y_i = combine(y, 1.0, scheme.a[i], slopes)
+        t_i = t_next if scheme.c[i] == 1 else t + scheme.c[i] * (t_next - t)
+        k = inputs.terms.vf_prod(t_i, y_i, inputs.args, control)
+        slopes.append(jax.tree.map(lambda k, leaf: k.astype(leaf.dtype), k, y))
+        if inputs.report is not None and i < scheme.n_propagating:
+            reports.append(inputs.report(t_i, y_i, inputs.args))
+    y_next = combine(y, 1.0, scheme.b, slopes)
+    total = jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *reports) if reports else ()
+    return y_next, total, (scheme.inside(y, y_next, slopes) if dense else {})
+
+
+def sum_reports(scheme: Scheme, inputs: Inputs, record: Record) -> PyTree:
+    """What `inputs.report` gives at the stages of all accepted steps, added up in one more pass over them."""
+
+    def body(i: jax.Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        y, total = carry
+        y, reports, _ = take_step(scheme, inputs, y, record.start[i], record.end[i])
+        return y, jax.tree.map(jnp.add, total, reports)
+
+    shapes = jax.eval_shape(lambda: take_step(scheme, inputs, inputs.y0, record.start[0], record.end[0])[1])
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, record.n_accepted, body, (inputs.y0, nothing))[1]
+
+
+class Replay:
+    """The backward pass of one solve.
+
+    Args:
+      scheme, rows: static.
+      inputs: of the solve; `perturbed`: like it, whether each leaf is differentiated.
+      residuals: of the forward pass.
+      ct_saved, ct_reports: cotangents of `residuals.saved` and `residuals.reports`, `None` for leaves without.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        rows: tuple[Rows, ...],
+        inputs: Inputs,
+        perturbed: Inputs,
+        residuals: Residuals,
+        ct_saved: list[tuple[jax.Array, PyTree]],
+        ct_reports: PyTree,
+    ):
+        self.scheme, self.rows, self.inputs, self.residuals = scheme, rows, inputs, residuals
+        self.params, self.rest = eqx.partition(inputs._replace(y0=None), perturbed._replace(y0=None))
+        self.record = residuals.record
+        self.moving = self.record.d_start is not None
+        self.dense = any(ts is not None for ts in inputs.ts)
+        self.ct_saved = jax.tree.map(_materialize, _inexact(residuals.saved), ct_saved)
+        self.ct_reports = jax.tree.map(_materialize, _inexact(residuals.reports), ct_reports)
+        self._d_t0 = jnp.eye(len(inputs.times), dtype=inputs.times[0].dtype)[0]
+
+    def run(self) -> Inputs:
+        """Cotangents of all differentiated inputs, and of `y0`."""
+        record, n = self.record, self.record.n_accepted
+        zeros = jax.tree.map(jnp.zeros_like, (self.inputs.y0, self.params))
+        ct = self._save_ends(Cotangents(*zeros))
+        if record.store.steps.shape[0] >= record.start.shape[0]:
+            ct = _reverse_stored(n, record.store.states, self._pull, ct)
+        else:
+            advance = lambda i, y: take_step(self.scheme, self.inputs, y, record.start[i], record.end[i])[0]
+            ct = treeverse.reverse(n, record.store, advance, self._pull, ct)
+        ct = self._save_starts(ct)
+        return ct.inputs._replace(y0=ct.y)
+
+    def _at(self, params: Inputs) -> Inputs:
+        return eqx.combine(params, self.rest)
+
+    def _pull(self, i: jax.Array, y: PyTree, ct: Cotangents) -> Cotangents:
+        """Pull cotangents back through step i, and through what was saved of it."""
+        ends = (self.record.start[i], self.record.end[i])
+        moving = ends if self.moving else ()
+
+        def local(y: PyTree, moving: Any, params: Inputs) -> Any:
+            y_next, reports, inside = take_step(self.scheme, self._at(params), y, *(moving or ends), dense=self.dense)
+            return y_next, _inexact(reports), inside
+
+        (y_next, _, inside), pullback = jax.vjp(local, y, moving, self.params)
+        ct_inside = jax.tree.map(jnp.zeros_like, inside)
+        ct_ends = jax.tree.map(jnp.zeros_like, ends)
+        for k, rows in enumerate(self.rows):
+            first, end = self._covered(k, i)
+            if rows.steps:
+                hit, row = (i + 1) % rows.steps == 0, rows.t0 + end + i // rows.steps
+                ct, d_end = self._pull_saved(k, self._row(k, row), hit, ends[1], y_next, ct)
+                ct_ends = (ct_ends[0], ct_ends[1] + d_end)
+            if self.inputs.ts[k] is not None:
+                before = rows.t0 + (i // rows.steps if rows.steps else 0)
+                ct_inside, ct_ends, ct = self._pull_asked(k, first, end, before, ends, inside, (ct_inside, ct_ends, ct))
+        d_y, d_ends, d_params = pullback((ct.y, self.ct_reports, ct_inside))
+        ct = Cotangents(d_y, add(ct.inputs, d_params))
+        return self._pull_times(i, jax.tree.map(jnp.add, ct_ends, d_ends) if d_ends else ct_ends, ct)
+
+    def _covered(self, k: int, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Asked times that step i serves, from the first to before the last, and so how many there are till then."""
+        ts, zero = self.inputs.ts[k], jnp.int32(0)
+        if ts is None:
+            return zero, zero
+        upto = lambda i: jnp.searchsorted(ts, self.record.end[i], side="right").astype(jnp.int32)
+        return jnp.where(i > 0, upto(i - 1), 0), jnp.where(i >= 0, upto(i), 0)
+
+    def _saved(self, k: int, t: jax.Array, y: PyTree, params: Inputs | None) -> tuple[jax.Array, PyTree]:
+        if params is None:
+            return t, y
+        inputs = self._at(params)
+        assert inputs.saves[k] is not None
+        return _inexact((t, inputs.saves[k](t, y, inputs.args)))
+
+    def _row(self, k: int, row: Any) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[row], self.ct_saved[k])
+
+    def _save_params(self, k: int) -> Inputs | None:
+        """What a saved value depends on; nothing where the state itself is saved."""
+        return None if self.inputs.saves[k] is None else self.params
+
+    def _pull_saved(
+        self, k: int, row: PyTree, hit: Any, t: jax.Array, y: PyTree, ct: Cotangents
+    ) -> tuple[Cotangents, jax.Array]:
+        """Add the cotangent of a row, saved at the end (or start) of a step if `hit`; and that of its time."""
+        params = self._save_params(k)
+
+        def pull() -> Any:
+            _, pullback = jax.vjp(lambda *a: self._saved(k, *a), t, y, params)
+            return pullback(row)
+
+        zeros = jax.tree.map(jnp.zeros_like, (t, y, params))
+        d_t, d_y, d_params = jax.lax.cond(hit, pull, lambda: zeros)
+        inputs = ct.inputs if params is None else add(ct.inputs, d_params)
+        return Cotangents(jax.tree.map(jnp.add, ct.y, d_y), inputs), d_t
+
+    def _pull_asked(
+        self, k: int, first: jax.Array, end: jax.Array, before: Any, ends: Any, inside: PyTree, ct: Any
+    ) -> Any:
+        """Add the cotangents of the asked times that one step's interpolant serves."""
+        params, ts = self._save_params(k), self.inputs.ts[k]
+
+        def value(inside: PyTree, ends: Any, t: jax.Array, params: Inputs | None) -> tuple[jax.Array, PyTree]:
+            y = self.scheme.interpolation(t0=ends[0], t1=ends[1], **inside).evaluate(t)
+            return self._saved(k, t, y, params)
+
+        def body(carry: Any) -> Any:
+            j, (ct_inside, ct_ends, ct) = carry
+            _, pullback = jax.vjp(value, inside, ends, ts[j], params)
+            d_inside, d_ends, d_t, d_params = pullback(self._row(k, before + j))
+            inputs = ct.inputs if params is None else add(ct.inputs, d_params)
+            if inputs.ts[k] is not None:
+                ct_k = inputs.ts[k].at[j].add(d_t)
+                inputs = inputs._replace(ts=(*inputs.ts[:k], ct_k, *inputs.ts[k + 1 :]))
+            sums = jax.tree.map(jnp.add, (ct_inside, ct_ends), (d_inside, d_ends))
+            return j + 1, (*sums, Cotangents(ct.y, inputs))
+
+        return jax.lax.while_loop(lambda carry: carry[0] < end, body, (first, ct))[1]
+
+    def _pull_times(self, i: jax.Array, ct_ends: Any, ct: Cotangents) -> Cotangents:
+        """Cotangents of the ends of step i, as cotangents of the times of the solve."""
+        if not self.moving:
+            return ct
+        total = ct_ends[0] * self.record.d_start[i] + ct_ends[1] * self.record.d_end[i]
+        return ct._replace(inputs=_add_times(ct.inputs, total))
+
+    def _save_ends(self, ct: Cotangents) -> Cotangents:
+        """The rows saved at t1."""
+        n, t0 = self.record.n_accepted, self.inputs.times[0]
+        t = jnp.where(n > 0, self.record.end[n - 1], t0)
+        for k, rows in enumerate(self.rows):
+            if not rows.t1 or rows.steps == 1:
+                continue
+            n_ts = 0
+            if self.inputs.ts[k] is not None:
+                n_ts = jnp.where(n > 0, self._covered(k, n - 1)[1], len(self.inputs.ts[k]))
+            hit = n % rows.steps != 0 if rows.steps else True
+            row = rows.t0 + n_ts + (n // rows.steps if rows.steps else 0)
+            ct, d_t = self._pull_saved(k, self._row(k, row), hit, t, self.residuals.y, ct)
+            if self.moving:
+                d_end = jnp.where(n > 0, self.record.d_end[n - 1], self._d_t0)
+                ct = ct._replace(inputs=_add_times(ct.inputs, d_t * d_end))
+        return ct
+
+    def _save_starts(self, ct: Cotangents) -> Cotangents:
+        """The rows saved at t0; where t1 = t0 and no step was taken, those of the asked times too."""
+        t0, n = self.inputs.times[0], self.record.n_accepted
+        for k, rows in enumerate(self.rows):
+            there = jnp.arange(rows.t0 + (0 if self.inputs.ts[k] is None else len(self.inputs.ts[k])))
+            if not len(there):
+                continue
+            there = (there < rows.t0) | (n == 0)
+
+            def total(leaf: jax.Array, there: jax.Array = there) -> jax.Array:
+                mask = there.reshape(-1, *[1] * (leaf.ndim - 1))
+                return jnp.sum(jnp.where(mask, leaf[: len(there)], 0), axis=0)
+
+            row = jax.tree.map(total, self.ct_saved[k])
+            ct, d_t = self._pull_saved(k, row, jnp.any(there), t0, self.inputs.y0, ct)
+            ct = ct._replace(inputs=_add_times(ct.inputs, d_t * self._d_t0))
+        return ct
+
+
+def _reverse_stored(n: jax.Array, states: PyTree, pull: Callable[..., Any], ct: Cotangents) -> Cotangents:
+    """Pull back through steps whose states are all there."""
+
+    def body(carry: tuple[jax.Array, Cotangents]) -> tuple[jax.Array, Cotangents]:
+        i, ct = carry
+        return i - 1, pull(i, jax.tree.map(lambda leaf: leaf[i], states), ct)
+
+    return jax.lax.while_loop(lambda carry: carry[0] >= 0, body, (n - 1, ct))[1]
+
+
+def _inexact(tree: PyTree) -> PyTree:
+    return eqx.filter(tree, eqx.is_inexact_array)
+
+
+def _materialize(value: jax.Array, cotangent: Any) -> jax.Array:
+    return jnp.zeros_like(value) if cotangent is None else cotangent
+
+
+def _add_times(inputs: Inputs, total: jax.Array) -> Inputs:
+    times = tuple(None if t is None else t + d for t, d in zip(inputs.times, total, strict=True))
+    return inputs._replace(times=times)

@@ -1,0 +1,91 @@
+"""Images moved by a random linear convolution, with the exact flow: what the adjoint method has to undo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ode_nets.fields import convolution
+
+
+def random_kernel(key: jax.Array, channels: int, size: int = 3, scale: float = 1.0) -> jax.Array:
+    """A convolution kernel with independent normal entries, N(0, scale^2 / (size^2 channels)).
+
+    Args:
+      key: PRNG key.
+      channels: of the image, at least 1.
+      size: extent of the kernel, odd.
+      scale: standard deviation of one output of the convolution of white noise of variance 1.
+
+    Returns:
+      `[size, size, channels, channels]`, float32, or float64 where that is the default.
+
+    Raises:
+      ValueError: for an even or non-positive size, or less than one channel.
+    """
+    if size < 1 or size % 2 == 0 or channels < 1:
+        raise ValueError(f"size={size}, channels={channels}: expected an odd size and at least one channel")
+    shape = (size, size, channels, channels)
+    return jax.random.normal(key, shape) * (scale / (size * size * channels) ** 0.5)
+
+
+def field(t: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution of images that continue periodically beyond their borders.
+
+        dx/dt = kernel * x                                   (ACA sec. 3.2, Fig. 5)
+
+    Args:
+      t: time, not read.
+      x: `[batch, height, width, channels]`, each side at least the kernel's extent.
+      kernel: `[size, size, channels, channels]` of odd size, the theta of this field.
+
+    Returns:
+      Like `x`.
+    """
+    pad = kernel.shape[0] // 2
+    around = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="wrap")
+    return convolution(around, kernel, padding="VALID")
+
+
+def spectrum(kernel: jax.Array, height: int, width: int) -> jax.Array:
+    """The convolution as a matrix between channels at each spatial frequency.
+
+        F(kernel * x)(q) = F(x)(q) A(q),   A(q) = sum_d kernel[d] exp(2 pi i q.d)
+
+    with d the offset of a tap from the middle of the kernel and q the frequency in cycles a pixel.
+
+    Args:
+      kernel: `[size, size, channels, channels]` of odd size.
+      height, width: of the image.
+
+    Returns:
+      `[height, width, channels, channels]`, complex. Real parts of the eigenvalues are growth rates: a mode
+      that the flow damps by exp(-r T) comes back with its errors multiplied by exp(r T).
+    """
+    pad = kernel.shape[0] // 2
+    image = jnp.zeros((height, width, *kernel.shape[2:]), kernel.dtype)
+    rows = jnp.arange(-pad, pad + 1) % height
+    columns = jnp.arange(-pad, pad + 1) % width
+    taps = image.at[rows[:, None], columns[None, :]].add(kernel)
+    # The field correlates: y[n] = sum_d x[n + d] kernel[d], a conjugate in Fourier space.
+    return jnp.conj(jnp.fft.fft2(taps, axes=(0, 1)))
+
+
+def solution(t: Any, x0: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The image at time t, exactly: every spatial frequency is a small linear system of its own.
+
+        x(t) = F^-1( F(x0) exp(A t) )
+
+    Args:
+      t: time, negative for the way back.
+      x0: `[batch, height, width, channels]`.
+      kernel: `[size, size, channels, channels]` of odd size.
+
+    Returns:
+      Like `x0`. Cost: a matrix exponential of [channels, channels] a pixel.
+    """
+    flow = jax.vmap(jax.vmap(jax.scipy.linalg.expm))(spectrum(kernel, *x0.shape[1:3]) * t)
+    modes = jnp.fft.fft2(x0, axes=(1, 2))
+    return jnp.fft.ifft2(jnp.einsum("bhwc,hwcd->bhwd", modes, flow), axes=(1, 2)).real.astype(x0.dtype)

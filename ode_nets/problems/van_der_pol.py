@@ -1,0 +1,64 @@
+"""The van der Pol oscillator of the ACA paper: its attracting cycle makes the way back unstable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+MU = 0.15
+"""Coefficient of ACA eq. 82 (dimensionless)."""
+START = (2.0, 0.0)
+"""y(0) of ACA app. D."""
+
+
+def field(t: Any, y: jax.Array, mu: Any) -> jax.Array:
+    """The oscillator as a system of first order.
+
+        dy1/dt = y2
+        dy2/dt = (mu - y1^2) y2 - y1                         (ACA eq. 81-82, mu = 0.15)
+
+    Args:
+      t: time, not read.
+      y: `[..., 2]`.
+      mu: scalar, the theta of this field.
+
+    Returns:
+      Like `y`.
+    """
+    y1, y2 = y[..., 0], y[..., 1]
+    return jnp.stack([y2, (mu - y1**2) * y2 - y1], axis=-1)
+
+
+def power(y: jax.Array, mu: Any) -> jax.Array:
+    """Rate of change of the energy (y1^2 + y2^2) / 2 along a solution.
+
+        dE/dt = (mu - y1^2) y2^2
+
+    Args:
+      y: `[..., 2]`.
+      mu: scalar.
+
+    Returns:
+      `[...]`.
+    """
+    return (mu - y[..., 0] ** 2) * y[..., 1] ** 2
+
+
+def divergence(y: jax.Array, mu: Any) -> jax.Array:
+    """Rate at which areas of initial states grow.
+
+        d/dt log det(dy(t)/dy(0)) = mu - y1^2                (Liouville's formula)
+
+    Negative on most of a cycle: what the flow contracts forward it stretches on the way back, and with it
+    every error (ACA eq. 16).
+
+    Args:
+      y: `[..., 2]`.
+      mu: scalar.
+
+    Returns:
+      `[...]`.
+    """
+    return mu - y[..., 0] ** 2
