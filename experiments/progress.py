@@ -98,13 +98,17 @@ class Bar(Progress):
         self.batch_size, self.steps_per_epoch = config.batch_size, steps_per_epoch
         # A step takes time in proportion to N_t, so an epoch weighs as much as its N_t.
         self.weights = [2 ** config.level(epoch) for epoch in range(config.epochs)]
+        self.compiled = 0
+        self.rate = 0.0
         self.add_task("", total=sum(self.weights), text="")
 
-    def start_epoch(self, step: int, text: str) -> None:
+    def start_epoch(self, step: int) -> None:
         """Begin an epoch, or the rest of one, at a step."""
         self.waiting: deque[tuple[int, PyTree]] = deque()
         self.seen: deque[tuple[float, int]] = deque(maxlen=50)
-        self._show(step, step // self.steps_per_epoch, text)
+        epoch = step // self.steps_per_epoch
+        if self.weights[epoch] != self.compiled:
+            self.update(self.task_ids[0], **self._place(step, epoch), text="compiling")
 
     def push(self, step: int, metrics: PyTree) -> None:
         """Take the metrics after a step, and show those of an earlier one.
@@ -113,19 +117,25 @@ class Bar(Progress):
           NonFiniteError: as `read`.
         """
         self.waiting.append((step, metrics))
-        if len(self.waiting) <= self.LAG:
-            return
-        done, metrics = self.waiting.popleft()
-        loss, accuracy = read(metrics)
-        self.seen.append((time.perf_counter(), done))
-        (start, first), (now, last) = self.seen[0], self.seen[-1]
-        rate = (last - first) * self.batch_size / (now - start) if last > first else np.nan
-        text = f"loss {loss:.3f}  accuracy {accuracy:.3f}  {rate:.0f} images/s"
-        self._show(done, (done - 1) // self.steps_per_epoch, text)
+        if len(self.waiting) > self.LAG:
+            done, metrics = self.waiting.popleft()
+            self.seen.append((time.perf_counter(), done))
+            (start, first), (now, last) = self.seen[0], self.seen[-1]
+            if last - first >= self.LAG:
+                self.rate = (last - first) * self.batch_size / (now - start)
+            self.show(done, *read(metrics))
 
-    def _show(self, step: int, epoch: int, text: str) -> None:
+    def show(self, step: int, loss: float, accuracy: float) -> None:
+        """Show what an epoch came to up to a step."""
+        epoch = (step - 1) // self.steps_per_epoch
+        rate = f"  {self.rate:.0f} images/s" if self.rate else ""
+        text = f"loss {loss:.3f}  accuracy {accuracy:.3f}{rate}"
+        # The time left is estimated from what came after the last compilation.
+        change = self.update if self.weights[epoch] == self.compiled else self.reset
+        change(self.task_ids[0], **self._place(step, epoch), text=text)
+        self.compiled = self.weights[epoch]
+
+    def _place(self, step: int, epoch: int) -> dict[str, Any]:
         inside = self.weights[epoch] * (step / self.steps_per_epoch - epoch)
         name = f"epoch {epoch + 1}/{len(self.weights)}"
-        self.update(
-            self.task_ids[0], completed=sum(self.weights[:epoch]) + inside, description=name, text=text
-        )
+        return {"completed": sum(self.weights[:epoch]) + inside, "description": name}

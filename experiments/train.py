@@ -275,7 +275,7 @@ def fit(task: Task, run: Run, checkpoint_seconds: float, console: Console) -> di
 
             # The steps of the epoch.
             began, first = 0.0, step
-            bar.start_epoch(step, "compiling")
+            bar.start_epoch(step)
             while step < (epoch + 1) * n_steps and not signals.noted:
                 state, metrics = train_step(
                     config, net, task.optimizer, state, task.images, task.labels, order, task.scaling
@@ -292,6 +292,7 @@ def fit(task: Task, run: Run, checkpoint_seconds: float, console: Console) -> di
 
             # What the epoch came to.
             loss, accuracy = read(state["metrics"])
+            bar.show(step, loss, accuracy)
             seconds = time.perf_counter() - began
             record = {
                 "step": step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ode_nets.gradients.closure import close_over
 from ode_nets.gradients.outputs import mark_failed
@@ -17,6 +17,14 @@ class GradientMethod(Protocol):
 
     def run(self, problem: Problem, solver: Any) -> Solution:
         """Solve `problem` with `solver`, differentiable by this method."""
+
+
+@runtime_checkable
+class ForeignSolver(Protocol):
+    """A solver of another library, which brings its own loop and its own ways to differentiate it."""
+
+    def run(self, problem: Problem, gradient: GradientMethod) -> Solution:
+        """Solve `problem`, differentiable by what `gradient` means there."""
 
 
 def solve(
@@ -39,7 +47,7 @@ def solve(
       field: pure function `field(t, x, theta) -> dx`, or `-> (dx, aux)` with `has_aux`; `dx` like `x`.
       x0: initial state, a pytree of floating-point arrays.
       weights: a weight function, or a pytree theta that holds at all times.
-      solver: `FixedStep` or `Adaptive`.
+      solver: `FixedStep`, `Adaptive`, or a `ForeignSolver` such as `ode_nets.interop.diffrax.DiffraxSolver`.
       gradient: `Direct()`, `Checkpointed()`, ...: what reverse-mode differentiation does.
       t0, t1: start and end; `t1 < t0` integrates backward in time.
       ts: times at which the state is asked for, in the order of integration; `None` asks for x(t1).
@@ -55,6 +63,9 @@ def solve(
     problem = make_problem(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
     closed = close_over(problem)
     problem = dataclasses.replace(problem, field=closed.field(closed.consts))
-    solution = gradient.run(problem, solver)
+    if isinstance(solver, ForeignSolver):
+        solution = solver.run(problem, gradient)
+    else:
+        solution = gradient.run(problem, solver)
     inputs = (problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts)
     return mark_failed(solution, inputs)

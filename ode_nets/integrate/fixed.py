@@ -132,8 +132,8 @@ def grid_indices(problem: Problem, n_steps: int) -> np.ndarray:
     """Which grid points the asked times are, `[len(ts)]`."""
     if any(isinstance(t, jax.core.Tracer) for t in (problem.t0, problem.t1, problem.ts)):
         raise ValueError(
-            "ts, t0 and t1 must be known at trace time for a FixedStep solver, whose outputs are grid points; "
-            "use an Adaptive solver for traced times"
+            "ts, t0 and t1 must be known at trace time for a FixedStep solver, whose outputs are grid "
+            "points; use an Adaptive solver for traced times"
         )
     t0, t1 = float(problem.t0), float(problem.t1)
     positions = (np.asarray(problem.ts, np.float64) - t0) / (t1 - t0 or 1.0) * n_steps

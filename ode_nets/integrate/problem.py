@@ -138,9 +138,9 @@ def make_problem(
         raise ValueError("x0 holds no array: expected a pytree of floating-point arrays")
     if isinstance(ts, (list, tuple)):
         ts = jnp.asarray(ts) if any(isinstance(t, jax.core.Tracer) for t in ts) else np.asarray(ts)
+    _check_times(t0, t1, ts)
     domain = getattr(weights, "domain", None)
     on_domain = _concrete(t0) is not None and (_concrete(t0), _concrete(t1)) == domain
-    _check_times(t0, t1, ts)
     time = jnp.result_type(float)
     problem = Problem(
         field=field if has_aux else lambda t, x, theta: (field(t, x, theta), ()),
@@ -174,8 +174,8 @@ def _keep_known(t: Any, dtype: Any) -> Any:
 
 def _check_times(t0: Any, t1: Any, ts: Any) -> None:
     for name, t in (("t0", t0), ("t1", t1)):
-        if jnp.shape(t) != ():
-            raise ValueError(f"{name} has shape {jnp.shape(t)}: expected a scalar; use jax.vmap for several solves")
+        if np.shape(t) != ():
+            raise ValueError(f"{name} has shape {np.shape(t)}: expected a scalar; use jax.vmap for several solves")
         if (value := _concrete(t)) is not None and not math.isfinite(value):
             raise ValueError(f"{name}={value}: expected a finite time")
     if ts is None:

@@ -10,25 +10,24 @@ import jax.numpy as jnp
 from ode_nets.fields import convolution
 
 
-def random_kernel(key: jax.Array, channels: int, size: int = 3, scale: float = 1.0) -> jax.Array:
-    """A convolution kernel with independent normal entries, N(0, scale^2 / (size^2 channels)).
+def random_kernel(key: jax.Array, channels: int, size: int = 3) -> jax.Array:
+    """A convolution with one random kernel, the same for every channel and none between channels.
 
     Args:
       key: PRNG key.
       channels: of the image, at least 1.
       size: extent of the kernel, odd.
-      scale: standard deviation of one output of the convolution of white noise of variance 1.
 
     Returns:
-      `[size, size, channels, channels]`, float32, or float64 where that is the default.
+      `[size, size, channels, channels]` in the default floating dtype; entries uniform in [0, 1), so that the
+      image as a whole grows while its detail is blurred.
 
     Raises:
       ValueError: for an even or non-positive size, or less than one channel.
     """
     if size < 1 or size % 2 == 0 or channels < 1:
         raise ValueError(f"size={size}, channels={channels}: expected an odd size and at least one channel")
-    shape = (size, size, channels, channels)
-    return jax.random.normal(key, shape) * (scale / (size * size * channels) ** 0.5)
+    return jax.random.uniform(key, (size, size))[:, :, None, None] * jnp.eye(channels)
 
 
 def field(t: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:

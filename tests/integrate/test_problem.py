@@ -102,7 +102,7 @@ def test_numbers_of_steps_that_are_no_positive_integers_are_refused(n_steps):
 
 def test_outputs_off_the_grid_or_unknown_at_trace_time_are_refused_by_fixed_steps():
     run = lambda ts, t1=1.0: solve(decay, jnp.ones(1), solver=FixedStep("rk4", 4), gradient=Direct(), ts=ts, t1=t1)
-    with pytest.raises(ValueError, match=r"ts contains 0.3, which is not one of the 5 grid points"):
+    with pytest.raises(ValueError, match=r"ts contains 0.3\d*, which is not one of the 5 grid points"):
         run([0.25, 0.3])
     with pytest.raises(ValueError, match="ts, t0 and t1 must be known at trace time for a FixedStep"):
         jax.jit(run)(jnp.array([0.25]))
@@ -122,4 +122,4 @@ def test_solvers_are_hashable_values():
 def test_a_python_number_is_a_state_like_any_other(x64):
     """Weakly typed, it once gave a loop whose carry changed its dtype."""
     run = lambda x: solve(decay, x, solver=Adaptive("heun_euler", max_steps=99), gradient=Direct()).x
-    np.testing.assert_allclose(jax.grad(run)(1.0), np.exp(-1.0), rtol=1e-3)
+    np.testing.assert_allclose(jax.jit(jax.grad(run))(1.0), np.exp(-1.0), rtol=1e-3)
