@@ -12,7 +12,6 @@ from jax.custom_derivatives import SymbolicZero
 
 from ode_nets.gradients.closure import Closed
 from ode_nets.integrate import Adaptive, Problem, Result, Solution, theta_at
-from ode_nets.integrate.trial import stops_of
 
 PyTree = Any
 
@@ -74,18 +73,18 @@ def follow_times(problem: Problem, closed: Closed, solver: Adaptive, x: PyTree) 
     if not any(isinstance(t, jax.Array) for t in (problem.t0, problem.t1, problem.ts)):
         return x
     asked = jnp.asarray(problem.t1)[None] if single else jnp.asarray(problem.ts)
-    sign = jnp.sign(stops_of(problem, solver)[-1] - problem.t0)
 
     @jax.custom_jvp
-    def same(x: PyTree, t0: jax.Array, asked: jax.Array, weights: PyTree, consts: Any) -> PyTree:
+    def same(x: PyTree, t0: Any, asked: Any, t1: Any, weights: PyTree, consts: Any) -> PyTree:
         return x
 
     @partial(same.defjvp, symbolic_zeros=True)
     def derivative(primals: Any, tangents: Any) -> Any:
-        x, t0, asked, weights, consts = primals
+        x, t0, asked, t1, weights, consts = primals
         dx, d_t0, d_asked = (jax.tree.map(_materialized, *pair) for pair in zip(primals[:3], tangents[:3], strict=True))
         if isinstance(tangents[1], SymbolicZero) and isinstance(tangents[2], SymbolicZero):
             return x, dx
+        sign = jnp.sign(t1 - t0)
         here = sign * (asked - t0) <= 0
         shared = jnp.arange(len(asked)) if solver.outputs == "dense" else jnp.argmax(asked == asked[:, None], 1)
         apart = d_asked - jnp.where(here, d_t0, d_asked[shared])
@@ -103,7 +102,7 @@ def follow_times(problem: Problem, closed: Closed, solver: Adaptive, x: PyTree) 
         return x, jax.tree.map(moved, dx, slopes)
 
     states = jax.tree.map(lambda leaf: leaf[None], x) if single else x
-    states = same(states, jnp.asarray(problem.t0), asked, problem.weights, closed.consts)
+    states = same(states, jnp.asarray(problem.t0), asked, jnp.asarray(problem.t1), problem.weights, closed.consts)
     return jax.tree.map(lambda leaf: leaf[0], states) if single else states
 
 
