@@ -261,33 +261,34 @@ def print_table(swapped: Swapped, console: Console) -> None:
     """Accuracy in percent, loss, field evaluations and seconds, a scheme a column and an N_t a line."""
     record, own = swapped.record, swapped.own
     schemes = list(dict.fromkeys(row["scheme"] for row in swapped.rows))
+    # A narrow terminal gets two lines a cell rather than numbers cut off.
+    gap = "  " if console.width >= 12 + 29 * len(schemes) else "\n"
     table = Table(
-        title=f"{swapped.name}: trained under {swapped.scheme}, N_t = {swapped.n_steps}; accuracy % on "
-        f"{record['n_images']} {record['split']} images, loss, NFE, seconds",
+        title=f"{swapped.name}: trained under {swapped.scheme}, N_t = {swapped.n_steps}\naccuracy % and loss on "
+        f"{record['n_images']} {record['split']} images, field evaluations, seconds",
         title_justify="left",
     )
     table.add_column("N_t", justify="right")
     for scheme in schemes:
         table.add_column(scheme, justify="right", no_wrap=True)
     by_key = {(row["scheme"], row["n_steps"]): row for row in swapped.rows}
+
+    def cell(row: Row | None) -> str:
+        if row is None:
+            return ""
+        text = f"{100 * row['accuracy']:.2f} {row['loss']:.3f}{gap}{row['nfe']} {row['seconds']:.2f}s"
+        style = "bold" if row is own else "red" if own["accuracy"] - row["accuracy"] >= 0.01 else "none"
+        return f"[{style}]{text}[/]"
+
     for n in sorted({row["n_steps"] for row in swapped.rows}):
-        cells = []
-        for scheme in schemes:
-            row = by_key.get((scheme, n))
-            if row is None:
-                cells.append("")
-                continue
-            text = f"{100 * row['accuracy']:.2f}  {row['loss']:.3f} {row['nfe']:4d} {row['seconds']:6.3f}"
-            lost = own["accuracy"] - row["accuracy"]
-            style = "bold" if row is own else "red" if lost >= 0.01 else ""
-            cells.append(f"[{style}]{text}[/]" if style else text)
-        table.add_row(str(n), *cells)
+        table.add_row(str(n), *(cell(by_key.get((scheme, n))) for scheme in schemes))
     console.print(table)
     program = record["program"]
     console.print(
         f"bold: as trained; red: a point or more below it. {len(swapped.rows)} manifestations in one program: "
         f"compiled in {program['compile_seconds']:.1f} s, ran in {program['run_seconds']:.1f} s, "
-        f"{program['lanes']} lane(s), {program['temporary_mib']:.1f} MiB of temporary memory"
+        f"{program['lanes']} lane(s), {program['temporary_mib']:.1f} MiB of temporary memory",
+        soft_wrap=True,
     )
 
 

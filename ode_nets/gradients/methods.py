@@ -7,13 +7,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from ode_nets.gradients.closure import close_over
 from ode_nets.gradients.outputs import mark_failed
-from ode_nets.integrate import Field, FixedStep, Problem, Solution, make_problem
+from ode_nets.integrate import Adaptive, Field, FixedStep, Problem, Solution, make_problem
 
 PyTree = Any
 
 
 class GradientMethod(Protocol):
-    """How a solve is differentiated: a frozen, hashable value that runs the solve and owns its backward pass."""
+    """How a solve is differentiated: a frozen, hashable value that owns the solve and its backward pass."""
 
     def run(self, problem: Problem, solver: Any) -> Solution:
         """Solve `problem` with `solver`, differentiable by this method."""
@@ -32,7 +32,7 @@ def solve(
     x0: PyTree,
     weights: PyTree = None,
     *,
-    solver: FixedStep,
+    solver: FixedStep | Adaptive | ForeignSolver,
     gradient: GradientMethod,
     t0: Any = 0.0,
     t1: Any = 1.0,

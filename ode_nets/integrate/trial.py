@@ -93,7 +93,7 @@ def begin(problem: Problem, solver: Adaptive) -> Trial:
         h = jnp.minimum(jnp.where(given > 0, given, jnp.nan), jnp.abs(span)) * sign
     h = jax.lax.stop_gradient(h)
     stops = stops_of(problem, solver)
-    started = jnp.where(jnp.isfinite(h), Result.SUCCESS, Result.NON_FINITE)
+    started = jnp.where(jnp.isfinite(h) & jnp.isfinite(span), Result.SUCCESS, Result.NON_FINITE)
     error = jnp.ones((), scaled_norm(problem.x0, problem.x0, problem.x0, solver.rtol, solver.atol).dtype)
     return Trial(
         t=t0,

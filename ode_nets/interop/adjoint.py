@@ -21,23 +21,24 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
 
         diffrax.diffeqsolve(..., adjoint=ode_nets.interop.diffrax.AdaptiveCheckpointAdjoint())
 
-    The forward pass is diffrax's own and keeps the times of accepted steps and, of their states, `checkpoints`.
-    The backward pass replays each accepted step with its recorded times and takes one local vector-Jacobian
-    product: no rejected trial, no step size search and no stage that only serves the error. The gradient is that
-    of `diffrax.RecursiveCheckpointAdjoint` to rounding, wherever the controller, as all of diffrax's do, takes the
-    error that it looks at for a constant. It covers `y0`, `args`, arrays inside or closed over by the vector
-    field and by `SaveAt(fn=...)`, `t0`, `t1`, `dt0` and `SaveAt(ts=...)`.
+    The forward pass is diffrax's own and keeps the times of accepted steps and, of their states,
+    `checkpoints`. The backward pass replays each accepted step with its recorded times and takes one local
+    vector-Jacobian product: no rejected trial, no step size search and, unless asked times `ts` are to be
+    interpolated, no stage that only serves the error. The gradient is that of
+    `diffrax.RecursiveCheckpointAdjoint` to rounding, wherever the controller, as all of diffrax's do, takes
+    the error that it looks at for a constant. It covers `y0`, `args`, arrays inside or closed over by the
+    vector field and by `SaveAt(fn=...)`, `t0`, `t1`, `dt0` and `SaveAt(ts=...)`.
 
-    Any `diffrax.AbstractERK` or `diffrax.Euler`, any step size controller, any term without Brownian motion, and
-    `SaveAt` with `t0`, `t1`, `ts`, `steps`, `fn` and `subs` in any combination.
+    Any `diffrax.AbstractERK` or `diffrax.Euler`, any step size controller, any term without Brownian motion,
+    and `SaveAt` with `t0`, `t1`, `ts`, `steps`, `fn` and `subs` in any combination.
 
     Args:
       checkpoints: S, how many states are kept at once, bytes(y0) each. While at most S steps are accepted
         nothing is computed twice; at most one more forward pass while n_accepted <= S^2 / 4. `None` keeps
         `max_steps` of them. Times of steps take 16 bytes * max_steps besides.
 
-    Reverse mode only; `diffrax.ForwardMode` and `diffrax.DirectAdjoint` have the other. Without differentiation
-    nothing is kept.
+    Reverse mode only; `diffrax.ForwardMode` and `diffrax.DirectAdjoint` have the other. Without
+    differentiation nothing is kept.
 
     Raises:
       ValueError: at trace time, for less than one checkpoint and for what it cannot do: other solvers,
@@ -80,7 +81,8 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         _refuse_request(event, saveat, max_steps, passed_solver_state, passed_controller_state)
         y0 = init_state.y
         _refuse_arrays(terms, y0, args)
-        subs, structure = jax.tree.flatten(saveat.subs, is_leaf=lambda sub: isinstance(sub, diffrax.SubSaveAt))
+        is_sub = lambda leaf: isinstance(leaf, diffrax.SubSaveAt)
+        subs, structure = jax.tree.flatten(saveat.subs, is_leaf=is_sub)
         plain = diffrax.SubSaveAt(t1=True).fn
         convert = lambda fn: eqx.filter_closure_convert(fn, t0, y0, args)
         inputs = Inputs(
@@ -93,7 +95,8 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             ts=tuple(sub.ts for sub in subs),
         )
         # What else it holds are constants, or functions of the inputs that the backward pass knows.
-        init_state = eqx.tree_at(lambda state: state.y, _constant(init_state, eqx.is_inexact_array), None)
+        init_state = eqx.tree_at(lambda state: state.y, _constant(init_state, _is_inexact), None)
+        assert max_steps is not None
         solve = Solve(
             solver=solver,
             rows=tuple(Rows(bool(sub.t0), bool(sub.t1), int(sub.steps)) for sub in subs),
@@ -103,8 +106,9 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             slots=max_steps if self.checkpoints is None else min(self.checkpoints, max_steps),
             progress_meter=progress_meter,
         )
-        # Integers that leave a custom_vjp look differentiated to those primitives of diffrax that have no derivative.
-        return _constant(_solve((inputs, stepsize_controller), solve), lambda leaf: not eqx.is_inexact_array(leaf))
+        # Integers that leave a custom_vjp count as differentiated, and primitives of Equinox that diffrax
+        # applies to them have no derivative.
+        return _constant(_solve((inputs, stepsize_controller), solve), lambda leaf: not _is_inexact(leaf))
 
 
 class Solve(eqx.Module):
@@ -189,11 +193,12 @@ def _forward(perturbed: Any, arguments: tuple[Inputs, Any], solve: Solve) -> Any
     inputs, controller = arguments
     if any(jax.tree.leaves(perturbed[1])):
         raise ValueError(
-            "a derivative with respect to the step size controller was asked for: its arrays are constants of "
-            "AdaptiveCheckpointAdjoint; wrap them in jax.lax.stop_gradient, or use diffrax.RecursiveCheckpointAdjoint()"
+            "stepsize_controller holds an array that is differentiated: AdaptiveCheckpointAdjoint takes it for "
+            "a constant; wrap it in jax.lax.stop_gradient, or use diffrax.RecursiveCheckpointAdjoint()"
         )
     output, record = solve.run(inputs, controller, solve.slots, any(jax.tree.leaves(perturbed[0].times)))
     final, stats = output
+    assert record is not None
     return output, Residuals(record, final.y, solve.saved(final), stats.get("reports", ()))
 
 
@@ -212,7 +217,7 @@ def _backward(
         solve.saved(ct_state),
         ct_stats.get("reports", ()),
     )
-    empty = jax.tree.map(lambda _: None, eqx.filter(controller, eqx.is_inexact_array))
+    empty = jax.tree.map(lambda _: None, eqx.filter(controller, _is_inexact))
     return replay.run(), empty
 
 
@@ -247,15 +252,19 @@ def _refuse_solver(solver: diffrax.AbstractSolver) -> None:
     if kind is diffrax.Euler or (explicit and kind.step is diffrax.AbstractERK.step):
         return
     raise ValueError(
-        f"solver={kind.__name__}: AdaptiveCheckpointAdjoint replays explicit Runge-Kutta steps, of diffrax.Euler and "
-        "of every diffrax.AbstractERK that takes its steps as diffrax does (Heun, Midpoint, Ralston, Bosh3, Tsit5, "
-        "Dopri5, Dopri8); for implicit, semi-implicit, stochastic, multi-term, reversible and wrapped solvers use "
-        "diffrax.RecursiveCheckpointAdjoint()"
+        f"solver={kind.__name__}: AdaptiveCheckpointAdjoint replays explicit Runge-Kutta steps, of "
+        "diffrax.Euler and of every diffrax.AbstractERK that takes its steps as diffrax does (Heun, Midpoint, "
+        "Ralston, Bosh3, Tsit5, Dopri5, Dopri8); for implicit, semi-implicit, stochastic, multi-term, "
+        "reversible and wrapped solvers use diffrax.RecursiveCheckpointAdjoint()"
     )
 
 
 def _refuse_request(
-    event: Any, saveat: diffrax.SaveAt, max_steps: int | None, passed_solver_state: bool, passed_controller_state: bool
+    event: Any,
+    saveat: diffrax.SaveAt,
+    max_steps: int | None,
+    passed_solver_state: bool,
+    passed_controller_state: bool,
 ) -> None:
     instead = "use diffrax.RecursiveCheckpointAdjoint()"
     refused = {
@@ -267,8 +276,8 @@ def _refuse_request(
         "controller_state": (passed_controller_state, f"leave it out, or {instead}"),
         "max_steps=None": (
             max_steps is None,
-            "the times of all steps are recorded, 16 bytes a step, and need a bound: give a generous max_steps, "
-            "e.g. 2**20, or use diffrax.RecursiveCheckpointAdjoint(checkpoints=...)",
+            "the times of all steps are recorded, 16 bytes a step, and need a bound: give a generous "
+            "max_steps, e.g. 2**20, or use diffrax.RecursiveCheckpointAdjoint(checkpoints=...)",
         ),
     }
     for name, (given, advice) in refused.items():
@@ -286,9 +295,13 @@ def _refuse_arrays(terms: diffrax.AbstractTerm, y0: PyTree, args: PyTree) -> Non
         for leaf in jax.tree.leaves(tree):
             if eqx.is_array(leaf) and jnp.iscomplexobj(leaf):
                 raise ValueError(
-                    f"{name} holds an array of dtype {leaf.dtype}: AdaptiveCheckpointAdjoint takes real numbers "
-                    "only; split it into real and imaginary parts"
+                    f"{name} holds an array of dtype {leaf.dtype}: AdaptiveCheckpointAdjoint takes real "
+                    "numbers only; split it into real and imaginary parts"
                 )
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return eqx.is_inexact_array(leaf)
 
 
 def _constant(tree: PyTree, chosen: Callable[[Any], bool]) -> PyTree:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.gradients import treeverse
-from ode_nets.gradients.treeverse import Store
 
 PyTree = Any
 Times = tuple[jax.Array, ...]
@@ -27,12 +26,12 @@ class Record(NamedTuple):
     """`[max_steps]`: where each step began, in the order of integration."""
     end: jax.Array
     """`[max_steps]`: where it ended."""
-    d_start: jax.Array | None
-    """`[max_steps, n_times]`: d start / d times, where times are differentiated."""
-    d_end: jax.Array | None
-    """`[max_steps, n_times]`: d end / d times."""
-    store: Store | None
-    """States that steps begin with, where the solve is differentiated."""
+    d_start: Any
+    """`[max_steps, n_times]`: d start / d times; `None` unless times are differentiated."""
+    d_end: Any
+    """`[max_steps, n_times]`: d end / d times; likewise."""
+    store: Any
+    """A `Store` of states that steps begin with; `None` unless the solve is differentiated."""
 
 
 class Motion(NamedTuple):
@@ -96,14 +95,15 @@ class Recorder(diffrax.AbstractStepSizeController):
         state, record, motion = controller_state
 
         def adapt(t0: Any, t1: Any, state: PyTree) -> Any:
-            return self.controller.adapt_step_size(t0, t1, y0, y1_candidate, args, y_error, error_order, state)
+            found = (t0, t1, y0, y1_candidate, args, y_error, error_order, state)
+            return self.controller.adapt_step_size(*found)
 
         keep, next_t0, next_t1, made_jump, next_state, result = adapt(t0, t1, state)
         d_end = None if motion is None else self._d_end(motion, t1)
         record = self._write(record, t0, t1, y0, y1_candidate, keep, motion, d_end)
         if motion is not None:
-            moves = _move(adapt, t0, t1, state, (motion.d_start, d_end, motion.d_state))
-            motion = Motion(*moves, end=next_t1, reaches=next_t1 >= self.t1, kept=jnp.asarray(keep))
+            d_start, d_end, d_state = _move(adapt, t0, t1, state, (motion.d_start, d_end, motion.d_state))
+            motion = Motion(d_start, d_end, d_state, next_t1, next_t1 >= self.t1, jnp.asarray(keep))
         return keep, next_t0, next_t1, made_jump, RecorderState(next_state, record, motion), result
 
     def _d_end(self, motion: Motion, end: jax.Array) -> jax.Array:
@@ -158,9 +158,9 @@ def begin(
     if init is not None:
         d_times = jnp.zeros((max_steps, len(times)), times[0].dtype)
         unit = jnp.eye(len(times), dtype=times[0].dtype)
-        end, inexact = _differentiable(*init(*times))
-        d_end, d_state = jax.vmap(lambda d: jax.jvp(lambda *t: _differentiable(*init(*t)), times, tuple(d))[1])(unit)
-        motion = Motion(unit[0], d_end, d_state, end, jnp.asarray(False), jnp.asarray(True))
+        first = lambda *times: _differentiable(*init(*times))
+        d_end, d_state = jax.vmap(lambda d: jax.jvp(first, times, tuple(d))[1])(unit)
+        motion = Motion(unit[0], d_end, d_state, first(*times)[0], jnp.asarray(False), jnp.asarray(True))
     store = treeverse.new_store(y0, slots) if slots else None
     return RecorderState(state, Record(jnp.int32(0), none, none, d_times, d_times, store), motion)
 
@@ -170,7 +170,7 @@ def _differentiable(*tree: Any) -> tuple[Any, ...]:
 
 
 def _move(adapt: Callable[..., Any], t0: Any, t1: Any, state: PyTree, tangents: Any) -> Any:
-    """d (next start, next end, next state) / d times; the error that a controller looks at counts as constant."""
+    """d (next start, next end, next state) / d times at constant error."""
     inexact, rest = eqx.partition(state, eqx.is_inexact_array)
 
     def moved(t0: Any, t1: Any, inexact: PyTree) -> Any:

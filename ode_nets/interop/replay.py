@@ -26,12 +26,12 @@ class Scheme(NamedTuple):
     c: tuple[float, ...]
     interpolation: Callable[..., Any]
     n_propagating: int
-    """Stages that the state at the end of a step depends on; a last one may serve error and interpolant alone."""
+    """Stages that the state at the end of a step depends on; a last one may serve the error alone."""
     with_slopes: bool
     """Whether the interpolant is made of slopes too."""
 
     @classmethod
-    def of(cls, solver: diffrax.AbstractSolver) -> Scheme:
+    def of(cls, solver: Any) -> Scheme:
         """The scheme of an `AbstractERK`, or of `Euler`, which has no tableau."""
         if isinstance(solver, diffrax.Euler):
             return cls(((),), (1.0,), (0.0,), solver.interpolation_cls, 1, False)
@@ -55,13 +55,13 @@ class Inputs(NamedTuple):
     y0: PyTree
     args: PyTree
     terms: diffrax.AbstractTerm
-    saves: tuple[Callable[..., Any] | None, ...]
-    """What each `SubSaveAt` saves of `(t, y, args)`; `None` for the state itself."""
-    report: Callable[..., Any] | None
-    """`report(t, y, args)`, summed over the stages of accepted steps that the state depends on."""
+    saves: tuple[Any, ...]
+    """A function `fn(t, y, args)` of what each `SubSaveAt` saves; `None` for the state itself."""
+    report: Any
+    """A function `report(t, y, args)`, summed over the stages of accepted steps that the state depends on."""
     times: Times
-    ts: tuple[jax.Array | None, ...]
-    """Asked times of each `SubSaveAt`."""
+    ts: tuple[Any, ...]
+    """Asked times of each `SubSaveAt`, `[n]` or `None`."""
 
 
 class Rows(NamedTuple):
@@ -97,7 +97,8 @@ def take_step(
 ) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
     """One step of a solver with given ends, as diffrax takes it.
 
-        k_i = f(t + c_i (t_next - t), y + sum_{j<i} a_ij k_j) . (u(t_next) - u(t)),  y_next = y + sum_i b_i k_i
+        k_i = f(t + c_i (t_next - t), y + sum_{j<i} a_ij k_j) . (u(t_next) - u(t))
+        y_next = y + sum_i b_i k_i
 
     with the control u(t) = t of an ODE.
 
@@ -140,7 +141,7 @@ class Replay:
       scheme, rows: static.
       inputs: of the solve; `perturbed`: like it, whether each leaf is differentiated.
       residuals: of the forward pass.
-      ct_saved, ct_reports: cotangents of `residuals.saved` and `residuals.reports`, `None` for leaves without.
+      ct_saved, ct_reports: cotangents of `residuals.saved` and `.reports`; `None` for a leaf without.
     """
 
     def __init__(
@@ -184,8 +185,9 @@ class Replay:
         moving = ends if self.moving else ()
 
         def local(y: PyTree, moving: Any, params: Inputs) -> Any:
-            y_next, reports, inside = take_step(self.scheme, self._at(params), y, *(moving or ends), dense=self.dense)
-            return y_next, _inexact(reports), inside
+            t, t_next = moving or ends
+            step = take_step(self.scheme, self._at(params), y, t, t_next, dense=self.dense)
+            return step[0], _inexact(step[1]), step[2]
 
         (y_next, _, inside), pullback = jax.vjp(local, y, moving, self.params)
         ct_inside = jax.tree.map(jnp.zeros_like, inside)
@@ -198,13 +200,14 @@ class Replay:
                 ct_ends = (ct_ends[0], ct_ends[1] + d_end)
             if self.inputs.ts[k] is not None:
                 before = rows.t0 + (i // rows.steps if rows.steps else 0)
-                ct_inside, ct_ends, ct = self._pull_asked(k, first, end, before, ends, inside, (ct_inside, ct_ends, ct))
+                carry = (ct_inside, ct_ends, ct)
+                ct_inside, ct_ends, ct = self._pull_asked(k, first, end, before, ends, inside, carry)
         d_y, d_ends, d_params = pullback((ct.y, self.ct_reports, ct_inside))
         ct = Cotangents(d_y, add(ct.inputs, d_params))
         return self._pull_times(i, jax.tree.map(jnp.add, ct_ends, d_ends) if d_ends else ct_ends, ct)
 
     def _covered(self, k: int, i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Asked times that step i serves, from the first to before the last, and so how many there are till then."""
+        """Asked times that step i serves, as a range; its end is how many there are until the step ends."""
         ts, zero = self.inputs.ts[k], jnp.int32(0)
         if ts is None:
             return zero, zero
@@ -215,7 +218,6 @@ class Replay:
         if params is None:
             return t, y
         inputs = self._at(params)
-        assert inputs.saves[k] is not None
         return _inexact((t, inputs.saves[k](t, y, inputs.args)))
 
     def _row(self, k: int, row: Any) -> PyTree:
@@ -228,7 +230,7 @@ class Replay:
     def _pull_saved(
         self, k: int, row: PyTree, hit: Any, t: jax.Array, y: PyTree, ct: Cotangents
     ) -> tuple[Cotangents, jax.Array]:
-        """Add the cotangent of a row, saved at the end (or start) of a step if `hit`; and that of its time."""
+        """Add the cotangent of a row, saved at an end of a step if `hit`; also gives that of its time."""
         params = self._save_params(k)
 
         def pull() -> Any:
@@ -277,7 +279,7 @@ class Replay:
         for k, rows in enumerate(self.rows):
             if not rows.t1 or rows.steps == 1:
                 continue
-            n_ts = 0
+            n_ts: Any = 0
             if self.inputs.ts[k] is not None:
                 n_ts = jnp.where(n > 0, self._covered(k, n - 1)[1], len(self.inputs.ts[k]))
             hit = n % rows.steps != 0 if rows.steps else True

@@ -27,7 +27,8 @@ UNKNOWN = -1
 class DiffraxSolver:
     """A solver and a step size controller of diffrax, wherever `solve` and `OdeBlock` take a solver.
 
-        OdeBlock(unit, basis, solver=DiffraxSolver(diffrax.Tsit5(), diffrax.PIDController(rtol=1e-3, atol=1e-6)))
+        solver = DiffraxSolver(diffrax.Tsit5(), diffrax.PIDController(rtol=1e-3, atol=1e-6))
+        OdeBlock(unit, basis, solver, gradient=ACA())
 
     The gradient methods are diffrax's: `ACA(checkpoints)` is our `AdaptiveCheckpointAdjoint`, `Direct()` is
     `DirectAdjoint`, `Checkpointed()` is `RecursiveCheckpointAdjoint` (either unit, reverse mode only) and
@@ -37,8 +38,8 @@ class DiffraxSolver:
     stage, from the side that the solve goes to, so that a stage on a jump, or within rounding of one, may see
     the interval that follows; a controller that steps onto the jumps
     (`diffrax.ClipStepSizeController(jump_ts=...)`) takes care of it. Unsorted traced `ts` raise an error from
-    inside jit, as they do in diffrax. What a field reports (`has_aux` fields, batch norms in training) is summed
-    by one more pass over the accepted steps, which takes `ACA` and an explicit Runge-Kutta solver.
+    inside jit, as they do in diffrax. What a field reports (`has_aux` fields, batch norms in training) is
+    summed by one more pass over the accepted steps, which takes `ACA` and an explicit Runge-Kutta solver.
 
     `nfe` is exact for explicit Runge-Kutta solvers with `PIDController`, `ConstantStepSize` and `StepTo`:
     stages * trials, where a first-same-as-last solver saves one of each trial but the first, and two for the
@@ -72,7 +73,8 @@ class DiffraxSolver:
             value = getattr(self, name)
             if not isinstance(value, kind) and not (name == "adjoint" and value is None):
                 raise ValueError(
-                    f"{name}={value!r}: expected a diffrax.{kind.__name__}; FixedStep and Adaptive are solvers already"
+                    f"{name}={value!r}: expected a diffrax.{kind.__name__}; a FixedStep or Adaptive goes to "
+                    "solve as it is"
                 )
         if self.dt0 is not None and not self.dt0 > 0:
             raise ValueError(f"dt0={self.dt0}: expected None or a number above 0; t1 < t0 turns it around")
@@ -85,14 +87,16 @@ class DiffraxSolver:
         """Solve `problem`, differentiable by `gradient`."""
         closed = close_over(problem)
         adjoint = self.adjoint if self.adjoint is not None else _adjoint(gradient, self.stepsize_controller)
-        inputs = (problem.x0, (problem.weights, closed.consts), problem.t0, problem.t1, problem.ts)
+        # Leaves alone, because BacksolveAdjoint stumbles over containers without any.
+        leaves, structure = jax.tree.flatten((problem.weights, closed.consts))
+        inputs = (problem.x0, leaves or None, problem.t0, problem.t1, problem.ts)
         if isinstance(adjoint, AdaptiveCheckpointAdjoint):
             inputs = refuse_forward_mode(inputs, "ACA(...)")
         x0, args, t0, t1, ts = inputs
         sign = jnp.where(t0 < t1, 1, -1)
 
         def evaluate(t: Any, x: PyTree, args: Any) -> tuple[PyTree, PyTree]:
-            weights, consts = args
+            weights, consts = jax.tree.unflatten(structure, args or [])
             return closed.field(consts)(t, x, theta_at(weights, t, sign))
 
         aux = jax.eval_shape(lambda: evaluate(t0, x0, args)[1])
@@ -117,11 +121,11 @@ class DiffraxSolver:
 
     def _solution(self, solution: diffrax.Solution, aux: PyTree, single: bool) -> Solution:
         done = solution.result == diffrax.RESULTS.successful
-        x = solution.ys
+        x: PyTree = solution.ys
         if single:
-            x = poison(jax.tree.map(lambda leaf: leaf[0], x), done)
+            x = poison(jax.tree.map(lambda leaf: leaf[0], x), jnp.asarray(done))
         else:
-            reached = jnp.isfinite(solution.ts)
+            reached = jnp.isfinite(jnp.asarray(solution.ts))
             x = poison(jax.tree.map(lambda leaf: _where(reached, leaf), x), reached)
         result = jnp.where(is_finite(x), Result.SUCCESS, Result.NON_FINITE)
         for theirs, ours in (
@@ -142,15 +146,15 @@ class DiffraxSolver:
         )
 
     def _evaluations(self, trials: jax.Array) -> Any:
-        controller, solver = type(self.stepsize_controller), self.solver
+        controller, solver = type(self.stepsize_controller), type(self.solver)
         if controller not in (diffrax.PIDController, diffrax.ConstantStepSize, diffrax.StepTo):
             return UNKNOWN
         choice = 2 if controller is diffrax.PIDController and self.dt0 is None else 0
-        if type(solver) is diffrax.Euler:
+        if solver is diffrax.Euler:
             return trials + choice
-        if not issubclass(type(solver), diffrax.AbstractERK):
+        tableau = solver.tableau if issubclass(solver, diffrax.AbstractERK) else None
+        if not isinstance(tableau, diffrax.ButcherTableau):
             return UNKNOWN
-        tableau = solver.tableau
         shared = jnp.maximum(trials - 1, 0) if tableau.fsal else 0
         return tableau.num_stages * trials - shared + choice
 
@@ -169,9 +173,9 @@ def _reporting(adjoint: diffrax.AbstractAdjoint, report: Callable[..., PyTree]) 
     if isinstance(adjoint, AdaptiveCheckpointAdjoint):
         return _Reporting(adjoint.checkpoints, report)
     raise ValueError(
-        f"the field reports something beside dx (a batch norm in training does), which {type(adjoint).__name__} "
-        "cannot add up over stages: use gradient=ACA() with an explicit Runge-Kutta solver of diffrax, or a solver "
-        "of ours (FixedStep, Adaptive)"
+        "the field reports something beside dx (a batch norm in training does), which "
+        f"{type(adjoint).__name__} cannot add up over stages: use gradient=ACA() with an explicit "
+        "Runge-Kutta solver of diffrax, or a solver of ours (FixedStep, Adaptive)"
     )
 
 
@@ -187,19 +191,20 @@ def _adjoint(
         return diffrax.RecursiveCheckpointAdjoint()
     if not isinstance(gradient, Backsolve):
         raise ValueError(
-            f"gradient={gradient!r}: expected ACA(), Direct(), Checkpointed() or Backsolve() with a DiffraxSolver; "
-            "for another method give the solver an adjoint, DiffraxSolver(..., adjoint=...)"
+            f"gradient={gradient!r}: expected ACA(), Direct(), Checkpointed() or Backsolve() with a "
+            "DiffraxSolver; for another method give the solver an adjoint, DiffraxSolver(..., adjoint=...)"
         )
     changes = {name: value for name in ("rtol", "atol") if (value := getattr(gradient, name)) is not None}
     if not changes:
         return diffrax.BacksolveAdjoint()
     if not isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
         raise ValueError(
-            f"gradient={gradient!r}: {type(controller).__name__} has no tolerances to change; leave them out, or "
-            "use diffrax.PIDController"
+            f"gradient={gradient!r}: {type(controller).__name__} has no tolerances to change; leave them "
+            "out, or use diffrax.PIDController"
         )
     where = lambda c: [getattr(c, name) for name in changes]
-    return diffrax.BacksolveAdjoint(stepsize_controller=eqx.tree_at(where, controller, list(changes.values())))
+    controller = eqx.tree_at(where, controller, list(changes.values()))
+    return diffrax.BacksolveAdjoint(stepsize_controller=controller)
 
 
 def _where(reached: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -291,7 +291,6 @@ def test_accuracy_and_work_are_those_of_diffrax(x64, key, peer):
     slope = lambda t, x: [x[1], (0.15 - x[0] ** 2) * x[1] - x[0]]
     truth = scipy.integrate.solve_ivp(slope, (0, 25), START, "DOP853", rtol=1e-12, atol=1e-12).y[:, -1]
     errors = [float(np.max(np.abs(x - truth))) for x in (mine.x, other.ys[0])]
-    print(key, errors, mine.n_accepted, other.stats["num_accepted_steps"])
-    assert errors[0] <= 3 * errors[1]
-    assert errors[0] <= 100 * tolerance
-    assert int(mine.n_accepted) <= 1.25 * int(other.stats["num_accepted_steps"])
+    assert errors[0] <= 1.5 * errors[1]
+    assert errors[0] <= 20 * tolerance
+    assert int(mine.n_accepted) <= 1.1 * int(other.stats["num_accepted_steps"])

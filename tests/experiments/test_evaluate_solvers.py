@@ -1,0 +1,199 @@
+"""Solver swaps, compression and pictures, end to end on two tiny runs."""
+
+import csv
+import dataclasses
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import compress, evaluate_solvers, figures, quickstart
+from experiments.config import Config
+from experiments.run import RunError, load_run, pick_weights, read_manifest
+from ode_nets import manifest
+from ode_nets.weights import PiecewiseConstant
+
+TINY = Config(
+    dataset="digits", limit=64, widths=(2, 4), batch_size=32, epochs=2, refine_epochs=(1,), decay_epochs=(),
+    crop_pad=0, flip=False, learning_rate=0.05,
+)  # fmt: skip
+TWIN = dataclasses.replace(TINY, scheme="euler", n_basis=2, n_steps=2, epsilon=2.0, refine_epochs=())
+
+
+def say(function, *args):
+    """What a function prints, on a wide and on a narrow terminal alike."""
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    result = function(*args, console)
+    return result, console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    _, text = say(quickstart.quickstart, {"refined": TINY, "twin": TWIN}, folder, False)
+    assert "refined: training" in text
+    assert "refined: trained under rk4, N_t = 2" in text
+    assert "twin: trained under euler, N_t = 2" in text
+    return folder
+
+
+def test_quickstart_writes_pictures_and_skips_what_is_finished(out):
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*/**/*") if path.is_file()}
+    for name in ("swap.png", "weights.png", "training.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+        (out / name).unlink()
+    _, text = say(quickstart.quickstart, {"refined": TINY, "twin": TWIN}, out, False)
+    assert text.count("finished earlier, skipped") == 2
+    assert text.count("evaluated earlier, skipped") == 2
+    assert (out / "swap.png").exists()
+    assert times == {path: path.stat().st_mtime_ns for path in out.glob("*/**/*") if path.is_file()}
+
+
+def test_quickstart_leaves_a_run_with_other_settings_alone(out):
+    other = dataclasses.replace(TINY, seed=1)
+    with pytest.raises(RunError, match="--overwrite"):
+        say(quickstart.quickstart, {"refined": other}, out, False)
+
+
+def test_a_run_is_loaded_as_it_was_trained(out):
+    config, net, variables, notes = load_run(out / "refined")
+    assert config == TINY
+    assert (net.basis, net.solver.n_steps) == (PiecewiseConstant(2), 2)
+    assert notes["level"] == 1
+    assert notes["step"] == 4
+    assert manifest.n_parameters(variables) == read_manifest(out / "refined")["results"]["n_parameters"]
+    with pytest.raises(RunError, match="no run"):
+        load_run(out / "nowhere")
+
+
+def test_swap_files_hold_every_manifestation_with_its_cost_and_provenance(out):
+    record = json.loads((out / "refined" / "swap" / "swap.json").read_text())
+    results = read_manifest(out / "refined")["results"]
+    rows = {(row["scheme"], row["n_steps"]): row for row in record["rows"]}
+    assert set(rows) == {(s, n) for s in ("euler", "midpoint", "rk4", "rk4_38") for n in quickstart.N_STEPS}
+    for (scheme, n_steps), stages in zip((("euler", 3), ("rk4_38", 16)), (1, 4), strict=True):
+        assert rows[scheme, n_steps]["nfe"] == stages * n_steps * len(TINY.widths)
+    # As trained, the swap is the test that the run itself made.
+    assert rows["rk4", 2]["accuracy"] == results["test_accuracy"]
+    assert rows["rk4", 2]["loss"] == pytest.approx(results["test_loss"], rel=1e-5)
+    assert record["n_images"] == results["n_test"]
+    assert record["seed"] == TINY.seed
+    assert record["environment"]["versions"]["jax"] == jax.__version__
+    assert record["program"]["lanes"] == 1
+    with (out / "refined" / "swap" / "swap.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["accuracy"]) for row in table] == [row["accuracy"] for row in record["rows"]]
+
+
+def test_the_table_shows_every_number_on_a_narrow_terminal(out):
+    swapped = evaluate_solvers.read_swap(out / "refined")
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    evaluate_solvers.print_table(swapped, console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    for row in swapped.rows:
+        assert f"{100 * row['accuracy']:.2f}" in text
+        assert f"{row['loss']:.3f}" in text
+
+
+def test_fig_9_draws_each_run_under_its_own_scheme_left_and_under_the_others_right(out):
+    swaps = [evaluate_solvers.read_swap(out / name) for name in ("refined", "twin")]
+    left, right = evaluate_solvers.draw(swaps).axes
+    curves = {line.get_label(): line for line in left.lines + right.lines if len(line.get_xdata()) > 2}
+    assert len(curves) == 2 * 4
+    own = next(line for label, line in curves.items() if label.startswith("refined (trained"))
+    steps, errors = swaps[0].error("rk4")
+    np.testing.assert_array_equal(own.get_xdata(), steps)
+    np.testing.assert_allclose(own.get_ydata(), errors)
+    assert errors[steps.index(2)] == pytest.approx(100 * (1 - swaps[0].own["accuracy"]))
+
+
+@pytest.mark.parametrize("bad", [{"schemes": ("rk5",)}, {"n_steps": (0,)}, {"lanes": 0}, {"memory_gib": -1.0}])
+def test_a_value_out_of_range_is_refused_by_name(out, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        evaluate_solvers.Options(out / "refined", **bad)
+
+
+def test_default_steps_enclose_the_trained_count_with_some_that_do_not_divide_it():
+    assert evaluate_solvers.default_steps(1) == (1, 2, 3, 4)
+    assert {8, 16, 32} < set(evaluate_solvers.default_steps(8))
+    assert any(8 % n and n % 8 for n in evaluate_solvers.default_steps(8))
+
+
+def test_snapshots_hold_the_same_weights_at_every_level(out):
+    block, levels = figures.read_snapshots(out / "refined", "")
+    assert block == "block2"
+    assert [len(level) for level in levels] == [1, 2]
+    _, _, variables, _ = load_run(out / "refined")
+    np.testing.assert_array_equal(levels[-1], pick_weights(variables["params"])[block])
+    kernels = {leaf for conv in ("conv1", "conv2") for leaf in _entries(variables, block, conv)}
+    assert set(levels[-1].ravel().tolist()) <= kernels
+    with pytest.raises(RunError, match="block1, block2"):
+        figures.read_snapshots(out / "refined", "block9")
+
+
+def _entries(variables, block, conv):
+    return np.asarray(variables["params"][block]["coefficients"][conv]["kernel"]).ravel().tolist()
+
+
+def test_roughness_tells_a_constant_from_independent_intervals():
+    rng = np.random.default_rng(0)
+    assert figures.roughness(np.repeat(rng.normal(size=(1, 500)), 8, axis=0), TINY) == 0
+    assert figures.roughness(rng.normal(size=(8, 500)), TINY) == pytest.approx(2**0.5, rel=0.1)
+
+
+def test_compression_saves_a_run_that_loads_and_an_exported_function(out):
+    options = compress.Options(
+        out / "refined", basis=("piecewise_constant",), n_basis=(1,), scheme=("midpoint",), n_steps=(1,)
+    )
+    folder, text = say(compress.compress, options)
+    assert folder == out / "refined" / "compressed" / "piecewise_constant-1-midpoint-1"
+    assert "4 of 16 field evaluations" in text
+    record = read_manifest(folder)
+    assert record["status"] == "finished"
+    assert record["parent"]["run"] == "../.."
+    assert record["results"]["export_difference"] < 1e-4
+
+    # What was saved is the projection of the parent, and what was exported computes its logits.
+    _, net, variables, notes = load_run(folder)
+    _, parent, weights, _ = load_run(out / "refined")
+    projected = manifest.project(parent, weights, PiecewiseConstant(1))[1]
+    for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(projected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (net.basis.n_basis, net.solver.tableau.name, net.solver.n_steps) == (1, "midpoint", 1)
+    assert notes["level"] == 0
+    dataset = evaluate_solvers.dataset_of(TINY)
+    exported = jax.export.deserialize(bytearray((folder / compress.EXPORTED).read_bytes()))
+    hits = np.asarray(exported.call(dataset.x_test)).argmax(-1) == dataset.y_test
+    assert hits.mean() == record["results"]["test_accuracy"]
+    with pytest.raises(RunError, match="--overwrite"):
+        say(compress.compress, options)
+
+
+ROWS = [
+    {"basis": "piecewise_constant", "n_basis": m, "scheme": s, "n_steps": n, "nfe": nfe, "accuracy": a,
+     "n_parameters": 10 * m, "loss": 0.0}
+    for m, s, n, nfe, a in [(4, "rk4", 4, 32, 0.98), (2, "rk4", 2, 16, 0.975), (1, "rk4", 2, 16, 0.975),
+                            (2, "euler", 4, 8, 0.93), (4, "euler", 8, 16, 0.96)]
+]  # fmt: skip
+
+
+def test_the_cheapest_within_the_drop_is_chosen():
+    assert compress.front_of(ROWS) == [ROWS[3], ROWS[2], ROWS[0]]
+    choose = lambda **changes: compress.choose(ROWS, compress.Options("run", **changes))
+    assert choose(max_drop=1.0) == ROWS[2]
+    assert choose(max_drop=5.0) == ROWS[3]
+    only = {"basis": ("piecewise_constant",), "n_basis": (4,), "scheme": ("euler",), "n_steps": (8,)}
+    assert choose(**only) == ROWS[4]
+    with pytest.raises(RunError, match=r"0\.50 points"):
+        choose(max_drop=0.4)
+
+
+def test_the_front_is_drawn_through_the_rows_that_are_in_it():
+    (axes,) = figures.draw_front(ROWS, compress.front_of(ROWS), ROWS[2]).axes
+    line = next(line for line in axes.lines if line.get_label() == "front")
+    np.testing.assert_allclose(line.get_xdata(), [8, 16, 32])
+    np.testing.assert_allclose(line.get_ydata(), [93, 97.5, 98])
