@@ -1,12 +1,13 @@
-"""Gradient methods side by side: ours, diffrax, jax.experimental.ode, torchdiffeq and TorchDiffEqPack in one run.
+"""Gradient methods side by side: ours, diffrax, jax.experimental.ode, torchdiffeq and TorchDiffEqPack.
 
     python -m benchmarks.gradients                       both fields, all peers that are installed
     python -m benchmarks.gradients --cases mlp --repeats 5
 
-Value and gradient of sum(x(1)^2) with respect to x0 and theta, float32, same field, same tolerances and a first
-step of 1.0, which forces rejections. diffrax takes our convolution ("plain lax" marks the one variant that does
-not). nfe counts field evaluations of the forward pass. The floor of ACA is nfe * t_f + stages * n_accepted * t_v,
-with t_f one jitted field evaluation and t_v one evaluation with its vector-Jacobian product.
+Value and gradient of sum(x(1)^2) with respect to x0 and theta, float32, same field, same tolerances and a
+first step of 1.0, which forces rejections. diffrax takes our convolution ("plain lax" marks the one variant
+that does not). nfe counts field evaluations of the forward pass. The floor of ACA is
+nfe * t_f + stages * n_accepted * t_v, with t_f one jitted field evaluation and t_v one evaluation with its
+vector-Jacobian product.
 Writes benchmarks/results/gradients_<platform>.json.
 """
 
@@ -75,7 +76,9 @@ def plain_convolutions(t: Any, x: jax.Array, theta: Any) -> jax.Array:
     """The node18 field on `lax.conv_general_dilated`, as a diffrax user would write it."""
     for i in (1, 2):
         kernel, bn = theta[f"conv{i}"]["kernel"], theta[f"bn{i}"]
-        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
         x = jax.nn.relu((x - mean) * jax.lax.rsqrt(var + 1e-5) * bn["scale"] + bn["bias"])
     return x
@@ -206,7 +209,9 @@ def compare(case: Case, scheme: str, tol: float, options: Options) -> dict[str, 
     fast: dict[str, Function] = {
         "ACA()": ours(field, solver, ACA()),
         "ACA(4)": ours(field, solver, ACA(4)),
-        "diffrax RecursiveCheckpointAdjoint": diffraxs(field, scheme, tol, n, diffrax.RecursiveCheckpointAdjoint()),
+        "diffrax RecursiveCheckpointAdjoint": diffraxs(
+            field, scheme, tol, n, diffrax.RecursiveCheckpointAdjoint()
+        ),
         "diffrax BacksolveAdjoint": diffraxs(field, scheme, tol, n, diffrax.BacksolveAdjoint()),
         "Backsolve()": ours(field, solver, Backsolve()),
         "t_f": lambda x, theta: field(0.0, x, theta),
@@ -226,7 +231,9 @@ def compare(case: Case, scheme: str, tol: float, options: Options) -> dict[str, 
         }
         if case == "node18":
             adjoint = diffrax.RecursiveCheckpointAdjoint()
-            slow["diffrax RecursiveCheckpointAdjoint, plain lax"] = diffraxs(plain_convolutions, scheme, tol, n, adjoint)
+            slow["diffrax RecursiveCheckpointAdjoint, plain lax"] = diffraxs(
+                plain_convolutions, scheme, tol, n, adjoint
+            )
     counted = jax.device_get(jax.jit(fast["ACA()"])(x, theta)[0][1])
     if counted["n_accepted"] + counted["n_rejected"] > 60:
         slow = {name: f for name, f in slow.items() if "max_steps" not in name}
@@ -237,11 +244,16 @@ def compare(case: Case, scheme: str, tol: float, options: Options) -> dict[str, 
             results |= {name: m.record() for name, m in measured.items()}
     for name, run in torch_peers(case, scheme, tol).items():
         counts: dict[str, int] = {}
-        m = harness.measure(lambda run=run, counts=counts: counts.update(run()), repeats=options.repeats, compiled=False)
+        m = harness.measure(
+            lambda run=run, counts=counts: counts.update(run()), repeats=options.repeats, compiled=False
+        )
         results[name] = m.record() | counts
     results["ACA()"] |= {name: int(value) for name, value in counted.items()}
     stages = n_propagating(solver.tableau)
-    floor = counted["nfe"] * results["t_f"]["minimum"] + stages * counted["n_accepted"] * results["t_v"]["minimum"]
+    floor = (
+        counted["nfe"] * results["t_f"]["minimum"]
+        + stages * counted["n_accepted"] * results["t_v"]["minimum"]
+    )
     floor_ratio = results["ACA()"]["minimum"] / float(floor)
     return {"case": case, "scheme": scheme, "tolerance": tol, "floor_ratio": floor_ratio, "programs": results}
 
@@ -256,10 +268,13 @@ def print_record(record: dict[str, Any]) -> None:
         memory = None if m["temporary_bytes"] is None else m["temporary_bytes"] / 2**20
         rows.append(
             (name, m["minimum"] * 1e3, m["median"] * 1e3, m["minimum"] / reference["minimum"],
-             "" if compile_seconds is None else compile_seconds, "" if memory is None else memory, m.get("nfe", ""))
+             "" if compile_seconds is None else compile_seconds, "" if memory is None else memory,
+             m.get("nfe", ""))
         )  # fmt: skip
     title = f"{record['case']}, {record['scheme']}, tolerance {record['tolerance']:g}"
-    harness.show(title, ("program", "min ms", "median ms", "/ ACA()", "compile s", "temporary MiB", "nfe"), rows)
+    harness.show(
+        title, ("program", "min ms", "median ms", "/ ACA()", "compile s", "temporary MiB", "nfe"), rows
+    )
     print(f"ACA() takes {record['floor_ratio']:.3f} of the floor nfe * t_f + stages * n_accepted * t_v")
 
 

@@ -33,7 +33,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import data, figures, models
+from experiments import data, models, pictures
 from experiments.config import BasisName, Config
 from experiments.evaluate_solvers import Row, dataset_of, default_steps, evaluate_grid, loaded, make_batches
 from experiments.run import Run, RunError, environment, read_manifest, write_json
@@ -82,7 +82,11 @@ class Options:
         for name, good, allowed in (
             ("basis", bool(self.basis), f"some of {', '.join(models.BASES)}"),
             ("n_basis", all(m >= 1 for m in self.n_basis), "numbers of at least 1"),
-            ("scheme", bool(self.scheme) and set(self.scheme) <= set(SCHEMES), f"some of {', '.join(SCHEMES)}"),
+            (
+                "scheme",
+                bool(self.scheme) and set(self.scheme) <= set(SCHEMES),
+                f"some of {', '.join(SCHEMES)}",
+            ),
             ("n_steps", all(n >= 1 for n in self.n_steps), "numbers of at least 1"),
             ("max_drop", 0 <= self.max_drop <= 100, "points between 0 and 100"),
         ):
@@ -100,7 +104,9 @@ class Options:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[str, int], list[tuple[str, int]]]:
+def candidates(
+    net: nn.Module, config: Config, options: Options
+) -> dict[tuple[str, int], list[tuple[str, int]]]:
     """For each (basis, M) the grid of (scheme, N_t), the trained one first; M = 1 is tried in one basis only."""
     own_solver = (config.scheme, net.solver.n_steps)
     budget = manifest.nfe(net.solver)
@@ -113,7 +119,10 @@ def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[s
         if options.n_steps or manifest.nfe(FixedStep(scheme, n)) <= budget
     ]
     bases = [
-        (name, m) for k, name in enumerate(options.basis) for m in sorted(sizes, reverse=True) if m > 1 or k == 0
+        (name, m)
+        for k, name in enumerate(options.basis)
+        for m in sorted(sizes, reverse=True)
+        if m > 1 or k == 0
     ]
     own_basis = (config.basis, net.basis.n_basis)
     found = {own_basis: [own_solver]} | {basis: [] for basis in bases if basis != own_basis}
@@ -123,7 +132,10 @@ def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[s
 
 
 def evaluate_candidates(
-    net: nn.Module, variables: PyTree, dataset: data.Dataset, grids: dict[tuple[str, int], list[tuple[str, int]]]
+    net: nn.Module,
+    variables: PyTree,
+    dataset: data.Dataset,
+    grids: dict[tuple[str, int], list[tuple[str, int]]],
 ) -> list[Row]:
     """One row a candidate, on the validation images; one compiled program a (basis, M)."""
     batches, n_images = make_batches(dataset, "validation")
@@ -159,7 +171,9 @@ def choose(rows: list[Row], options: Options) -> Row:
     good = [row for row in others if row["accuracy"] >= trained["accuracy"] - options.max_drop / 100 - 1e-9]
     if not good:
         least = min((trained["accuracy"] - row["accuracy"] for row in others), default=1.0)
-        raise RunError(f"every candidate loses at least {100 * least:.2f} points: raise --max-drop or try others")
+        raise RunError(
+            f"every candidate loses at least {100 * least:.2f} points: raise --max-drop or try others"
+        )
     return min(good, key=lambda row: (row["nfe"], row["n_parameters"], -row["accuracy"]))
 
 
@@ -169,7 +183,13 @@ def choose(rows: list[Row], options: Options) -> Row:
 
 
 def save(
-    out: Path, parent: Path, config: Config, variables: PyTree, notes: dict[str, Any], chosen: Row, overwrite: bool
+    out: Path,
+    parent: Path,
+    config: Config,
+    variables: PyTree,
+    notes: dict[str, Any],
+    chosen: Row,
+    overwrite: bool,
 ) -> None:
     """Write the compressed network as a run: checkpoint and manifest.json."""
     smaller = dataclasses.replace(
@@ -218,7 +238,9 @@ def export(out: Path, net: nn.Module, variables: PyTree, dataset: data.Dataset) 
     """
     images = dataset.x_test[: min(32, len(dataset.x_test))]
     preprocess = partial(data.normalize, mean=dataset.mean, std=dataset.std)
-    exported = manifest.export_inference(net, variables, images.shape[1:], preprocess=preprocess, dtype="uint8")
+    exported = manifest.export_inference(
+        net, variables, images.shape[1:], preprocess=preprocess, dtype="uint8"
+    )
     (out / EXPORTED).write_bytes(exported)
     logits = np.asarray(jax.jit(net.apply)(variables, preprocess(images)))
     sample = out / "sample.npz"
@@ -284,7 +306,7 @@ def compress(options: Options, console: Console) -> Path:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    figures.draw_front(rows, front, chosen).savefig(folder / "front.png", dpi=150)
+    pictures.draw_front(rows, front, chosen).savefig(folder / "front.png", dpi=150)
 
     name = f"{chosen['basis']}-{chosen['n_basis']}-{chosen['scheme']}-{chosen['n_steps']}"
     out = options.out or folder / name
@@ -293,7 +315,9 @@ def compress(options: Options, console: Console) -> Path:
     save(out, options.run_dir, config, projected, notes, chosen, options.overwrite)
     results = evaluate_test(small, projected, dataset, chosen)
     difference = export(out, small, projected, dataset)
-    Run(out).update(status="finished", results=results | {"exported": EXPORTED, "export_difference": difference})
+    Run(out).update(
+        status="finished", results=results | {"exported": EXPORTED, "export_difference": difference}
+    )
     parent = (read_manifest(options.run_dir) or {}).get("results", {})
     before = f" (before: {100 * parent['test_accuracy']:.2f} %)" if "test_accuracy" in parent else ""
     console.print(

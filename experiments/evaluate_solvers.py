@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -28,16 +28,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import data
+from experiments import data, pictures
 from experiments.config import Config
 from experiments.run import RunError, environment, load_run, write_json
 from experiments.train import padded_batches
 from ode_nets import manifest
 from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import SCHEMES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PyTree = Any
 Row = dict[str, Any]
@@ -68,7 +65,11 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, good, allowed in (
-            ("schemes", bool(self.schemes) and set(self.schemes) <= set(SCHEMES), f"some of {', '.join(SCHEMES)}"),
+            (
+                "schemes",
+                bool(self.schemes) and set(self.schemes) <= set(SCHEMES),
+                f"some of {', '.join(SCHEMES)}",
+            ),
             ("n_steps", all(n >= 1 for n in self.n_steps), "numbers of at least 1"),
             ("lanes", self.lanes is None or self.lanes >= 1, "at least 1"),
             ("memory_gib", self.memory_gib is None or self.memory_gib > 0, "more than 0"),
@@ -95,7 +96,9 @@ class Swapped:
     @property
     def own(self) -> Row:
         """The manifestation that was trained."""
-        return next(row for row in self.rows if (row["scheme"], row["n_steps"]) == (self.scheme, self.n_steps))
+        return next(
+            row for row in self.rows if (row["scheme"], row["n_steps"]) == (self.scheme, self.n_steps)
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -120,7 +123,9 @@ def loaded(folder: Path, which: str) -> tuple[Config, nn.Module, PyTree, dict[st
     """`load_run`, of a network with a solver to swap."""
     config, net, variables, notes = load_run(folder, which)
     if not isinstance(getattr(net, "solver", None), FixedStep):
-        raise RunError(f"the run in {folder} is a {type(net).__name__}: it has no fixed-step solver to exchange")
+        raise RunError(
+            f"the run in {folder} is a {type(net).__name__}: it has no fixed-step solver to exchange"
+        )
     return config, net, variables, notes
 
 
@@ -215,9 +220,7 @@ def swap_run(folder: Path, options: Options) -> Swapped:
     grid = [(scheme, n) for scheme in options.schemes for n in steps]
     # Every curve is read against the manifestation that was trained.
     grid += [own for own in ((config.scheme, n) for n in {*steps, trained[1]}) if own not in grid]
-    rows, program = evaluate_grid(
-        net, variables, grid, batches, n_images, options.lanes, options.memory_gib
-    )
+    rows, program = evaluate_grid(net, variables, grid, batches, n_images, options.lanes, options.memory_gib)
     record = {
         "run": str(folder),
         "checkpoint": options.checkpoint,
@@ -225,7 +228,12 @@ def swap_run(folder: Path, options: Options) -> Swapped:
         "seed": config.seed,
         "split": options.split,
         "n_images": n_images,
-        "trained": {"scheme": trained[0], "n_steps": trained[1], "basis": repr(net.basis), "epsilon": net.epsilon},
+        "trained": {
+            "scheme": trained[0],
+            "n_steps": trained[1],
+            "basis": repr(net.basis),
+            "epsilon": net.epsilon,
+        },
         "program": program,
         "environment": environment(),
         "rows": rows,
@@ -292,48 +300,6 @@ def print_table(swapped: Swapped, console: Console) -> None:
     )
 
 
-def draw(swaps: list[Swapped]) -> Figure:
-    """ContinuousNet Fig. 9: error against N_t, under each run's own scheme (left) and under the others (right).
-
-    A vertical dotted line marks a run's own N_t, a horizontal one its error there.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, ScalarFormatter
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    strokes, marks = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v")
-    for k, swapped in enumerate(swaps):
-        color, own = f"C{k}", swapped.own
-        label = f"{swapped.name} (trained: {swapped.scheme}, $N_t$={swapped.n_steps})"
-        left.plot(*swapped.error(swapped.scheme), color=color, marker="o", ms=4, label=label)
-        for axes in (left, right):
-            axes.axvline(swapped.n_steps, color=color, ls=(k, (1, 2)), lw=1)
-            axes.axhline(100 * (1 - own["accuracy"]), color=color, lw=0.8, alpha=0.7)
-        others = [s for s in dict.fromkeys(row["scheme"] for row in swapped.rows) if s != swapped.scheme]
-        for i, scheme in enumerate(others):
-            right.plot(
-                *swapped.error(scheme),
-                color=color, ls=strokes[i % 4], marker=marks[i % 5], ms=4, lw=1.2,
-                label=f"{swapped.name} under {scheme}",
-            )  # fmt: skip
-    least = min(100 * (1 - row["accuracy"]) for swapped in swaps for row in swapped.rows)
-    for axes in (left, right):
-        # Errors of one and of ninety percent are to be read off the same axis.
-        if least > 0:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.set_xlabel("steps a block, $N_t$")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-    split = swaps[0].record["split"]
-    left.set_ylabel(f"{split} error [%]")
-    left.set_title("other step counts", fontsize=10)
-    right.set_title("other schemes", fontsize=10)
-    return figure
-
-
 def main() -> None:
     """The command line."""
     console = Console()
@@ -344,7 +310,7 @@ def main() -> None:
         for folder in folders:
             swaps.append(swap_run(folder, options))
             print_table(swaps[-1], console)
-        draw(swaps).savefig(options.run_dir / "swap" / "swap.png", dpi=150)
+        pictures.draw_swap(swaps).savefig(options.run_dir / "swap" / "swap.png", dpi=150)
     except (RunError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     console.print(f"written: {options.run_dir / 'swap'}/swap.csv, swap.json, swap.png")

@@ -1,31 +1,36 @@
 """What each gradient method costs and how right it is: ACA Table 1 and the lecture's table, measured.
 
     python -m experiments.gradient_report
-    python -m experiments.gradient_report --problem node18 --scheme heun_euler --rtol 1e-2 --atol 1e-2 --first-step 1
+    python -m experiments.gradient_report --problem node18 --scheme heun_euler --rtol 1e-2 --atol 1e-2
     python -m experiments.gradient_report --module my_package.my_model:make
 
-Every method differentiates the same solve with respect to the initial state and to theta. Measured beside the
-formula that the papers give for it:
+Every method differentiates the same solve with respect to the initial state and to theta. Measured beside
+what the papers predict:
 
-- field evaluations and vector-Jacobian products (vjps) of both passes, counted as the compiled programs make
-  them, by a field that calls back to the host
+- field evaluations and vector-Jacobian products (vjps) of both passes, counted on the host as the compiled
+  programs make them
 - temporary memory, from the analysis of the compiled program
 - seconds of a value and gradient
-- the gradient's error: relative to the ODE's own gradient (float64, tight tolerance), and to that of `Direct`
+- error of the gradient, relative to the ODE's own (float64, tight tolerance) and to that of `Direct`
 
-N_f is one field, N_t accepted steps, m tries a step, N_r accepted steps of the adjoint's way back, s stages:
+With s stages, N_t accepted steps, m tries a step, N_r accepted steps on the adjoint's way back, and
+N_f = |x| + A_f, a state and the activations that one field evaluation keeps (lecture), ACA Table 1 says
 
-    evaluations          naive 2 s N_t m,         adjoint s (N_t + N_r) m,   ACA s N_t (m + 1)     (ACA Table 1)
-    memory               naive N_f s N_t m,       adjoint N_f s,             ACA N_f s + N_t |x|   (ACA Table 1)
-                         with N_f = |x| + A_f, the state and the activations of one field          (lecture)
+    evaluations     naive 2 s N_t m       adjoint s (N_t + N_r) m     ACA s N_t (m + 1)
+    memory          naive s N_f N_t m     adjoint s N_f               ACA s N_f + N_t |x|
 
-A vjp counts once together with the evaluation it is made at, as in the paper. The paper's naive method
-differentiates through the search for step sizes too; `Direct` takes them as constants, and a rejected trial costs
-it an evaluation and a vjp all the same. `Checkpointed` is ANODE's.
+where a vjp counts once together with the evaluation it is made at, as in the paper. The paper's naive method
+differentiates through the search for step sizes too; `Direct` takes them as constants, but a rejected trial
+costs it an evaluation and a vjp all the same. `Checkpointed` is ANODE's; its formulas are ours.
 
-`--module` names a function of no arguments that returns `(field, x0, theta, loss)`: a pure field(t, x, theta), a
-state, a pytree of floating-point arrays or a weight function, and loss(x(t1)) -> scalar. From Python it is
-`report(field, x0, theta, loss, solver)`.
+The lecture's example, Euler on a state of 64 x 64 x 32 and a batch of 32 (16 MiB a step in float32), is compiled
+and analysed, not run, under every method.
+
+`--module` names a function without arguments that returns `(field, x0, theta, loss)`: a pure field(t, x, theta),
+a state, a pytree of floating-point arrays or a weight function, and loss(x(t1)) -> scalar. From Python:
+`experiments.gradient_costs.report(field, x0, theta, loss, solver)`.
+
+Writes gradient_report.json, gradient_report.png and memory.png into --out.
 """
 
 from __future__ import annotations
@@ -34,42 +39,23 @@ import dataclasses
 import importlib
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import compare
+from experiments.gradient_costs import METHODS, Loss, PyTree, Row, Solver, formulas, n_bytes, report
 from experiments.run import environment, write_json
-from ode_nets import ACA, MLP, SCHEMES, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, ResidualUnit, solve
-from ode_nets.gradients import GradientMethod
-from ode_nets.integrate import Field, Result, Solution, theta_at
+from ode_nets import MLP, SCHEMES, Adaptive, FixedStep, ResidualUnit, solve
+from ode_nets.integrate import Field
 from ode_nets.problems import van_der_pol
-from ode_nets.stepping import n_propagating
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PyTree = Any
-Row = dict[str, Any]
-Solver = Adaptive | FixedStep
-Loss = Callable[[PyTree], jax.Array]
-METHODS: Mapping[str, GradientMethod] = {
-    "Direct": Direct(),
-    "Checkpointed, steps": Checkpointed("step"),
-    "Checkpointed, block": Checkpointed("block"),
-    "ACA, all states": ACA(None),
-    "ACA, 32 states": ACA(32),
-    "ACA, 4 states": ACA(4),
-    "Backsolve": Backsolve(),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +71,7 @@ class Options:
     channels: int = 16
     """Of node18; its image is 16 x 16."""
     t1: float | None = None
-    """End time; default 1, of the oscillator 10."""
+    """End time; default 1, of mlp 5 and of the oscillator 10."""
     scheme: str = "dopri5"
     """Runge-Kutta scheme; an embedded one unless --n-steps is given."""
     rtol: float = 1e-5
@@ -98,6 +84,8 @@ class Options:
     """rtol and atol of the float64 truth; None leaves it out."""
     repeats: int = 5
     """Timings of each program."""
+    lecture_steps: tuple[int, ...] = (10, 100, 1000)
+    """Euler steps of the lecture's example; none leaves it out."""
     seed: int = 0
     out: Path = Path("results/gradient_report")
     """Folder of the results."""
@@ -110,6 +98,7 @@ class Options:
             ("repeats", self.repeats >= 1, "at least 1"),
             ("batch", self.batch >= 1, "at least 1"),
             ("channels", self.channels >= 1, "at least 1"),
+            ("lecture_steps", min(self.lecture_steps, default=1) >= 1, "numbers of at least 1"),
         ):
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
@@ -119,6 +108,11 @@ class Options:
         if self.n_steps is not None:
             return FixedStep(self.scheme, self.n_steps)
         return Adaptive(self.scheme, self.rtol, self.atol, self.first_step)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Problems
+# ---------------------------------------------------------------------------------------------------------
 
 
 def problem_of(options: Options) -> tuple[Field, PyTree, PyTree, Loss]:
@@ -142,238 +136,212 @@ def problem_of(options: Options) -> tuple[Field, PyTree, PyTree, Loss]:
     return lambda t, x, theta: unit.apply(theta, x, t)[0], x0, unit.init(key_theta), mean_square
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Counting
-# ---------------------------------------------------------------------------------------------------------
+def end_time(options: Options) -> float:
+    """Where the solve ends."""
+    if options.t1 is not None:
+        return options.t1
+    return 1.0 if options.module else {"mlp": 5.0, "node18": 1.0, "van_der_pol": 10.0}[options.problem]
 
 
-def counting(field: Field, counts: Counter[str]) -> Field:
-    """The same field, which counts its evaluations and vjps on the host when a compiled program makes them."""
+def lecture(steps: tuple[int, ...]) -> list[Row]:
+    """Memory of Euler steps on the lecture's state: a row a method and number of steps, compiled and not run."""
+    unit = ResidualUnit(32, order="conv-bn-relu", skip_init=False, bias=False)
+    field = lambda t, x, theta: unit.apply(theta, x, t)[0]
+    x0 = jax.ShapeDtypeStruct((32, 64, 64, 32), jnp.float32)
+    theta = jax.eval_shape(unit.init, jax.random.key(0))
+    kept = jax.eval_shape(lambda x, theta: jax.vjp(lambda *a: field(0.0, *a), x, theta)[1], x0, theta)
+    state, rows = x0.size * x0.dtype.itemsize, []
+    # What a vjp keeps holds the state and the kernels that it was given.
+    activations = n_bytes(kept) - state - n_bytes(theta)
+    for n in steps:
+        sizes = {"stages": 1, "n_accepted": n, "n_rejected": 0, "n_accepted_back": n, "n_rejected_back": 0}
+        sizes |= {"state_bytes": state, "activation_bytes": activations}
+        for name, method in METHODS.items():
 
-    def pulse(kind: str, tree: PyTree) -> PyTree:
-        def tick(_: Any) -> np.ndarray:
-            counts[kind] += 1
-            return np.ones((), np.float32)
+            def value(x0: jax.Array, theta: PyTree, n: int = n, method: Any = method) -> jax.Array:
+                x1 = solve(field, x0, theta, solver=FixedStep("euler", n), gradient=method).x
+                return jnp.mean(x1**2)
 
-        # An argument and a factor that the compiler does not know: what it drops is dropped here too.
-        some = jax.tree.leaves(tree)[0].ravel()[0]
-        one = jax.pure_callback(tick, jax.ShapeDtypeStruct((), jnp.float32), some)
-        return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), tree)
-
-    @jax.custom_vjp
-    def counted(t: Any, x: PyTree, theta: PyTree) -> PyTree:
-        return field(t, pulse("evaluations", x), theta)
-
-    def forward(t: Any, x: PyTree, theta: PyTree) -> tuple[PyTree, Any]:
-        return jax.vjp(field, t, pulse("evaluations", x), theta)
-
-    def backward(pullback: Any, cotangent: PyTree) -> Any:
-        return pullback(pulse("vjps", cotangent))
-
-    counted.defvjp(forward, backward)
-    return counted
-
-
-def count_passes(end: Callable[[Field, PyTree, PyTree], PyTree], field: Field, x0: PyTree, theta: PyTree, loss: Loss) -> Row:
-    """Evaluations and vjps of the forward and of the backward pass, under differentiation."""
-    counts: Counter[str] = Counter()
-    program = jax.jit(lambda x0, theta: end(counting(field, counts), x0, theta))
-    x1, pullback = jax.block_until_ready(jax.vjp(program, x0, theta))
-    there = dict(counts)
-    cotangent = jax.grad(loss)(x1)
-    counts.clear()
-    jax.block_until_ready(pullback(cotangent))
-    return {
-        "forward_evaluations": there.get("evaluations", 0),
-        "backward_evaluations": counts["evaluations"],
-        "backward_vjps": counts["vjps"],
-    }
-
-
-def way_back(field: Field, solution: Solution, theta: PyTree, loss: Loss, solver: Solver, t0: float, t1: float) -> Solution:
-    """The adjoint's solve, [x, a, g] from t1 to t0 (lecture, "augmented adjoint based ODE"), for its counts."""
-
-    def augmented(t: Any, state: PyTree, theta: PyTree) -> PyTree:
-        x, a, _ = state
-        dx, pullback = jax.vjp(lambda x, theta: field(t, x, theta_at(theta, t)), x, theta[0])
-        return dx, *jax.tree.map(jnp.negative, pullback(a))
-
-    start = (solution.x, jax.grad(loss)(solution.x), jax.tree.map(jnp.zeros_like, theta))
-    # In a tuple, so that a weight function is not read before it is differentiated.
-    run = lambda start, theta: solve(augmented, start, (theta,), solver=solver, gradient=ACA(), t0=t1, t1=t0)
-    return jax.jit(run)(start, theta)
+            program = jax.jit(jax.grad(value, (0, 1))).lower(x0, theta).compile()
+            measured = int(program.memory_analysis().temp_size_in_bytes)
+            rows.append(
+                {"method": name, "n_steps": n, "temporary_bytes": measured, **formulas(method, sizes)}
+            )
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The papers' formulas
+# What is shown
 # ---------------------------------------------------------------------------------------------------------
 
 
-def n_bytes(*trees: PyTree) -> int:
-    """Bytes of the arrays of some trees."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+def readable(size: float) -> str:
+    """Bytes with a binary prefix."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"
 
 
-def activation_bytes(field: Field, x0: PyTree, theta: PyTree, t0: float) -> int:
-    """A_f: bytes that one field evaluation keeps for its vjp beside what it was given."""
-    theta = theta_at(theta, t0)
-    _, pullback = jax.vjp(lambda x, theta: field(t0, x, theta), x0, theta)
-    given = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((x0, theta))}
-    kept = {leaf.unsafe_buffer_pointer(): leaf.nbytes for leaf in jax.tree.leaves(pullback) if hasattr(leaf, "nbytes")}
-    return sum(size for where, size in kept.items() if where not in given)
-
-
-def formulas(method: GradientMethod, sizes: Row) -> Row:
-    """What the papers predict: evaluations, vjps and bytes; `None` where they do not treat a method."""
-    s, tries, steps = sizes["stages"], sizes["n_accepted"] + sizes["n_rejected"], sizes["n_accepted"]
-    state, one_step = sizes["state_bytes"], sizes["stages"] * (sizes["state_bytes"] + sizes["activation_bytes"])
-    if isinstance(method, Direct):
-        return {"formula_forward": s * tries, "formula_vjps": s * tries, "formula_bytes": tries * one_step}
-    if isinstance(method, Backsolve):
-        back = sizes["n_accepted_back"] + sizes["n_rejected_back"]
-        return {"formula_forward": s * tries, "formula_vjps": s * back, "formula_bytes": one_step}
-    if isinstance(method, ACA):
-        kept = steps if method.checkpoints is None else min(steps, method.checkpoints)
-        return {"formula_forward": s * tries, "formula_vjps": s * steps, "formula_bytes": one_step + kept * state}
-    return {"formula_forward": s * tries, "formula_vjps": s * tries, "formula_bytes": None}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The report
-# ---------------------------------------------------------------------------------------------------------
-
-
-def report(
-    field: Field,
-    x0: PyTree,
-    theta: PyTree,
-    loss: Loss,
-    solver: Solver,
-    methods: Mapping[str, GradientMethod] = METHODS,
-    *,
-    t0: float = 0.0,
-    t1: float = 1.0,
-    truth_tolerance: float | None = 1e-9,
-    repeats: int = 5,
-) -> dict[str, Any]:
-    """Measure gradient methods on one solve.
-
-    Args:
-      field: pure `field(t, x, theta) -> dx`.
-      x0: initial state, a pytree of floating-point arrays.
-      theta: weights, a pytree of floating-point arrays, which may be a weight function.
-      loss: of the state at t1, a scalar.
-      solver: `Adaptive` or `FixedStep`; how long its buffers are (`max_steps`) is set to the trials it takes and
-        a tenth more, so that no method pays for steps that nobody takes.
-      methods: by name.
-      t0, t1: start and end.
-      truth_tolerance: rtol and atol of the solve in float64 whose gradient counts as the truth; `None` for none.
-      repeats: timings of each program.
-
-    Returns:
-      `{"sizes": ..., "rows": [...]}`, plain numbers: sizes of the solve, and a row a method with counts, bytes,
-      seconds, errors and formulas.
-
-    Raises:
-      ValueError: if a leaf of theta is not floating point or the solve does not reach t1.
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(f"theta{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}: expected a float")
-    x0, theta = jax.tree.map(jnp.asarray, (x0, theta))
-    solver, sizes = sizes_of(field, x0, theta, loss, solver, t0, t1)
-
-    def solution_of(method: GradientMethod, field: Field, x0: PyTree, theta: PyTree) -> Solution:
-        return solve(field, x0, theta, solver=solver, gradient=method, t0=t0, t1=t1)
-
-    def program_of(method: GradientMethod) -> Callable[..., Any]:
-        def value(x0: PyTree, theta: PyTree) -> tuple[jax.Array, jax.Array]:
-            solution = solution_of(method, field, x0, theta)
-            return loss(solution.x), solution.result
-
-        return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
-
-    programs = {name: program_of(method) for name, method in methods.items()}
-    measured = compare(programs, x0, theta, repeats=repeats)
-    gradients = {name: flat(program(x0, theta)[1]) for name, program in programs.items()}
-    truth = None
-    if truth_tolerance is not None:
-        truth = true_gradient(field, x0, theta, loss, t0, t1, truth_tolerance)
-    direct = next((gradients[name] for name, method in methods.items() if isinstance(method, Direct)), None)
-    rows = []
-    for name, method in methods.items():
-        end = lambda field, x0, theta, method=method: solution_of(method, field, x0, theta).x
-        (_, result), _ = programs[name](x0, theta)
-        rows.append(
-            {
-                "method": name,
-                "result": Result(int(result)).name,
-                **count_passes(end, field, x0, theta, loss),
-                "temporary_bytes": measured[name].temporary_bytes,
-                "seconds": measured[name].minimum,
-                "seconds_median": measured[name].median,
-                "compile_seconds": measured[name].compile_seconds,
-                "error": None if truth is None else distance(gradients[name], truth),
-                "difference_from_direct": None if direct is None else distance(gradients[name], direct),
-                **formulas(method, sizes),
-            }
+def print_tables(title: str, costs: dict[str, Any], memory: list[Row], console: Console) -> None:
+    """Measured numbers, with the papers' in parentheses."""
+    sizes = costs["sizes"]
+    console.print(
+        f"{title}: N_t = {sizes['n_accepted']} steps and {sizes['n_rejected']} rejected, "
+        f"back {sizes['n_accepted_back']} and {sizes['n_rejected_back']}; s = {sizes['stages']} stages; "
+        f"|x| = {readable(sizes['state_bytes'])}, A_f = {readable(sizes['activation_bytes'])}, "
+        f"|theta| = {readable(sizes['theta_bytes'])}"
+    )
+    table = Table(title="measured, and in parentheses what ACA Table 1 says", title_justify="left")
+    columns = ("forward", "back", "vjps", "memory", "", "ms", "error", "from Direct's")
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in costs["rows"]:
+        errors = [row["error"], row["difference_from_direct"]]
+        table.add_row(
+            row["method"] if row["result"] == "SUCCESS" else f"{row['method']} ({row['result']})",
+            f"{row['forward_evaluations']} ({row['formula_forward']})",
+            str(row["backward_evaluations"]),
+            f"{row['backward_vjps']} ({row['formula_vjps']})",
+            readable(row["temporary_bytes"]),
+            f"({readable(row['formula_bytes'])})",
+            f"{1e3 * row['seconds']:.3g}",
+            *("" if error is None else f"{error:.1e}" for error in errors),
         )
-    return {"sizes": sizes, "rows": rows}
+    console.print(table)
+    console.print("forward, back: field evaluations of either pass; vjps: of the backward pass")
+    if not memory:
+        return
+    table = Table(
+        title="lecture: 64 x 64 x 32, batch 32, Euler; memory (formula), not run", title_justify="left"
+    )
+    table.add_column("", no_wrap=True)
+    steps = list(dict.fromkeys(row["n_steps"] for row in memory))
+    for n in steps:
+        table.add_column(f"N = {n}", justify="right")
+    for name in dict.fromkeys(row["method"] for row in memory):
+        cells = [
+            f"{readable(row['temporary_bytes'])} ({readable(row['formula_bytes'])})"
+            for row in memory
+            if row["method"] == name
+        ]
+        table.add_row(name, *cells)
+    console.print(table)
 
 
-def sizes_of(
-    field: Field, x0: PyTree, theta: PyTree, loss: Loss, solver: Solver, t0: float, t1: float
-) -> tuple[Solver, Row]:
-    """The solver with buffers that fit, and the numbers that the formulas are made of."""
-    run = lambda x0, theta: solve(field, x0, theta, solver=solver, gradient=ACA(), t0=t0, t1=t1)
-    solution = jax.jit(run)(x0, theta)
-    if int(solution.result):
-        raise ValueError(
-            f"the solve ended with {Result(int(solution.result)).name} after {int(solution.n_accepted)} steps: "
-            "loosen rtol and atol, raise max_steps, or check the field"
-        )
-    back = way_back(field, solution, theta, loss, solver, t0, t1)
-    tries = int(solution.n_accepted + solution.n_rejected)
-    if isinstance(solver, Adaptive):
-        # Programs round differently and may disagree on a borderline trial.
-        solver = dataclasses.replace(solver, max_steps=tries + max(2, tries // 10))
-    return solver, {
-        "scheme": solver.scheme,
-        "stages": n_propagating(solver.tableau),
-        "n_accepted": int(solution.n_accepted),
-        "n_rejected": int(solution.n_rejected),
-        "n_accepted_back": int(back.n_accepted),
-        "n_rejected_back": int(back.n_rejected),
-        "max_steps": getattr(solver, "max_steps", None),
-        "state_bytes": n_bytes(x0),
-        "theta_bytes": n_bytes(theta),
-        "activation_bytes": activation_bytes(field, x0, theta, t0),
+def draw(title: str, costs: dict[str, Any]) -> Figure:
+    """Four panels, a method a line; black ticks are the formulas of ACA Table 1."""
+    from matplotlib.figure import Figure
+
+    rows = costs["rows"][::-1]
+    y = range(len(rows))
+    column = lambda key: [row[key] for row in rows]
+    figure = Figure(figsize=(11, 1.6 + 0.28 * len(rows)))
+    figure.subplots_adjust(left=0.13, right=0.985, wspace=0.09, bottom=0.27, top=0.84)
+    panels = figure.subplots(1, 4, sharey=True, width_ratios=(1.5, 1.1, 1, 1.1))
+    evaluations, memory, seconds, errors = panels
+    left = [0] * len(rows)
+    passes = (
+        ("forward_evaluations", "forward", "#6baed6"),
+        ("backward_vjps", "vjps", "#08519c"),
+        ("backward_evaluations", "evaluated again", "#c6dbef"),
+    )
+    for key, label, color in passes:
+        evaluations.barh(y, column(key), 0.65, left=left, color=color, label=label)
+        left = [a + b for a, b in zip(left, column(key), strict=True)]
+    tick = {"marker": "|", "ls": "", "color": "black", "ms": 15, "mew": 1.6}
+    formula = [row["formula_forward"] + row["formula_vjps"] for row in rows]
+    evaluations.plot(formula, y, **tick, label="formula")
+    memory.barh(y, column("temporary_bytes"), 0.65, color="#fdae6b", label="compiled program")
+    memory.plot(column("formula_bytes"), y, **tick, label="formula")
+    memory.set_xscale("log")
+    seconds.barh(y, [1e3 * value for value in column("seconds")], 0.65, color="#bdbdbd")
+    compared = [
+        (row["difference_from_direct"], i) for i, row in enumerate(rows) if row["difference_from_direct"]
+    ]
+    if all(column("error")):
+        errors.plot(column("error"), y, "o", color="#a63603", label="from the ODE's own")
+    if compared:
+        errors.plot(*zip(*compared, strict=True), "D", color="#238b45", mfc="none", label="from Direct's")
+    errors.set_xscale("log")
+    errors.margins(x=0.15)
+    titles = (
+        "field evaluations and vjps",
+        "memory [bytes]",
+        "value and gradient [ms]",
+        "error of the gradient",
+    )
+    for axes, text, columns in zip(panels, titles, (4, 2, 0, 2), strict=True):
+        axes.set_title(text, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=9)
+        if columns:
+            axes.legend(
+                loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=columns, frameon=False, fontsize=8,
+                columnspacing=1.2, handlelength=1.2, handletextpad=0.5,
+            )  # fmt: skip
+    evaluations.set_yticks(y, column("method"))
+    figure.suptitle(title, fontsize=10, y=0.985)
+    return figure
+
+
+def draw_memory(rows: list[Row]) -> Figure:
+    """Memory against the number of steps of the lecture's example; lines are the formulas."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.4, 3.9), layout="constrained")
+    axes = figure.subplots()
+    sizes = (9, 9, 5, 5, 7, 7, 7)
+    for k, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        chosen = [row for row in rows if row["method"] == name]
+        n = [row["n_steps"] for row in chosen]
+        color, style = f"C{k}", {"ms": sizes[k % 7], "mew": 1.6, "mfc": "none", "label": name}
+        axes.loglog(n, [row["formula_bytes"] / 2**30 for row in chosen], color=color, lw=1, alpha=0.7)
+        measured = [row["temporary_bytes"] / 2**30 for row in chosen]
+        axes.loglog(n, measured, "os^Dv<>"[k % 7], color=color, **style)
+    axes.set_xlabel("Euler steps N")
+    axes.set_ylabel("temporary memory [GiB]")
+    axes.set_title(
+        "state 64 x 64 x 32, batch 32, float32\nmarks: compiled program, lines: formula", fontsize=10
+    )
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def main() -> None:
+    """The command line."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        options = tyro.cli(Options, prog="python -m experiments.gradient_report", description=__doc__)
+        field, x0, theta, loss = problem_of(options)
+        extra = {"truth_tolerance": options.truth_tolerance, "repeats": options.repeats}
+        costs = report(field, x0, theta, loss, options.solver(), t1=end_time(options), **extra)
+        memory = lecture(options.lecture_steps)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    how = (
+        f"{options.n_steps} steps" if options.n_steps else f"rtol = {options.rtol:g}, atol = {options.atol:g}"
+    )
+    title = f"{options.module or options.problem}, {options.scheme}, {how}"
+    print_tables(title, costs, memory, console)
+    record = {
+        "settings": {**dataclasses.asdict(options), "out": str(options.out)},
+        "environment": environment() | {"load": os.getloadavg()},
+        **costs,
+        "lecture": memory,
     }
+    write_json(options.out / "gradient_report.json", record)
+    draw(title, costs).savefig(options.out / "gradient_report.png", dpi=120)
+    if memory:
+        draw_memory(memory).savefig(options.out / "memory.png", dpi=120)
+    console.print(f"written: {options.out}/gradient_report.json and pictures")
 
 
-def true_gradient(
-    field: Field, x0: PyTree, theta: PyTree, loss: Loss, t0: float, t1: float, tolerance: float
-) -> np.ndarray:
-    """The gradient of a solve in float64 at a tight tolerance, flat."""
-    with jax.enable_x64(True):
-        x0, theta = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), (x0, theta))
-        solver = Adaptive("dopri5", tolerance, tolerance, max_steps=100_000)
-
-        def value(x0: PyTree, theta: PyTree) -> tuple[jax.Array, jax.Array]:
-            solution = solve(field, x0, theta, solver=solver, gradient=ACA(64), t0=t0, t1=t1)
-            return loss(solution.x), solution.result
-
-        (_, result), gradient = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(x0, theta)
-        if int(result):
-            raise ValueError(f"no truth at tolerance {tolerance}: {Result(int(result)).name}; loosen truth_tolerance")
-        return flat(gradient)
-
-
-def flat(gradient: PyTree) -> np.ndarray:
-    """All entries of a gradient, float64."""
-    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)])
-
-
-def distance(gradient: np.ndarray, truth: np.ndarray) -> float:
-    """|gradient - truth| / |truth|."""
-    return float(np.linalg.norm(gradient - truth) / np.linalg.norm(truth))
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from experiments import configs, evaluate_solvers, figures, train
+from experiments import configs, evaluate_solvers, figures, pictures, train
 from experiments.config import Config
 from experiments.evaluate_solvers import Swapped
 from experiments.run import RunError, read_manifest
@@ -51,7 +51,9 @@ def train_or_resume(config: Config, folder: Path, overwrite: bool, console: Cons
     found = None if overwrite else read_manifest(folder)
     if found is not None:
         if found["config"] != json.loads(json.dumps(dataclasses.asdict(config))):
-            raise RunError(f"{folder} holds a run with other settings: --overwrite deletes it, --out goes elsewhere")
+            raise RunError(
+                f"{folder} holds a run with other settings: --overwrite deletes it, --out goes elsewhere"
+            )
         what = "finished earlier, skipped" if found["status"] == "finished" else "resumed where it stopped"
         console.print(f"[bold]{folder.name}[/]: {what}")
     else:
@@ -101,14 +103,14 @@ def quickstart(chosen: Mapping[str, Config], out: Path, overwrite: bool, console
             soft_wrap=True,
         )
     folders = [out / name for name in chosen]
-    pictures = {
-        "swap.png": evaluate_solvers.draw(swaps),
+    drawn = {
+        "swap.png": pictures.draw_swap(swaps),
         "weights.png": figures.draw_weights(folders),
         "training.png": figures.draw_training(folders),
     }
-    for name, figure in pictures.items():
+    for name, figure in drawn.items():
         figure.savefig(out / name, dpi=150)
-    console.print(f"written: {', '.join(str(out / name) for name in pictures)}", soft_wrap=True)
+    console.print(f"written: {', '.join(str(out / name) for name in drawn)}", soft_wrap=True)
     return swaps
 
 

@@ -71,7 +71,11 @@ class Options:
             ("times", bool(self.times) and min(self.times, default=0) > 0, "numbers above 0"),
             ("tighter", bool(self.tighter) and min(self.tighter, default=0) > 0, "numbers above 0"),
             ("shrink", 1 <= self.shrink <= 64, "a number from 1 to 64"),
-            ("image_times", bool(self.image_times) and min(self.image_times, default=0) > 0, "numbers above 0"),
+            (
+                "image_times",
+                bool(self.image_times) and min(self.image_times, default=0) > 0,
+                "numbers above 0",
+            ),
         ):
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
@@ -177,14 +181,32 @@ def steps(row: Row, way: str) -> str:
 def print_tables(oscillations: list[Row], pictures: list[Row], console: Console) -> None:
     """Distances between the start and the return."""
     table = Table(title="van der Pol oscillator: |return - start|, start (2, 0)", title_justify="left")
-    for column in ("rtol", "atol", "T", "steps there + rejected", "steps back + rejected", "|return - start|"):
+    for column in (
+        "rtol",
+        "atol",
+        "T",
+        "steps there + rejected",
+        "steps back + rejected",
+        "|return - start|",
+    ):
         table.add_column(column, justify="right")
     for row in oscillations:
         counts = (steps(row, "there"), steps(row, "back"))
-        table.add_row(f"{row['rtol']:.0e}", f"{row['atol']:.0e}", f"{row['T']:g}", *counts, f"{row['euclidean']:.1e}")
+        table.add_row(
+            f"{row['rtol']:.0e}", f"{row['atol']:.0e}", f"{row['T']:g}", *counts, f"{row['euclidean']:.1e}"
+        )
     console.print(table)
     table = Table(title="photograph under a random convolution: errors of the return", title_justify="left")
-    columns = ("precision", "T", "steps there", "steps back", "rms", "largest", "rms, exact flow", "error there")
+    columns = (
+        "precision",
+        "T",
+        "steps there",
+        "steps back",
+        "rms",
+        "largest",
+        "rms, exact flow",
+        "error there",
+    )
     for column in columns:
         table.add_column(column, justify="right")
     names = ("root_mean_square", "largest", "root_mean_square_exact_flow", "relative_error_there")
@@ -203,7 +225,9 @@ def draw_oscillator(curves: dict[str, jax.Array], row: Row) -> Figure:
     t, colors = curves["t"], ("#08519c", "#a63603")
     for i, color in enumerate(colors):
         over_time.plot(t, curves["there"][:, i], color=color, lw=2, label=f"$y_{i + 1}$ there")
-        over_time.plot(t, curves["back"][:, i], color=color, lw=1.5, ls=(0, (4, 2)), label=f"$y_{i + 1}$ back")
+        over_time.plot(
+            t, curves["back"][:, i], color=color, lw=1.5, ls=(0, (4, 2)), label=f"$y_{i + 1}$ back"
+        )
     over_time.plot([0], curves["back"][0, :1], "X", color=colors[0], ms=9, clip_on=False, zorder=5)
     over_time.plot([0], curves["there"][0, :1], "o", color=colors[0], ms=8, clip_on=False, zorder=5)
     over_time.set_xlabel("t")
@@ -239,7 +263,10 @@ def draw_photograph(x0: jax.Array, states: dict[str, tuple[jax.Array, jax.Array]
     # The image has grown by orders of magnitude; its bulk is what can be shown of it.
     low, high = jnp.percentile(away, jnp.array([1.0, 99.0]))
     t1 = last["float64"]["T"]
-    left = ((x0, "input, t = 0"), ((away - low) / (high - low), f"t = {t1:g}, grown to {float(away.max()):.0e}"))
+    left = (
+        (x0, "input, t = 0"),
+        ((away - low) / (high - low), f"t = {t1:g}, grown to {float(away.max()):.0e}"),
+    )
     for axes, (image, title) in zip(panels[:, 0], left, strict=True):
         axes.imshow(np.clip(image[0], 0, 1), interpolation="nearest")
         axes.set_title(title, fontsize=9)

@@ -110,8 +110,8 @@ def scaled_norm(
     if kind == "sample":
         if len({leaf.shape[:1] for leaf in leaves} | {()}) != 2:
             raise ValueError(
-                f"norm='sample' with leaves of shapes {[leaf.shape for leaf in leaves]}: expected one leading "
-                "axis, the samples, in all of them; use norm='batch'"
+                f"norm='sample' with leaves of shapes {[leaf.shape for leaf in leaves]}: expected one "
+                "leading axis, the samples, in all of them; use norm='batch'"
             )
         sums = sum(leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in leaves)
         return jnp.sqrt(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))

@@ -108,7 +108,9 @@ def nfe(solver: FixedStep, n_blocks: int = 1) -> int:
     return solver.n_steps * n_propagating(solver.tableau) * n_blocks
 
 
-def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lanes: int = 1) -> Callable[..., PyTree]:
+def make_swap(
+    net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lanes: int = 1
+) -> Callable[..., PyTree]:
     """A function that evaluates one set of weights under any fixed-step solver without compiling again.
 
     Args:

@@ -106,7 +106,7 @@ def test_a_negative_tolerance_is_never_met():
 
 @pytest.mark.parametrize("leaves", [(jnp.ones(()),), (jnp.ones((2, 1)), jnp.ones(3))])
 def test_sample_norm_refuses_leaves_without_a_common_axis(leaves):
-    with pytest.raises(ValueError, match="norm='sample'.*leading axis"):
+    with pytest.raises(ValueError, match=r"norm='sample'.*leading axis"):
         scaled_norm(leaves, leaves, leaves, 0.1, 0.1, "sample")
 
 
@@ -130,7 +130,14 @@ def test_first_step_is_that_of_hairer(x64, span, order, start):
     x0, t0 = np.array(start), 0.4
     field = lambda t, x: -3 * x + t
     got = initial_step(
-        field, jnp.asarray(t0), jnp.asarray(x0), jnp.asarray(field(t0, x0)), jnp.asarray(span), order, 1e-3, 1e-6
+        field,
+        jnp.asarray(t0),
+        jnp.asarray(x0),
+        jnp.asarray(field(t0, x0)),
+        jnp.asarray(span),
+        order,
+        1e-3,
+        1e-6,
     )
     np.testing.assert_allclose(got, hairer(field, t0, x0, span, order, 1e-3, 1e-6), rtol=1e-12)
 

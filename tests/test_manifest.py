@@ -86,7 +86,9 @@ def test_projecting_back_undoes_a_refinement_of_variables_and_of_the_optimizer_s
 def test_refined_momentum_of_intervals_is_the_momentum_of_the_interval_they_came_from():
     net, variables = model(PiecewiseConstant(2), dtype="float32")
     _, finer = manifest.refine(net, {"momentum": variables["params"]})
-    for old, new in zip(jax.tree.leaves(variables["params"]), jax.tree.leaves(finer["momentum"]), strict=True):
+    for old, new in zip(
+        jax.tree.leaves(variables["params"]), jax.tree.leaves(finer["momentum"]), strict=True
+    ):
         np.testing.assert_array_equal(new, old if new.shape == old.shape else np.repeat(old, 2, axis=0))
 
 
@@ -96,7 +98,9 @@ def test_statistics_of_merged_intervals_are_averages():
     old = variables["batch_stats"]["block1"]["coefficients"]["bn1"]["var"]
     new = merged["batch_stats"]["block1"]["coefficients"]["bn1"]["var"]
     np.testing.assert_allclose(new, (old[::2] + old[1::2]) / 2, rtol=1e-6)
-    np.testing.assert_array_equal(merged["batch_stats"]["stem"]["bn"]["var"], variables["batch_stats"]["stem"]["bn"]["var"])
+    np.testing.assert_array_equal(
+        merged["batch_stats"]["stem"]["bn"]["var"], variables["batch_stats"]["stem"]["bn"]["var"]
+    )
 
 
 @pytest.mark.parametrize("basis", [PiecewiseConstant(4), PiecewiseLinear(3)])
@@ -123,7 +127,10 @@ def test_lanes_change_nothing_but_the_memory(x64):
     net, variables = model(PiecewiseConstant(3), widths=(2,))
     ticks = iter(range(100))
     timer = lambda: float(next(ticks))
-    example, shared = next(batches()), partial(manifest.compile_swap, net, variables, score=score, solvers=GRID)
+    example, shared = (
+        next(batches()),
+        partial(manifest.compile_swap, net, variables, score=score, solvers=GRID),
+    )
     one, three = shared(example, lanes=1), shared(example, lanes=3)
     assert (one.lanes, three.lanes) == (1, 3)
     assert three.temporary_bytes > one.temporary_bytes > 0
@@ -163,7 +170,8 @@ def test_only_a_fixed_number_of_steps_can_be_refined():
 
 
 @pytest.mark.parametrize(
-    ("scheme", "stages"), [("euler", 1), ("midpoint", 2), ("rk4", 4), ("rk4_38", 4), ("bosh3", 3), ("dopri5", 6)]
+    ("scheme", "stages"),
+    [("euler", 1), ("midpoint", 2), ("rk4", 4), ("rk4_38", 4), ("bosh3", 3), ("dopri5", 6)],
 )
 def test_field_evaluations_do_not_count_stages_of_the_error_estimate(scheme, stages):
     assert manifest.nfe(FixedStep(scheme, 5), n_blocks=3) == 15 * stages
@@ -221,5 +229,11 @@ def test_an_exported_net_runs_without_the_library(tmp_path):
 def test_coefficients_are_found_by_name_anywhere():
     tree = {"a": {"coefficients": {"k": 1.0}}, "b": ({"coefficients": 2.0}, {"other": 3.0}), "c": 4.0}
     doubled = manifest.map_coefficients(tree, lambda value: 2 * value)
-    assert doubled == {"a": {"coefficients": {"k": 2.0}}, "b": ({"coefficients": 4.0}, {"other": 3.0}), "c": 4.0}
-    assert manifest.n_parameters({"params": {"a": np.ones((2, 3)), "b": np.ones(4)}, "other": np.ones(9)}) == 10
+    assert doubled == {
+        "a": {"coefficients": {"k": 2.0}},
+        "b": ({"coefficients": 4.0}, {"other": 3.0}),
+        "c": 4.0,
+    }
+    assert (
+        manifest.n_parameters({"params": {"a": np.ones((2, 3)), "b": np.ones(4)}, "other": np.ones(9)}) == 10
+    )

@@ -7,12 +7,13 @@ from experiments.config import Config
 
 CONFIG = Config(
     dataset="cifar10",
-    limit=5000,
+    limit=4000,
     widths=(8, 16, 32),
     scheme="rk4",
     batch_size=64,
+    validation_fraction=0.02,
     epochs=6,
     learning_rate=0.05,
     decay_epochs=(5,),
-    refine_epochs=(2, 4),
+    refine_epochs=(3, 5),
 )

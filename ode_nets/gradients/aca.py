@@ -138,7 +138,9 @@ def _forward(problem: Problem, solver: Adaptive, slots: int) -> tuple[Run, Store
         if everything:
             store = store._replace(states=treeverse.write(store.states, i, run.trial.x))
         else:
-            store = treeverse.keep(store, i + 1, after.x, taken.accepted)
+            # The state that a solve ends with starts no step.
+            wanted = taken.accepted & is_running(after, solver, len(stops))
+            store = treeverse.keep(store, i + 1, after.x, wanted)
         return next_run(problem, solver, run, after, taken), store, record
 
     carry = (start, treeverse.new_store(problem.x0, slots), record)

@@ -58,10 +58,9 @@ class Backsolve:
         def forward(inputs: _Inputs) -> Solution:
             # Asked times of a fixed grid stay those known at trace time.
             ts = problem.ts if isinstance(solver, FixedStep) else inputs.ts
-            times = (problem.t0, problem.t1) if asked is not None else (inputs.t0, inputs.t1)
-            again = Problem(
-                closed.field(inputs.consts), inputs.x0, inputs.weights, *times, ts, problem.on_domain
-            )
+            t0, t1 = (problem.t0, problem.t1) if asked is not None else (inputs.t0, inputs.t1)
+            field = closed.field(inputs.consts)
+            again = Problem(field, inputs.x0, inputs.weights, t0, t1, ts, problem.on_domain)
             if isinstance(solver, FixedStep):
                 return integrate_fixed(again, solver)
             return integrate_adaptive(again, with_tolerances(solver, inputs.tolerances))
@@ -141,7 +140,8 @@ def _augmented_field(closed: Closed) -> Any:
 def _time_cotangent(closed: Closed, inputs: _Inputs, t: jax.Array, x: PyTree, ct: PyTree) -> jax.Array:
     """d/dt of a state asked for at time t, against its cotangent: <ct, f(t, x)>."""
     slope = closed.field(inputs.consts)(t, x, theta_at(inputs.weights, t))[0]
-    return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(ct), jax.tree.leaves(slope), strict=True)).astype(t.dtype)
+    products = [jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(ct), jax.tree.leaves(slope), strict=True)]
+    return jnp.sum(jnp.stack(products)).astype(t.dtype)
 
 
 def _result(closed: Closed, inputs: _Inputs, end: _Augmented, ct_t1: Any, ct_ts: Any) -> _Inputs:

@@ -3,6 +3,11 @@
 The forward pass does not know how long the chain will be and keeps states by the online rule of Wang, Moin and
 Iaccarino (2009), which needs as few passes as any rule can. The backward pass knows where it stands and places
 recomputed states in free slots by the optimal rule of Griewank and Walther (2000, "revolve").
+
+What not knowing the length costs, found by enumeration for S = 1 to 48 states and chains of n up to 1500 steps
+(400 to 1500, by S): never as much as one pass, extra < optimum + n with the optimum that of a known length; hence
+nothing for n <= S, at most one pass, extra <= n, for n <= S^2 / 4, and from n = 2 S on less than twice the optimum
+(1.82 times it at worst for S = 8, 1.94 times for S = 32), the nearer to it the longer the chain.
 """
 
 from __future__ import annotations

@@ -204,10 +204,11 @@ def _check_field(problem: Problem, has_aux: bool) -> None:
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
         raise ValueError(f"with has_aux the field must return (dx, aux): got {type(out).__name__}")
     dx, expected = out[0], jax.eval_shape(lambda: problem.x0)
-    if jax.tree.structure(dx) != jax.tree.structure(expected):
+    structure: Any = jax.tree.structure(expected)
+    if jax.tree.structure(dx) != structure:
         raise ValueError(
             f"the field returned the structure {jax.tree.structure(dx)}: expected that of the state, "
-            f"{jax.tree.structure(expected)} (with has_aux=True a field may return (dx, aux))"
+            f"{structure} (with has_aux=True a field may return (dx, aux))"
         )
     for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(dx), jax.tree.leaves(expected), strict=True):
         if (got.shape, got.dtype) != (want.shape, want.dtype):

@@ -102,3 +102,8 @@ class Adaptive:
     def scheme(self) -> str:
         """Key of the tableau."""
         return self.tableau.name
+
+    @property
+    def embedded_order(self) -> int:
+        """Order q of the embedded solution, whose error is controlled."""
+        return self.tableau.embedded_order or 0

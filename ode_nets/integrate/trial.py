@@ -84,7 +84,7 @@ def begin(problem: Problem, solver: Adaptive) -> Trial:
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     first = evaluate(0, t0, problem.x0) if needs_slope else zeros
     if solver.first_step is None:
-        q = solver.tableau.embedded_order
+        q = solver.embedded_order
         h = initial_step(
             lambda t, x: evaluate(0, t, x)[0], t0, problem.x0, first[0], span, q, solver.rtol, solver.atol, solver.norm
         )
@@ -141,7 +141,7 @@ def attempt(problem: Problem, solver: Adaptive, stops: jax.Array, trial: Trial) 
     )
     accepted = error <= 1
     h_used = jax.lax.stop_gradient(h)
-    h_next = h_used * solver.controller.factor(error, trial.error, tableau.embedded_order).astype(h.dtype)
+    h_next = h_used * solver.controller.factor(error, trial.error, solver.embedded_order).astype(h.dtype)
     grown = jnp.where(jnp.abs(h_next) > jnp.abs(trial.h), h_next, trial.h)
     h_next = jnp.where(accepted & landed, grown, h_next)
     smallest = _smallest_step(solver, trial.t, goal)

@@ -193,8 +193,8 @@ def _forward(perturbed: Any, arguments: tuple[Inputs, Any], solve: Solve) -> Any
     inputs, controller = arguments
     if any(jax.tree.leaves(perturbed[1])):
         raise ValueError(
-            "stepsize_controller holds an array that is differentiated: AdaptiveCheckpointAdjoint takes it for "
-            "a constant; wrap it in jax.lax.stop_gradient, or use diffrax.RecursiveCheckpointAdjoint()"
+            "stepsize_controller holds an array that is differentiated: AdaptiveCheckpointAdjoint takes it "
+            "for a constant; wrap it in jax.lax.stop_gradient, or use diffrax.RecursiveCheckpointAdjoint()"
         )
     output, record = solve.run(inputs, controller, solve.slots, any(jax.tree.leaves(perturbed[0].times)))
     final, stats = output
@@ -253,9 +253,9 @@ def _refuse_solver(solver: diffrax.AbstractSolver) -> None:
         return
     raise ValueError(
         f"solver={kind.__name__}: AdaptiveCheckpointAdjoint replays explicit Runge-Kutta steps, of "
-        "diffrax.Euler and of every diffrax.AbstractERK that takes its steps as diffrax does (Heun, Midpoint, "
-        "Ralston, Bosh3, Tsit5, Dopri5, Dopri8); for implicit, semi-implicit, stochastic, multi-term, "
-        "reversible and wrapped solvers use diffrax.RecursiveCheckpointAdjoint()"
+        "diffrax.Euler and of every diffrax.AbstractERK that takes its steps as diffrax does (Heun, "
+        "Midpoint, Ralston, Bosh3, Tsit5, Dopri5, Dopri8); for implicit, semi-implicit, stochastic, "
+        "multi-term, reversible and wrapped solvers use diffrax.RecursiveCheckpointAdjoint()"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import compress, evaluate_solvers, figures, quickstart
+from experiments import compress, evaluate_solvers, figures, pictures, quickstart
 from experiments.config import Config
 from experiments.run import RunError, load_run, pick_weights, read_manifest
 from ode_nets import manifest
@@ -101,7 +101,7 @@ def test_the_table_shows_every_number_on_a_narrow_terminal(out):
 
 def test_fig_9_draws_each_run_under_its_own_scheme_left_and_under_the_others_right(out):
     swaps = [evaluate_solvers.read_swap(out / name) for name in ("refined", "twin")]
-    left, right = evaluate_solvers.draw(swaps).axes
+    left, right = pictures.draw_swap(swaps).axes
     curves = {line.get_label(): line for line in left.lines + right.lines if len(line.get_xdata()) > 2}
     assert len(curves) == 2 * 4
     own = next(line for label, line in curves.items() if label.startswith("refined (trained"))
@@ -111,7 +111,9 @@ def test_fig_9_draws_each_run_under_its_own_scheme_left_and_under_the_others_rig
     assert errors[steps.index(2)] == pytest.approx(100 * (1 - swaps[0].own["accuracy"]))
 
 
-@pytest.mark.parametrize("bad", [{"schemes": ("rk5",)}, {"n_steps": (0,)}, {"lanes": 0}, {"memory_gib": -1.0}])
+@pytest.mark.parametrize(
+    "bad", [{"schemes": ("rk5",)}, {"n_steps": (0,)}, {"lanes": 0}, {"memory_gib": -1.0}]
+)
 def test_a_value_out_of_range_is_refused_by_name(out, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         evaluate_solvers.Options(out / "refined", **bad)
@@ -126,23 +128,26 @@ def test_default_steps_enclose_the_trained_count_with_some_that_do_not_divide_it
 def test_snapshots_hold_the_same_weights_at_every_level(out):
     block, levels = figures.read_snapshots(out / "refined", "")
     assert block == "block2"
-    assert [len(level) for level in levels] == [1, 2]
+    assert [basis for basis, _ in levels] == [PiecewiseConstant(1), PiecewiseConstant(2)]
     _, _, variables, _ = load_run(out / "refined")
-    np.testing.assert_array_equal(levels[-1], pick_weights(variables["params"])[block])
-    kernels = {leaf for conv in ("conv1", "conv2") for leaf in _entries(variables, block, conv)}
-    assert set(levels[-1].ravel().tolist()) <= kernels
+    last = levels[-1][1]
+    np.testing.assert_array_equal(last, pick_weights(variables["params"])[block])
+    unit = variables["params"][block]["coefficients"]
+    kernels = np.concatenate(
+        [np.asarray(unit[conv]["kernel"]).reshape(2, -1) for conv in ("conv1", "conv2")], 1
+    )
+    assert last.shape == (2, 40)
+    assert all((kernels == weight[:, None]).all(0).any() for weight in last.T)
     with pytest.raises(RunError, match="block1, block2"):
         figures.read_snapshots(out / "refined", "block9")
 
 
-def _entries(variables, block, conv):
-    return np.asarray(variables["params"][block]["coefficients"][conv]["kernel"]).ravel().tolist()
-
-
 def test_roughness_tells_a_constant_from_independent_intervals():
     rng = np.random.default_rng(0)
-    assert figures.roughness(np.repeat(rng.normal(size=(1, 500)), 8, axis=0), TINY) == 0
-    assert figures.roughness(rng.normal(size=(8, 500)), TINY) == pytest.approx(2**0.5, rel=0.1)
+    basis = PiecewiseConstant(8)
+    assert pictures.roughness(basis, np.repeat(rng.normal(size=(1, 500)), 8, axis=0)) == 0
+    assert pictures.roughness(basis, rng.normal(size=(8, 500))) == pytest.approx(2**0.5, rel=0.1)
+    assert pictures.roughness(PiecewiseConstant(1), np.ones((1, 5))) == 0
 
 
 def test_compression_saves_a_run_that_loads_and_an_exported_function(out):
@@ -193,7 +198,7 @@ def test_the_cheapest_within_the_drop_is_chosen():
 
 
 def test_the_front_is_drawn_through_the_rows_that_are_in_it():
-    (axes,) = figures.draw_front(ROWS, compress.front_of(ROWS), ROWS[2]).axes
+    (axes,) = pictures.draw_front(ROWS, compress.front_of(ROWS), ROWS[2]).axes
     line = next(line for line in axes.lines if line.get_label() == "front")
     np.testing.assert_allclose(line.get_xdata(), [8, 16, 32])
     np.testing.assert_allclose(line.get_ydata(), [93, 97.5, 98])

@@ -55,7 +55,7 @@ def cache(tmp_path_factory):
     """Programs that this process compiled, for the processes that the tests start."""
     keys = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
     }
     before = {key: getattr(jax.config, key) for key in keys}
     for key, value in keys.items():

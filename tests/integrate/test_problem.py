@@ -60,7 +60,11 @@ def test_times_known_before_a_trace_are_checked_inside_it():
 @pytest.mark.parametrize(
     ("field", "has_aux", "message"),
     [
-        (lambda t, x, theta: x[:1], False, r"dx of shape \(1,\) and dtype float32: expected \(2,\) and float32"),
+        (
+            lambda t, x, theta: x[:1],
+            False,
+            r"dx of shape \(1,\) and dtype float32: expected \(2,\) and float32",
+        ),
         (lambda t, x, theta: x.astype(jnp.bfloat16), False, "dtype bfloat16: expected"),
         (lambda t, x, theta: (x, x), False, "has_aux=True"),
         (lambda t, x, theta: {"a": x}, False, "returned the structure"),
@@ -96,12 +100,14 @@ def test_adaptive_solvers_out_of_range_are_refused(changes, message):
 
 @pytest.mark.parametrize("n_steps", [0, -1, 2.0, True, np.int64(3), None])
 def test_numbers_of_steps_that_are_no_positive_integers_are_refused(n_steps):
-    with pytest.raises(ValueError, match="n_steps=.*: expected an integer of at least 1"):
+    with pytest.raises(ValueError, match=r"n_steps=.*: expected an integer of at least 1"):
         FixedStep("rk4", n_steps)
 
 
 def test_outputs_off_the_grid_or_unknown_at_trace_time_are_refused_by_fixed_steps():
-    run = lambda ts, t1=1.0: solve(decay, jnp.ones(1), solver=FixedStep("rk4", 4), gradient=Direct(), ts=ts, t1=t1)
+    run = lambda ts, t1=1.0: solve(
+        decay, jnp.ones(1), solver=FixedStep("rk4", 4), gradient=Direct(), ts=ts, t1=t1
+    )
     with pytest.raises(ValueError, match=r"ts contains 0.3\d*, which is not one of the 5 grid points"):
         run([0.25, 0.3])
     with pytest.raises(ValueError, match="ts, t0 and t1 must be known at trace time for a FixedStep"):

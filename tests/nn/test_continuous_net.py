@@ -20,7 +20,12 @@ def count(net, size=32, channels=3):
 
 
 def small(**changes):
-    settings = {"widths": (2, 4), "n_classes": 3, "basis": PiecewiseConstant(3), "solver": FixedStep("euler", 3)}
+    settings = {
+        "widths": (2, 4),
+        "n_classes": 3,
+        "basis": PiecewiseConstant(3),
+        "solver": FixedStep("euler", 3),
+    }
     return ContinuousNet(**(settings | changes))
 
 
@@ -29,7 +34,9 @@ def moved(variables):
 
     def leaf(path, value):
         key = jax.random.key(len(jax.tree_util.keystr(path)))
-        return jnp.asarray(value, jnp.float64) + 0.1 * jnp.abs(jax.random.normal(key, value.shape, jnp.float64))
+        return jnp.asarray(value, jnp.float64) + 0.1 * jnp.abs(
+            jax.random.normal(key, value.shape, jnp.float64)
+        )
 
     return jax.tree_util.tree_map_with_path(leaf, variables)
 
@@ -40,7 +47,8 @@ def test_published_parameter_counts():
 
 
 @pytest.mark.parametrize(
-    ("m", "expected"), [(1, 170_717), (2, 268_160), (4, 463_046), (8, 852_818), (16, 1_632_362), (32, 3_191_450)]
+    ("m", "expected"),
+    [(1, 170_717), (2, 268_160), (4, 463_046), (8, 852_818), (16, 1_632_362), (32, 3_191_450)],
 )
 def test_parameter_counts_during_refinement(m, expected):
     assert count(ContinuousNet(basis=PiecewiseConstant(m), solver=FixedStep("rk4", m))) == expected
@@ -59,9 +67,17 @@ def test_euler_with_as_many_intervals_as_steps_is_the_resnet(x64):
             return jnp.sum(jnp.sin(logits)), (logits, changed["batch_stats"])
 
         (_, (logits, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        return {"train": logits, "eval": model.apply(variables, images), "params": gradient, "batch_stats": stats}
+        return {
+            "train": logits,
+            "eval": model.apply(variables, images),
+            "params": gradient,
+            "batch_stats": stats,
+        }
 
-    ours, theirs = jax.jit(lambda v: run(net, v))(variables), jax.jit(lambda v: run(resnet, v))(twin_variables)
+    ours, theirs = (
+        jax.jit(lambda v: run(net, v))(variables),
+        jax.jit(lambda v: run(resnet, v))(twin_variables),
+    )
     converted = as_resnet(net, {name: ours[name] for name in ("params", "batch_stats")})[1]
     for name in ("train", "eval"):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-10)
@@ -97,7 +113,9 @@ def test_gradient_methods_agree_in_gradients_and_in_batch_statistics(x64):
     }  # fmt: skip
     for method in (Checkpointed("step"), Checkpointed("block"), ACA(2)):
         (_, changed), other = jax.jit(lambda method=method: run(method))()
-        for a, b in zip(jax.tree.leaves((gradient, reference)), jax.tree.leaves((other, changed)), strict=True):
+        for a, b in zip(
+            jax.tree.leaves((gradient, reference)), jax.tree.leaves((other, changed)), strict=True
+        ):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
@@ -153,7 +171,7 @@ def test_usable_from_nnx():
 
 
 def test_integer_images_are_refused_by_name():
-    with pytest.raises(ValueError, match="uint8.*expected floating-point"):
+    with pytest.raises(ValueError, match=r"uint8.*expected floating-point"):
         small().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1), jnp.uint8))
 
 

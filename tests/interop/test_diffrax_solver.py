@@ -1,0 +1,222 @@
+"""A solver of diffrax solves our problems, under every gradient method of ours."""
+
+import math
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ode_nets import (
+    ACA,
+    Adaptive,
+    Backsolve,
+    BasisExpansion,
+    Checkpointed,
+    Direct,
+    FixedStep,
+    OdeBlock,
+    PiecewiseConstant,
+    Result,
+    get_tableau,
+    solve,
+)
+from ode_nets.fields import ResidualUnit
+from ode_nets.interop.diffrax import AdaptiveCheckpointAdjoint, DiffraxSolver
+
+PID = diffrax.PIDController(rtol=1e-3, atol=1e-4)
+HEUN = DiffraxSolver(diffrax.Heun(), dt0=0.25)
+
+
+def flat(tree):
+    return jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0])
+
+
+def relative(a, b):
+    return float(jnp.abs(flat(a) - flat(b)).max() / jnp.abs(flat(b)).max())
+
+
+def tanh_field(t, x, theta):
+    dx = jnp.tanh(theta["w"] @ x["p"]) + jnp.sin(3 * t) * theta["w"][0]
+    return {"p": dx}, {"mean": jnp.sum(theta["w"] * t * x["p"]), "count": jnp.ones((), int)}
+
+
+THETA = {"w": np.array([[0.5, -1.0], [2.0, 0.3]]), "k": np.array(2)}
+X0 = {"p": np.array([1.0, -0.5])}
+WEIGHTS = np.array([1.0, 2.0])
+
+
+def of_problem(method, scheme, t1=1.5, ts=None, has_aux=True):
+    def loss(x0, theta):
+        f = tanh_field if has_aux else lambda *a: tanh_field(*a)[0]
+        s = solve(f, x0, theta, solver=scheme, gradient=method, t1=t1, ts=ts, has_aux=has_aux)
+        return jnp.sum(WEIGHTS * s.x["p"] ** 2) + (0.1 * s.aux["mean"] if has_aux else 0), s
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True))(X0, THETA)
+
+
+@pytest.mark.parametrize(
+    ("method", "t1", "ts"),
+    [
+        (ACA(3), 1.5, None),
+        (ACA(), -1.0, [0.0, -0.4, -1.0]),
+        (Direct(), 1.5, [0.1, 1.5]),
+        (Checkpointed(), -1.0, None),
+        (Backsolve(), 1.5, [0.3, 0.9]),
+        (Backsolve(rtol=1e-8), -1.0, None),
+    ],
+    ids=str,
+)
+def test_solves_agree_with_ours(x64, method, t1, ts):
+    ts = None if ts is None else jnp.array(ts)
+    controller = diffrax.PIDController(rtol=1e-7, atol=1e-9)
+    scheme = DiffraxSolver(diffrax.Tsit5(), controller, dt0=1.0, max_steps=100)
+    ours = Adaptive("tsit5", rtol=1e-9, atol=1e-11, max_steps=200)
+    (value, s), grads = of_problem(method, scheme, t1, ts, has_aux=False)
+    (expected, _), expected_grads = of_problem(ACA(), ours, t1, ts, has_aux=False)
+    assert (s.result, s.aux) == (Result.SUCCESS, ())
+    assert s.n_rejected > 0
+    assert abs(value / expected - 1) < 1e-6
+    assert relative(grads, expected_grads) < 1e-5
+    assert s.nfe == 1 + 6 * (s.n_accepted + s.n_rejected)
+
+
+def test_reports_and_their_gradients_are_those_of_the_same_grid(x64):
+    scheme = DiffraxSolver(diffrax.Midpoint(), dt0=0.125)
+    for t1 in (1.5, -1.5):
+        (value, s), grads = of_problem(ACA(3), scheme, t1)
+        (expected, ours), expected_grads = of_problem(Direct(), FixedStep("midpoint", 12), t1)
+        assert abs(value / expected - 1) < 1e-12
+        assert relative(grads, expected_grads) < 1e-12
+        assert relative(s.aux, ours.aux) < 1e-12
+        assert (s.nfe, s.n_accepted, s.n_rejected) == (ours.nfe, 12, 0)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "controller", "dt0"),
+    [
+        (diffrax.Dopri5(), PID, None),
+        (diffrax.Heun(), PID, 3.0),
+        (diffrax.Euler(), diffrax.ConstantStepSize(), 0.5),
+        (diffrax.Bosh3(), diffrax.StepTo([0.0, 0.25, 3.0]), None),
+        (diffrax.Kvaerno3(), PID, None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_evaluations_are_counted_or_unknown(x64, scheme, controller, dt0):
+    count = [0]
+
+    def counted(t, x, theta):
+        jax.debug.callback(lambda: count.__setitem__(0, count[0] + 1))
+        return jnp.sin(5 * x) * theta
+
+    foreign = DiffraxSolver(scheme, controller, dt0)
+    s = jax.jit(lambda: solve(counted, jnp.ones(2), 2.0, solver=foreign, gradient=Checkpointed(), t1=3.0))()
+    jax.effects_barrier()
+    assert s.nfe == (-1 if isinstance(scheme, diffrax.Kvaerno3) else count[0])
+    assert s.result == 0
+
+
+def test_failures_have_a_code_and_no_gradient(x64):
+    def of(f, scheme):
+        def loss(theta):
+            s = solve(f, jnp.ones(2), theta, solver=scheme, gradient=ACA(), t1=3.0)
+            return s.x.sum(), s
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(2.0)
+
+    grow = lambda t, x, theta: theta * x**2
+    narrow = diffrax.PIDController(rtol=1e-3, atol=1e-4, dtmin=1e-2, force_dtmin=False)
+    for scheme, code in (
+        (DiffraxSolver(diffrax.Bosh3(), PID, max_steps=20), Result.MAX_STEPS),
+        (DiffraxSolver(diffrax.Bosh3(), narrow), Result.STEP_UNDERFLOW),
+        (DiffraxSolver(diffrax.Euler(), dt0=0.125), Result.NON_FINITE),
+    ):
+        (value, s), grad = of(grow, scheme)
+        assert s.result == code
+        assert jnp.isnan(grad)
+        assert not jnp.isfinite(value)
+
+
+def test_block_evaluates_and_trains(x64):
+    """On one grid a block with diffrax's midpoint rule is the block with ours, batch statistics included."""
+    foreign = DiffraxSolver(diffrax.Midpoint(), dt0=0.25)
+    block = OdeBlock(ResidualUnit(2), PiecewiseConstant(2), FixedStep("midpoint", 4), gradient=ACA())
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, block.init(jax.random.key(1), x))
+
+    def train(block):
+        def loss(params, x):
+            whole = {**variables, "params": params}
+            y, changed = block.apply(whole, x, train=True, mutable=["batch_stats", "solution"])
+            return jnp.sum(jnp.sin(y)), changed
+
+        grads, changed = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], x)
+        return grads, changed["batch_stats"], changed["solution"]["nfe"]
+
+    ours, theirs = train(block), train(block.clone(solver=foreign))
+    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b, rtol=1e-10, atol=1e-12), ours, theirs))
+    adaptive = DiffraxSolver(diffrax.Tsit5(), diffrax.PIDController(rtol=1e-7, atol=1e-7))
+    close = Adaptive("tsit5", rtol=1e-7, atol=1e-7)
+    pair = (block.clone(solver=s, basis=PiecewiseConstant(1)) for s in (adaptive, close))
+    one = jax.tree.map(lambda leaf: leaf[:1], variables)
+    a, b = (jax.jit(block.apply)(one, x) for block in pair)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_stepping_onto_jumps_keeps_the_order(x64):
+    jumps = diffrax.ClipStepSizeController(diffrax.PIDController(rtol=1e-9, atol=1e-9), jump_ts=[1 / 3])
+    theta = BasisExpansion(PiecewiseConstant(3), jnp.array([1.0, -2.0, -2.0]))
+    exact = math.exp(1 / 3 - 2 * 2 / 3)
+    errors = []
+    for controller in (jumps, diffrax.ConstantStepSize()):
+        scheme = DiffraxSolver(diffrax.Dopri5(), controller, dt0=0.125)
+        s = solve(lambda t, x, theta: theta * x, 1.0, theta, solver=scheme, gradient=Checkpointed())
+        errors.append(abs(float(s.x) / exact - 1))
+    assert errors[0] < 1e-7 < 1e-3 < errors[1]
+
+
+@pytest.mark.parametrize(
+    ("message", "scheme", "method", "has_aux"),
+    [
+        ("RecursiveCheckpointAdjoint cannot add up", HEUN, Checkpointed(), True),
+        ("Kvaerno3", DiffraxSolver(diffrax.Kvaerno3(), PID), ACA(), False),
+        ("expected ACA", HEUN, "aca", False),
+        ("has no tolerances", HEUN, Backsolve(rtol=1e-3), False),
+    ],
+)
+def test_incompatible_methods_are_refused(message, scheme, method, has_aux):
+    with pytest.raises(ValueError, match=message):
+        of_problem(method, scheme, has_aux=has_aux)
+
+
+def test_wrong_arguments_are_refused():
+    for message, arguments in (
+        ("solver=.*expected a diffrax.AbstractSolver", (get_tableau("rk4"), PID)),
+        ("stepsize_controller=0.1", (diffrax.Heun(), 0.1)),
+        ("dt0=-1", (diffrax.Heun(), PID, -1)),
+        ("dt0=None", (diffrax.Heun(),)),
+        ("max_steps=0", (diffrax.Heun(), PID, None, 0)),
+        ("adjoint=", (diffrax.Heun(), PID, None, 10, ACA())),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DiffraxSolver(*arguments)
+
+
+def test_forward_mode_needs_a_method_that_has_it(x64):
+    def tangent(method):
+        end = lambda w: solve(lambda t, x, w: w * x, 1.0, w, solver=HEUN, gradient=method).x
+        return jax.jvp(end, (0.5,), (1.0,))[1]
+
+    with pytest.raises(ValueError, match="gradient=ACA"):
+        tangent(ACA())
+    assert tangent(Direct()) == pytest.approx(math.exp(0.5), rel=1e-2)
+
+
+def test_an_adjoint_of_ones_own_overrides_the_method(x64):
+    scheme = DiffraxSolver(diffrax.Heun(), PID, adjoint=AdaptiveCheckpointAdjoint(2))
+    (_, s), grads = of_problem(Direct(), scheme)
+    (_, again), expected = of_problem(ACA(4), DiffraxSolver(diffrax.Heun(), PID))
+    assert relative(grads, expected) < 1e-12
+    assert s.nfe == again.nfe
