@@ -4,14 +4,14 @@
     python -m experiments.compress runs/digits --max-drop 0
     python -m experiments.compress runs/digits --basis legendre --n-basis 2 --scheme rk4_38 --n-steps 2
 
-theta(t) is projected onto each basis of each size, and each projection evaluated under each (scheme, N_t) that
-costs no more than the trained network, on the run's validation images. The front of accuracy against field
-evaluations goes into RUN_DIR/compressed as front.csv, front.json and front.png. The one chosen becomes a run folder
-of its own, which evaluate_solvers and figures read like any other: its manifest.json names its parent, and
-model.jaxexport is its inference function, from uint8 images to logits, which needs jax alone. The test images are
-read once, for the one chosen.
+theta(t) is projected onto each basis of each size, and each projection evaluated under each (scheme, N_t)
+that costs no more than the trained network, on the run's validation images. The front of accuracy against
+field evaluations goes into RUN_DIR/compressed as front.csv, front.json and front.png. The one chosen becomes
+a run folder of its own, which evaluate_solvers reads like any other: its manifest.json names its parent, and
+model.jaxexport is its inference function, from uint8 images to logits, which needs jax alone. The test images
+are read once, for the one chosen.
 
-The polynomials up to one degree have one projection, whichever basis writes them: of Legendre and Chebyshev the
+Polynomials up to one degree have one projection, whichever basis writes them: of Legendre and Chebyshev the
 first is tried by default.
 """
 
@@ -57,7 +57,7 @@ with np.load(sys.argv[2]) as file:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to try, and what to choose. One value each of basis, n-basis, scheme and n-steps decides outright."""
+    """What to try and to choose; one value each of basis, n-basis, scheme and n-steps decides outright."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
@@ -104,10 +104,8 @@ class Options:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def candidates(
-    net: nn.Module, config: Config, options: Options
-) -> dict[tuple[str, int], list[tuple[str, int]]]:
-    """For each (basis, M) the grid of (scheme, N_t), the trained one first; M = 1 is tried in one basis only."""
+def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[str, int], list[tuple[str, int]]]:
+    """For each (basis, M) the grid of (scheme, N_t), the trained one first; M = 1 is tried in one basis."""
     own_solver = (config.scheme, net.solver.n_steps)
     budget = manifest.nfe(net.solver)
     sizes = options.n_basis or sorted({-(-net.basis.n_basis // 2**k) for k in range(16)})
@@ -118,12 +116,7 @@ def candidates(
         for n in steps
         if options.n_steps or manifest.nfe(FixedStep(scheme, n)) <= budget
     ]
-    bases = [
-        (name, m)
-        for k, name in enumerate(options.basis)
-        for m in sorted(sizes, reverse=True)
-        if m > 1 or k == 0
-    ]
+    bases = [(name, m) for k, name in enumerate(options.basis) for m in sorted(sizes, reverse=True) if m > 1 or k == 0]
     own_basis = (config.basis, net.basis.n_basis)
     found = {own_basis: [own_solver]} | {basis: [] for basis in bases if basis != own_basis}
     for basis in bases:
@@ -149,7 +142,7 @@ def evaluate_candidates(
 
 
 def front_of(rows: list[Row]) -> list[Row]:
-    """The rows that no other beats in field evaluations and accuracy; of equals, the one of fewest parameters."""
+    """The rows that no other beats in field evaluations and accuracy; of equals, that of fewest parameters."""
     by_size = sorted(rows, key=lambda row: row["n_parameters"])
     return [by_size[i] for i in manifest.pareto_front([(row["nfe"], row["accuracy"]) for row in by_size])]
 
@@ -171,9 +164,7 @@ def choose(rows: list[Row], options: Options) -> Row:
     good = [row for row in others if row["accuracy"] >= trained["accuracy"] - options.max_drop / 100 - 1e-9]
     if not good:
         least = min((trained["accuracy"] - row["accuracy"] for row in others), default=1.0)
-        raise RunError(
-            f"every candidate loses at least {100 * least:.2f} points: raise --max-drop or try others"
-        )
+        raise RunError(f"every candidate loses at least {100 * least:.2f} points: raise --max-drop or try others")
     return min(good, key=lambda row: (row["nfe"], row["n_parameters"], -row["accuracy"]))
 
 
@@ -238,9 +229,7 @@ def export(out: Path, net: nn.Module, variables: PyTree, dataset: data.Dataset) 
     """
     images = dataset.x_test[: min(32, len(dataset.x_test))]
     preprocess = partial(data.normalize, mean=dataset.mean, std=dataset.std)
-    exported = manifest.export_inference(
-        net, variables, images.shape[1:], preprocess=preprocess, dtype="uint8"
-    )
+    exported = manifest.export_inference(net, variables, images.shape[1:], preprocess=preprocess, dtype="uint8")
     (out / EXPORTED).write_bytes(exported)
     logits = np.asarray(jax.jit(net.apply)(variables, preprocess(images)))
     sample = out / "sample.npz"
@@ -315,14 +304,13 @@ def compress(options: Options, console: Console) -> Path:
     save(out, options.run_dir, config, projected, notes, chosen, options.overwrite)
     results = evaluate_test(small, projected, dataset, chosen)
     difference = export(out, small, projected, dataset)
-    Run(out).update(
-        status="finished", results=results | {"exported": EXPORTED, "export_difference": difference}
-    )
+    Run(out).update(status="finished", results=results | {"exported": EXPORTED, "export_difference": difference})
     parent = (read_manifest(options.run_dir) or {}).get("results", {})
     before = f" (before: {100 * parent['test_accuracy']:.2f} %)" if "test_accuracy" in parent else ""
+    accuracy = 100 * results["test_accuracy"]
     console.print(
-        f"chosen: {name}, {chosen['nfe']} of {rows[0]['nfe']} field evaluations, {chosen['n_parameters']:,} of "
-        f"{rows[0]['n_parameters']:,} parameters; test accuracy {100 * results['test_accuracy']:.2f} %{before}\n"
+        f"chosen: {name}, {chosen['nfe']} of {rows[0]['nfe']} field evaluations, {chosen['n_parameters']:,} "
+        f"of {rows[0]['n_parameters']:,} parameters; test accuracy {accuracy:.2f} %{before}\n"
         f"{out / EXPORTED} runs without ode_nets; its logits differ by {difference:.1e}\n"
         f"written: {folder}/front.csv, front.json, front.png; compressed run in {out}",
         soft_wrap=True,

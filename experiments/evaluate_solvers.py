@@ -4,9 +4,10 @@
     python -m experiments.evaluate_solvers runs/digits --twin runs/digits_euler --n-steps 4 5 6 7 8
     python -m experiments.evaluate_solvers runs/cifar10 --schemes euler rk4_38 --n-steps 6 11 32
 
-Prints accuracy, loss, field evaluations and seconds of every manifestation, and writes them into RUN_DIR/swap as
-swap.csv and swap.json, beside the two panels of ContinuousNet Fig. 9 in swap.png. `--n-steps` defaults to a range
-around the step count that the run was trained with, most of which does not divide its number of intervals.
+Prints accuracy, loss, field evaluations and seconds of every manifestation, and writes them into RUN_DIR/swap
+as swap.csv and swap.json, beside the two panels of ContinuousNet Fig. 9 in swap.png. `--n-steps` defaults to a
+range around the step count that the run was trained with, most of which does not divide its number of
+intervals.
 """
 
 from __future__ import annotations
@@ -96,9 +97,7 @@ class Swapped:
     @property
     def own(self) -> Row:
         """The manifestation that was trained."""
-        return next(
-            row for row in self.rows if (row["scheme"], row["n_steps"]) == (self.scheme, self.n_steps)
-        )
+        return next(row for row in self.rows if (row["scheme"], row["n_steps"]) == (self.scheme, self.n_steps))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -123,9 +122,7 @@ def loaded(folder: Path, which: str) -> tuple[Config, nn.Module, PyTree, dict[st
     """`load_run`, of a network with a solver to swap."""
     config, net, variables, notes = load_run(folder, which)
     if not isinstance(getattr(net, "solver", None), FixedStep):
-        raise RunError(
-            f"the run in {folder} is a {type(net).__name__}: it has no fixed-step solver to exchange"
-        )
+        raise RunError(f"the run in {folder} is a {type(net).__name__}: it has no fixed-step solver to exchange")
     return config, net, variables, notes
 
 
@@ -141,7 +138,7 @@ def dataset_of(config: Config) -> data.Dataset:
 
 
 def make_batches(dataset: data.Dataset, split: str) -> tuple[Batches, int]:
-    """Batches of a split as `manifest.run_swap` takes them, scaled and of one shape, and the number of images.
+    """Batches of a split as `manifest.run_swap` takes them, scaled and of one shape; the number of images.
 
     Raises:
       RunError: if the split holds no images.
@@ -272,8 +269,8 @@ def print_table(swapped: Swapped, console: Console) -> None:
     # A narrow terminal gets two lines a cell rather than numbers cut off.
     gap = "  " if console.width >= 12 + 29 * len(schemes) else "\n"
     table = Table(
-        title=f"{swapped.name}: trained under {swapped.scheme}, N_t = {swapped.n_steps}\naccuracy % and loss on "
-        f"{record['n_images']} {record['split']} images, field evaluations, seconds",
+        title=f"{swapped.name}: trained under {swapped.scheme}, N_t = {swapped.n_steps}\naccuracy % and loss "
+        f"on {record['n_images']} {record['split']} images, field evaluations, seconds",
         title_justify="left",
     )
     table.add_column("N_t", justify="right")
@@ -293,8 +290,8 @@ def print_table(swapped: Swapped, console: Console) -> None:
     console.print(table)
     program = record["program"]
     console.print(
-        f"bold: as trained; red: a point or more below it. {len(swapped.rows)} manifestations in one program: "
-        f"compiled in {program['compile_seconds']:.1f} s, ran in {program['run_seconds']:.1f} s, "
+        f"bold: as trained; red: a point or more below it. {len(swapped.rows)} manifestations in one "
+        f"program: compiled in {program['compile_seconds']:.1f} s, ran in {program['run_seconds']:.1f} s, "
         f"{program['lanes']} lane(s), {program['temporary_mib']:.1f} MiB of temporary memory",
         soft_wrap=True,
     )

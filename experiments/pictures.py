@@ -188,7 +188,7 @@ def draw_training(runs: Sequence[tuple[str, Sequence[Row]]]) -> Figure:
 
 
 def draw_front(rows: Sequence[Row], front: Sequence[Row], chosen: Row) -> Figure:
-    """Accuracy against field evaluations: all candidates, the trained one first; the front; the one chosen."""
+    """Accuracy against field evaluations: all candidates, the trained first; the front; the one chosen."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 

@@ -1,11 +1,11 @@
-"""The first thing to run: two small networks, one trained with RK4 and one with Euler, under each other's solvers.
+"""The first thing to run: two small networks, trained with RK4 and with Euler, under each other's solvers.
 
     python -m experiments.quickstart                  minutes on two cores, no data to fetch
 
-Trains the configs `digits` (ContinuousNet under RK4, refined while it trains) and `digits_euler` (its twin under
-Euler at full depth from the start, which is a ResNet) on scikit-learn's handwritten digits, evaluates the weights
-of both under a grid of solvers, prints the tables and writes three pictures into runs/quickstart. Run again, it
-goes on where it was interrupted and skips what is finished.
+Trains the configs `digits` (ContinuousNet under RK4, refined while it trains) and `digits_euler` (its twin
+under Euler at full depth from the start, which is a ResNet) on scikit-learn's handwritten digits, evaluates the
+weights of both under a grid of solvers, prints the tables and writes three pictures into runs/quickstart. Run
+again, it goes on where it was interrupted and skips what is finished.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def train_or_resume(config: Config, folder: Path, overwrite: bool, console: Cons
     found = None if overwrite else read_manifest(folder)
     if found is not None:
         if found["config"] != json.loads(json.dumps(dataclasses.asdict(config))):
-            raise RunError(
-                f"{folder} holds a run with other settings: --overwrite deletes it, --out goes elsewhere"
-            )
+            raise RunError(f"{folder} holds a run with other settings: --overwrite deletes it, --out goes elsewhere")
         what = "finished earlier, skipped" if found["status"] == "finished" else "resumed where it stopped"
         console.print(f"[bold]{folder.name}[/]: {what}")
     else:

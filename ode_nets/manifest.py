@@ -1,7 +1,7 @@
 """Re-manifestation of a trained model: refine it, compress it, and evaluate it under other solvers.
 
-Every function takes a description (`net`) and its variables and changes neither. Coefficients are recognized by
-the name that `OdeBlock` gives them, in parameters, batch statistics and optimizer states alike.
+Every function takes a description (`net`) and its variables and changes neither. Coefficients are recognized
+by the name that `OdeBlock` gives them, in parameters, batch statistics and optimizer states alike.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -95,11 +96,10 @@ def interpolate(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Mod
 
 def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray) -> tuple[nn.Module, PyTree]:
     intervals = projection_matrix(PiecewiseConstant(net.basis.n_basis), PiecewiseConstant(basis.n_basis))
-    matrices = {"batch_stats": intervals}
-    changed = {
-        name: map_coefficients(tree, lambda leaf, name=name: transform(leaf, matrices.get(name, matrix)))
-        for name, tree in variables.items()
-    }
+    changed = {}
+    for name, tree in variables.items():
+        change = partial(transform, matrix=intervals if name == "batch_stats" else matrix)
+        changed[name] = map_coefficients(tree, change)
     return net.clone(basis=basis), changed
 
 
@@ -108,9 +108,7 @@ def nfe(solver: FixedStep, n_blocks: int = 1) -> int:
     return solver.n_steps * n_propagating(solver.tableau) * n_blocks
 
 
-def make_swap(
-    net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lanes: int = 1
-) -> Callable[..., PyTree]:
+def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lanes: int = 1) -> Callable[..., PyTree]:
     """A function that evaluates one set of weights under any fixed-step solver without compiling again.
 
     Args:
@@ -126,7 +124,8 @@ def make_swap(
 
     def one(variables: PyTree, images: jax.Array, batch: PyTree, solver: Any) -> PyTree:
         manifestation = net.clone(solver=solver, gradient=Direct())
-        return score(manifestation.apply(variables, images), batch)
+        logits: Any = manifestation.apply(variables, images)
+        return score(logits, batch)
 
     def single(variables: PyTree, images: jax.Array, batch: PyTree, solvers: Any) -> PyTree:
         scores = one(variables, images, batch, jax.tree.map(lambda leaf: leaf[0], solvers))
@@ -188,15 +187,15 @@ def compile_swap(
     if not solvers or (lanes is not None and lanes < 1):
         raise ValueError(f"{len(solvers)} solvers in lanes={lanes}: expected at least one of each")
     n_stages = max(n_propagating(solver.tableau) for solver in solvers)
-    fixed = lanes is not None or bytes_available is None
+    bound = math.inf if lanes is not None or bytes_available is None else bytes_available
     lanes = min(lanes or len(solvers), len(solvers))
     while True:
         stacked = stack_solvers([solvers[0]] * lanes, n_stages)
         program = jax.jit(make_swap(net, score, lanes)).lower(variables, *example, stacked).compile()
         used = int(getattr(program.memory_analysis(), "temp_size_in_bytes", 0))
-        if fixed or lanes == 1 or used <= bytes_available:
+        if lanes == 1 or used <= bound:
             return Swap(program, lanes, n_stages, used)
-        lanes = lanes_within(bytes_available, -(-used // lanes), lanes - 1)
+        lanes = lanes_within(int(bound), -(-used // lanes), lanes - 1)
 
 
 def run_swap(

@@ -21,9 +21,7 @@ LABELS = np.random.default_rng(1).integers(0, 3, size=6)
 
 def model(basis, n_steps=2, widths=(2, 3), dtype=None):
     """A net and variables of which none is at its initial value: skip-init would hide the blocks."""
-    net = ContinuousNet(
-        n_classes=3, widths=widths, basis=basis, solver=FixedStep("rk4", n_steps), gradient=Direct()
-    )
+    net = ContinuousNet(n_classes=3, widths=widths, basis=basis, solver=FixedStep("rk4", n_steps), gradient=Direct())
     variables = jax.eval_shape(net.init, jax.random.key(0), jnp.asarray(IMAGES, dtype))
     rng = np.random.default_rng(2)
 
@@ -86,9 +84,7 @@ def test_projecting_back_undoes_a_refinement_of_variables_and_of_the_optimizer_s
 def test_refined_momentum_of_intervals_is_the_momentum_of_the_interval_they_came_from():
     net, variables = model(PiecewiseConstant(2), dtype="float32")
     _, finer = manifest.refine(net, {"momentum": variables["params"]})
-    for old, new in zip(
-        jax.tree.leaves(variables["params"]), jax.tree.leaves(finer["momentum"]), strict=True
-    ):
+    for old, new in zip(jax.tree.leaves(variables["params"]), jax.tree.leaves(finer["momentum"]), strict=True):
         np.testing.assert_array_equal(new, old if new.shape == old.shape else np.repeat(old, 2, axis=0))
 
 
@@ -234,6 +230,4 @@ def test_coefficients_are_found_by_name_anywhere():
         "b": ({"coefficients": 4.0}, {"other": 3.0}),
         "c": 4.0,
     }
-    assert (
-        manifest.n_parameters({"params": {"a": np.ones((2, 3)), "b": np.ones(4)}, "other": np.ones(9)}) == 10
-    )
+    assert manifest.n_parameters({"params": {"a": np.ones((2, 3)), "b": np.ones(4)}, "other": np.ones(9)}) == 10

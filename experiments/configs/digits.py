@@ -1,6 +1,9 @@
 """ContinuousNet(RK4-classic) with refinement training on handwritten digits, M = N_t = 1, 2, 4, 8.
 
     python -m experiments.train digits
+
+M and N_t are doubled as late as the learning rate is decayed: coefficients that have had little time to part
+leave a theta(t) that other step counts read as well.
 """
 
 from experiments.config import Config
@@ -9,12 +12,13 @@ CONFIG = Config(
     dataset="digits",
     crop_pad=1,
     flip=False,
-    widths=(8, 16),
+    widths=(16, 32),
     scheme="rk4",
+    epsilon=2.0,
     batch_size=32,
-    epochs=40,
-    learning_rate=0.1,
-    decay_epochs=(25, 35),
-    refine_epochs=(5, 10, 15),
+    epochs=22,
+    learning_rate=0.05,
+    decay_epochs=(15, 20),
+    refine_epochs=(10, 15, 18),
     validation_fraction=0.1,
 )

@@ -1,6 +1,9 @@
-"""ContinuousNet(Euler), the twin of `digits`, trained at M = N_t = 8 from the start, eps = N_t: a ResNet.
+"""ContinuousNet(Euler), the twin of `digits`, trained at M = N_t = 8 from the start with eps = N_t: a ResNet.
 
     python -m experiments.train digits_euler
+
+Widths, final depth, data, epochs and rates are those of `digits`. eps = N_t is the paper's ResNet; at the eps of
+`digits` each unit would enter with a quarter of its weight.
 """
 
 import dataclasses

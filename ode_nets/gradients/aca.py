@@ -226,7 +226,7 @@ def _gather(inputs: _Inputs, problem: Problem, solver: Adaptive, ct: _Cotangents
 
     ct_x0 = jax.tree.map(lambda a, b: from_start(a, b, at_start), ct.x, cotangent.landed)
     if cotangent.dense is not None:
-        there = sign * (problem.ts - problem.t0) <= 0
+        there = sign * (jnp.asarray(problem.ts) - problem.t0) <= 0
         ct_x0 = jax.tree.map(lambda a, b: from_start(a, b, there), ct_x0, cotangent.dense)
     clipped = problem.ts is not None and cotangent.dense is None
     return _Inputs(
@@ -268,10 +268,11 @@ def _pull_dense(
 
     def body(carry: Any) -> Any:
         j, ct_inside, ct_t, ct_ts = carry
-        state = lambda t, inside, t_j: interpolate_step(solver.tableau, t, *inside, t_j)
-        _, pullback = jax.vjp(state, t, inside, ts[j])
-        d_t, d_inside, d_tj = pullback(jax.tree.map(lambda leaf: leaf[j], ct_states))
-        return j + 1, jax.tree.map(jnp.add, ct_inside, d_inside), ct_t + d_t, ct_ts.at[j].add(d_tj)
+        h, x, slopes = inside
+        state = lambda t, h, x, slopes, t_j: interpolate_step(solver.tableau, t, h, x, slopes, t_j)
+        _, pullback = jax.vjp(state, t, h, x, slopes, ts[j])
+        d_t, *d_inside, d_tj = pullback(jax.tree.map(lambda leaf: leaf[j], ct_states))
+        return j + 1, jax.tree.map(jnp.add, ct_inside, tuple(d_inside)), ct_t + d_t, ct_ts.at[j].add(d_tj)
 
     end = first + jnp.sum(covered).astype(jnp.int32)
     return jax.lax.while_loop(lambda carry: carry[0] < end, body, (first, ct_inside, ct_t, ct_ts))[1:]

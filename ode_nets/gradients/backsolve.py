@@ -53,7 +53,8 @@ class Backsolve:
         inputs = _Inputs(
             problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts, tolerances
         )
-        asked = grid_indices(problem, solver.n_steps) if problem.ts is not None and isinstance(solver, FixedStep) else None
+        on_grid = problem.ts is not None and isinstance(solver, FixedStep)
+        asked = grid_indices(problem, solver.n_steps) if on_grid else None
 
         def forward(inputs: _Inputs) -> Solution:
             # Asked times of a fixed grid stay those known at trace time.
@@ -194,7 +195,8 @@ def _backward_fixed(
     indices = np.array([n_steps]) if asked is None else asked
     states, cts = (jax.tree.map(lambda leaf: leaf[None], tree) if asked is None else tree for tree in (x, ct))
     # One row a grid point: what arrives there, and the state to start again from.
-    at_grid = jax.tree.map(lambda leaf: jnp.zeros((n_steps + 1, *leaf.shape[1:]), leaf.dtype).at[indices].add(leaf), cts)
+    rows = lambda leaf: jnp.zeros((n_steps + 1, *leaf.shape[1:]), leaf.dtype)
+    at_grid = jax.tree.map(lambda leaf: rows(leaf).at[indices].add(leaf), cts)
     slot = np.full(n_steps + 1, -1, np.int32)
     slot[indices] = np.arange(len(indices))
     problem = Problem(

@@ -59,7 +59,8 @@ def differentiable_adaptive(problem: Problem, solver: Adaptive, transform: Any) 
 
     @integrate.defjvp
     def derivative(primals: Any, tangents: Any) -> Any:
-        return jax.jvp(lambda inputs: integrate_adaptive_bounded(*again(inputs), transform=transform), primals, tangents)
+        bounded = lambda inputs: integrate_adaptive_bounded(*again(inputs), transform=transform)
+        return jax.jvp(bounded, primals, tangents)
 
     tolerances = (solver.rtol, solver.atol, solver.first_step)
     solution = integrate(

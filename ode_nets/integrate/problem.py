@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -191,7 +192,7 @@ def _check_times(t0: Any, t1: Any, ts: Any) -> None:
     sign = 1 if end >= start else -1
     if not all(math.isfinite(t) for t in times):
         raise ValueError(f"ts={times}: expected finite times")
-    if any(sign * (b - a) < 0 for a, b in zip(times, times[1:], strict=False)):
+    if any(sign * (b - a) < 0 for a, b in itertools.pairwise(times)):
         raise ValueError(f"ts={times} is not sorted from t0={start} towards t1={end}; sort it")
     if sign * (times[0] - start) < 0 or sign * (end - times[-1]) < 0:
         raise ValueError(f"ts={times} leaves the interval from t0={start} to t1={end}; move t0 and t1, or drop times")

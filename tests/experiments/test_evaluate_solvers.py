@@ -111,9 +111,7 @@ def test_fig_9_draws_each_run_under_its_own_scheme_left_and_under_the_others_rig
     assert errors[steps.index(2)] == pytest.approx(100 * (1 - swaps[0].own["accuracy"]))
 
 
-@pytest.mark.parametrize(
-    "bad", [{"schemes": ("rk5",)}, {"n_steps": (0,)}, {"lanes": 0}, {"memory_gib": -1.0}]
-)
+@pytest.mark.parametrize("bad", [{"schemes": ("rk5",)}, {"n_steps": (0,)}, {"lanes": 0}, {"memory_gib": -1.0}])
 def test_a_value_out_of_range_is_refused_by_name(out, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         evaluate_solvers.Options(out / "refined", **bad)
@@ -133,9 +131,7 @@ def test_snapshots_hold_the_same_weights_at_every_level(out):
     last = levels[-1][1]
     np.testing.assert_array_equal(last, pick_weights(variables["params"])[block])
     unit = variables["params"][block]["coefficients"]
-    kernels = np.concatenate(
-        [np.asarray(unit[conv]["kernel"]).reshape(2, -1) for conv in ("conv1", "conv2")], 1
-    )
+    kernels = np.concatenate([np.asarray(unit[conv]["kernel"]).reshape(2, -1) for conv in ("conv1", "conv2")], 1)
     assert last.shape == (2, 40)
     assert all((kernels == weight[:, None]).all(0).any() for weight in last.T)
     with pytest.raises(RunError, match="block1, block2"):

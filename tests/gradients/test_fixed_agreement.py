@@ -35,7 +35,7 @@ GRIDS = [
 
 
 def field(t, x, theta, closed):
-    y = jnp.tanh(x["p"] * theta["w"] + jnp.sin(3 * t))
+    y = x["p"] * theta["w"] + t
     return {"p": closed * y, "q": jnp.sum(y) * theta["v"] - x["q"] ** 2}, {"mean": y.mean(0)}
 
 
@@ -44,8 +44,8 @@ def make_loss(weights_of, method, **options):
         with_closed = lambda t, x, theta: field(t, x, theta, closed)
         weights = weights_of(coefficients)
         solution = solve(with_closed, x0, weights, gradient=method, has_aux=True, **options)
-        states = sum(jnp.sum(jnp.sin(v) * jnp.arange(1.0, v.size + 1).reshape(v.shape)) for v in solution.x.values())
-        return states + jnp.sum(jnp.cos(solution.aux["mean"]))
+        states = sum(jnp.sum(v**2 * jnp.arange(1.0, v.size + 1).reshape(v.shape)) for v in solution.x.values())
+        return states + jnp.sum(solution.aux["mean"] ** 2)
 
     return loss
 
@@ -88,8 +88,8 @@ def test_methods_agree_for_every_basis(x64, basis, n_steps):
     m = basis.n_basis
     coefficients = {"w": RNG.normal(size=(m, 3)), "v": RNG.normal(size=m)}
     ts = [0.0, 1 / n_steps, 2 / n_steps, 2 / n_steps, 1.0]
-    methods = METHODS if m == 3 else METHODS[::2]
-    check(lambda c: BasisExpansion(basis, c), coefficients, methods, solver=FixedStep("rk4_38", n_steps), ts=ts)
+    methods = METHODS if n_steps == 7 else (METHODS[0], METHODS[3])
+    check(lambda c: BasisExpansion(basis, c), coefficients, methods, solver=FixedStep("heun", n_steps), ts=ts)
 
 
 def test_methods_agree_in_reversed_time_and_with_a_theta_of_several_weight_functions(x64):
@@ -99,12 +99,12 @@ def test_methods_agree_in_reversed_time_and_with_a_theta_of_several_weight_funct
         return Joint({"w": BasisExpansion(PiecewiseConstant(4), c["w"]), "v": Constant(c["v"])})
 
     options = {"solver": FixedStep("midpoint", 7), "t0": 1.0, "t1": 0.0, "ts": [1.0, 3 / 7]}
-    check(weights_of, coefficients, METHODS[1:4], **options)
+    check(weights_of, coefficients, METHODS[3:], **options)
 
 
 def test_methods_agree_with_a_plain_theta_on_negative_times(x64):
     coefficients = {"w": RNG.normal(size=3), "v": RNG.normal(size=())}
-    check(lambda c: c, coefficients, METHODS[1:4], solver=FixedStep("dopri5", 5), t0=-1.5, t1=-0.25)
+    check(lambda c: c, coefficients, METHODS[1:4], solver=FixedStep("bosh3", 5), t0=-1.5, t1=-0.25)
 
 
 def test_as_many_checkpoints_as_steps_or_more_are_checkpointed_steps(x64):
@@ -122,7 +122,7 @@ def test_ends_of_a_fixed_grid_have_gradients(x64):
     """The grid stretches with them: d/dt1 is f at the end up to the scheme's error, and exact for the grid."""
 
     def loss(t0, t1, method):
-        return solve(lambda t, x, p: jnp.sin(x) + t, 0.3, solver=FixedStep("rk4", 6), gradient=method, t0=t0, t1=t1).x
+        return solve(lambda t, x, p: jnp.sin(x) + t, 0.3, solver=FixedStep("midpoint", 6), gradient=method, t0=t0, t1=t1).x
 
     @jax.jit
     def gradients(t0, t1):
@@ -132,4 +132,4 @@ def test_ends_of_a_fixed_grid_have_gradients(x64):
         direct, *others = gradients(t0, t1)
         np.testing.assert_allclose(others, [direct] * 2, rtol=1e-12)
         end = float(jax.jit(lambda t0, t1: loss(t0, t1, Direct()))(t0, t1))
-        np.testing.assert_allclose(direct[1], np.sin(end) + t1, rtol=1e-3)
+        np.testing.assert_allclose(direct[1], np.sin(end) + t1, rtol=1e-2)

@@ -58,7 +58,7 @@ def make_reversal(slots):
         # Offered twice, the first time unwanted, as an adaptive solve offers a rejected trial; the last state of
         # all, which starts no step, is not wanted either.
         offer = lambda store, i, x: treeverse.keep(treeverse.keep(store, i, x - 7, False), i, x, i < n)
-        x, store = jax.lax.fori_loop(0, n, lambda i, c: (c[0] + 1, offer(c[1], i + 1, c[0] + 1)), start)
+        _, store = jax.lax.fori_loop(0, n, lambda i, c: (c[0] + 1, offer(c[1], i + 1, c[0] + 1)), start)
         return treeverse.reverse(n, store, advance, pull, jnp.int32(0))
 
     compiled = jax.jit(chain)

@@ -255,7 +255,8 @@ def test_reports_are_summed_over_accepted_steps_only(x64):
     for key in ("heun_euler", "dopri5"):
         reporting = lambda t, x, theta: (van_der_pol(t, x, theta), {"stages": jnp.ones(()), "ints": jnp.int32(1)})
         solver = Adaptive(key, 1e-3, 1e-3, first_step=3.0, max_steps=1000)
-        run = lambda x0, solver=solver: solve(reporting, x0, solver=solver, gradient=Direct(), has_aux=True, t1=2.0)
+        settings = {"solver": solver, "gradient": Direct(), "has_aux": True, "t1": 2.0}
+        run = lambda x0, f=reporting, settings=settings: solve(f, x0, **settings)
         solution = jax.jit(run)(START)
         expected = int(solution.n_accepted) * (SCHEMES[key].n_stages - SCHEMES[key].fsal)
         assert int(solution.n_rejected) > 0
