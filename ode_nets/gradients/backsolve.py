@@ -53,8 +53,9 @@ class Backsolve:
         inputs = _Inputs(
             problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts, tolerances
         )
-        on_grid = problem.ts is not None and isinstance(solver, FixedStep)
-        asked = grid_indices(problem, solver.n_steps) if on_grid else None
+        asked = None
+        if isinstance(solver, FixedStep) and problem.ts is not None:
+            asked = grid_indices(problem, solver.n_steps)
 
         def forward(inputs: _Inputs) -> Solution:
             # Asked times of a fixed grid stay those known at trace time.

@@ -122,7 +122,8 @@ def test_ends_of_a_fixed_grid_have_gradients(x64):
     """The grid stretches with them: d/dt1 is f at the end up to the scheme's error, and exact for the grid."""
 
     def loss(t0, t1, method):
-        return solve(lambda t, x, p: jnp.sin(x) + t, 0.3, solver=FixedStep("midpoint", 6), gradient=method, t0=t0, t1=t1).x
+        field, solver = lambda t, x, p: jnp.sin(x) + t, FixedStep("midpoint", 6)
+        return solve(field, 0.3, solver=solver, gradient=method, t0=t0, t1=t1).x
 
     @jax.jit
     def gradients(t0, t1):
