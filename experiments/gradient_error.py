@@ -144,9 +144,7 @@ def measure(options: Options, dtype: str) -> list[Row]:
             arguments = [jnp.asarray(value, dtype) for value in (options.z0, k, t1)]
             solution = counts(*arguments)
             if int(solution.result):
-                raise ValueError(
-                    f"k={k}, T={t1}, {dtype}: the solve gave up; raise --max-steps or --tolerance"
-                )
+                raise ValueError(f"k={k}, T={t1}, {dtype}: the solve gave up; raise --max-steps or --tolerance")
             exact = [float(g) for g in linear.gradient(t1, jnp.float64(options.z0), jnp.float64(k))]
             for name, gradient in methods.items():
                 errors = [abs(float(g) - e) for g, e in zip(gradient(*arguments), exact, strict=True)]

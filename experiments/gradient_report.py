@@ -23,12 +23,12 @@ where a vjp counts once together with the evaluation it is made at, as in the pa
 differentiates through the search for step sizes too; `Direct` takes them as constants, but a rejected trial
 costs it an evaluation and a vjp all the same. `Checkpointed` is ANODE's; its formulas are ours.
 
-The lecture's example, Euler on a state of 64 x 64 x 32 and a batch of 32 (16 MiB a step in float32), is compiled
-and analysed, not run, under every method.
+The lecture's example, Euler on a state of 64 x 64 x 32 and a batch of 32 (16 MiB a step in float32), is
+compiled and analysed under every method, but not run.
 
-`--module` names a function without arguments that returns `(field, x0, theta, loss)`: a pure field(t, x, theta),
-a state, a pytree of floating-point arrays or a weight function, and loss(x(t1)) -> scalar. From Python:
-`experiments.gradient_costs.report(field, x0, theta, loss, solver)`.
+`--module` names a function without arguments that returns `(field, x0, theta, loss)`: a pure
+field(t, x, theta), a state, a pytree of floating-point arrays or a weight function, and
+loss(x(t1)) -> scalar. From Python: `experiments.gradient_costs.report(field, x0, theta, loss, solver)`.
 
 Writes gradient_report.json, gradient_report.png and memory.png into --out.
 """
@@ -164,9 +164,7 @@ def lecture(steps: tuple[int, ...]) -> list[Row]:
 
             program = jax.jit(jax.grad(value, (0, 1))).lower(x0, theta).compile()
             measured = int(program.memory_analysis().temp_size_in_bytes)
-            rows.append(
-                {"method": name, "n_steps": n, "temporary_bytes": measured, **formulas(method, sizes)}
-            )
+            rows.append({"method": name, "n_steps": n, "temporary_bytes": measured, **formulas(method, sizes)})
     return rows
 
 
@@ -214,9 +212,7 @@ def print_tables(title: str, costs: dict[str, Any], memory: list[Row], console: 
     console.print("forward, back: field evaluations of either pass; vjps: of the backward pass")
     if not memory:
         return
-    table = Table(
-        title="lecture: 64 x 64 x 32, batch 32, Euler; memory (formula), not run", title_justify="left"
-    )
+    table = Table(title="lecture: 64 x 64 x 32, batch 32, Euler; memory (formula), not run", title_justify="left")
     table.add_column("", no_wrap=True)
     steps = list(dict.fromkeys(row["n_steps"] for row in memory))
     for n in steps:
@@ -238,8 +234,8 @@ def draw(title: str, costs: dict[str, Any]) -> Figure:
     rows = costs["rows"][::-1]
     y = range(len(rows))
     column = lambda key: [row[key] for row in rows]
-    figure = Figure(figsize=(11, 1.6 + 0.28 * len(rows)))
-    figure.subplots_adjust(left=0.13, right=0.985, wspace=0.09, bottom=0.27, top=0.84)
+    figure = Figure(figsize=(11, 1.5 + 0.25 * len(rows)))
+    figure.subplots_adjust(left=0.13, right=0.985, wspace=0.09, bottom=0.2, top=0.82)
     panels = figure.subplots(1, 4, sharey=True, width_ratios=(1.5, 1.1, 1, 1.1))
     evaluations, memory, seconds, errors = panels
     left = [0] * len(rows)
@@ -254,13 +250,13 @@ def draw(title: str, costs: dict[str, Any]) -> Figure:
     tick = {"marker": "|", "ls": "", "color": "black", "ms": 15, "mew": 1.6}
     formula = [row["formula_forward"] + row["formula_vjps"] for row in rows]
     evaluations.plot(formula, y, **tick, label="formula")
-    memory.barh(y, column("temporary_bytes"), 0.65, color="#fdae6b", label="compiled program")
-    memory.plot(column("formula_bytes"), y, **tick, label="formula")
-    memory.set_xscale("log")
+    largest = max(column("temporary_bytes") + column("formula_bytes"))
+    power = max(i for i in range(4) if i == 0 or largest >= 1024**i)
+    in_unit = lambda key: [value / 1024**power for value in column(key)]
+    memory.barh(y, in_unit("temporary_bytes"), 0.65, color="#fdae6b", label="compiled program")
+    memory.plot(in_unit("formula_bytes"), y, **tick, label="formula")
     seconds.barh(y, [1e3 * value for value in column("seconds")], 0.65, color="#bdbdbd")
-    compared = [
-        (row["difference_from_direct"], i) for i, row in enumerate(rows) if row["difference_from_direct"]
-    ]
+    compared = [(row["difference_from_direct"], i) for i, row in enumerate(rows) if row["difference_from_direct"]]
     if all(column("error")):
         errors.plot(column("error"), y, "o", color="#a63603", label="from the ODE's own")
     if compared:
@@ -281,7 +277,7 @@ def draw(title: str, costs: dict[str, Any]) -> Figure:
         axes.tick_params(labelsize=9)
         if columns:
             axes.legend(
-                loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=columns, frameon=False, fontsize=8,
+                loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=columns, frameon=False, fontsize=8,
                 columnspacing=1.2, handlelength=1.2, handletextpad=0.5,
             )  # fmt: skip
     evaluations.set_yticks(y, column("method"))
@@ -305,9 +301,7 @@ def draw_memory(rows: list[Row]) -> Figure:
         axes.loglog(n, measured, "os^Dv<>"[k % 7], color=color, **style)
     axes.set_xlabel("Euler steps N")
     axes.set_ylabel("temporary memory [GiB]")
-    axes.set_title(
-        "state 64 x 64 x 32, batch 32, float32\nmarks: compiled program, lines: formula", fontsize=10
-    )
+    axes.set_title("state 64 x 64 x 32, batch 32, float32\nmarks: compiled program, lines: formula", fontsize=10)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -325,9 +319,7 @@ def main() -> None:
         memory = lecture(options.lecture_steps)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    how = (
-        f"{options.n_steps} steps" if options.n_steps else f"rtol = {options.rtol:g}, atol = {options.atol:g}"
-    )
+    how = f"{options.n_steps} steps" if options.n_steps else f"rtol = {options.rtol:g}, atol = {options.atol:g}"
     title = f"{options.module or options.problem}, {options.scheme}, {how}"
     print_tables(title, costs, memory, console)
     record = {

@@ -192,9 +192,7 @@ def print_tables(oscillations: list[Row], pictures: list[Row], console: Console)
         table.add_column(column, justify="right")
     for row in oscillations:
         counts = (steps(row, "there"), steps(row, "back"))
-        table.add_row(
-            f"{row['rtol']:.0e}", f"{row['atol']:.0e}", f"{row['T']:g}", *counts, f"{row['euclidean']:.1e}"
-        )
+        table.add_row(f"{row['rtol']:.0e}", f"{row['atol']:.0e}", f"{row['T']:g}", *counts, f"{row['euclidean']:.1e}")
     console.print(table)
     table = Table(title="photograph under a random convolution: errors of the return", title_justify="left")
     columns = (
@@ -225,9 +223,7 @@ def draw_oscillator(curves: dict[str, jax.Array], row: Row) -> Figure:
     t, colors = curves["t"], ("#08519c", "#a63603")
     for i, color in enumerate(colors):
         over_time.plot(t, curves["there"][:, i], color=color, lw=2, label=f"$y_{i + 1}$ there")
-        over_time.plot(
-            t, curves["back"][:, i], color=color, lw=1.5, ls=(0, (4, 2)), label=f"$y_{i + 1}$ back"
-        )
+        over_time.plot(t, curves["back"][:, i], color=color, lw=1.5, ls=(0, (4, 2)), label=f"$y_{i + 1}$ back")
     over_time.plot([0], curves["back"][0, :1], "X", color=colors[0], ms=9, clip_on=False, zorder=5)
     over_time.plot([0], curves["there"][0, :1], "o", color=colors[0], ms=8, clip_on=False, zorder=5)
     over_time.set_xlabel("t")
