@@ -68,9 +68,7 @@ class Options:
     out: Path = Path("benchmarks/results/continuous_net_cpu.json")
 
 
-def loss_of(
-    net: nn.Module, variables: PyTree, images: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, PyTree]:
+def loss_of(net: nn.Module, variables: PyTree, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, PyTree]:
     """Mean cross-entropy and the new batch statistics."""
     logits, changed = net.apply(variables, images, train=True, mutable=["batch_stats"])
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), changed["batch_stats"]
@@ -170,9 +168,7 @@ def measure_swap(case: dict[str, Any], repeats: int) -> dict[str, Any]:
             return score.lower(variables, images[0], labels[0]).compile()
 
         programs = [program(solver) for solver in solvers]
-        return lambda: [
-            jax.device_get(sum(compiled(variables, x, y) for x, y in batches())) for compiled in programs
-        ]
+        return lambda: [jax.device_get(sum(compiled(variables, x, y) for x, y in batches())) for compiled in programs]
 
     record: dict[str, Any] = case | {"n_batches": 2}
     passes, hits = {}, {}

@@ -62,22 +62,22 @@ def assert_agree(got, expected, tolerance=1e-12):
 
 def check(weights_of, coefficients, methods=METHODS, **options):
     """All methods in one program against `Direct`, and `Direct` against a central difference."""
-    direct = make_loss(weights_of, Direct(), **options)
     arguments = (X0, coefficients, CLOSED)
 
     @jax.jit
-    def gradients(*a):
-        return [jax.grad(make_loss(weights_of, m, **options), (0, 1, 2))(*a) for m in (Direct(), *methods)]
+    def run(*a):
+        losses = [make_loss(weights_of, method, **options) for method in (Direct(), *methods)]
+        return [jax.value_and_grad(loss, (0, 1, 2))(*a) for loss in losses]
 
-    expected, *others = gradients(*arguments)
-    for method, got in zip(methods, others, strict=True):
+    (_, expected), *others = run(*arguments)
+    for method, (_, got) in zip(methods, others, strict=True):
         try:
             assert_agree(got, expected)
         except AssertionError as error:
             raise AssertionError(f"{method}: {error}") from error
     direction = jax.tree.map(lambda leaf: RNG.normal(size=np.shape(leaf)), arguments)
-    value = jax.jit(lambda s: direct(*jax.tree.map(lambda a, d: a + s * d, arguments, direction)))
-    h = 1e-5
+    value = lambda s: run(*jax.tree.map(lambda a, d: a + s * d, arguments, direction))[0][0]
+    h = 1e-4
     difference = (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * h)
     np.testing.assert_allclose(np.dot(flat(expected), flat(direction)), difference, rtol=1e-7, atol=1e-9)
 
@@ -88,7 +88,7 @@ def test_methods_agree_for_every_basis(x64, basis, n_steps):
     m = basis.n_basis
     coefficients = {"w": RNG.normal(size=(m, 3)), "v": RNG.normal(size=m)}
     ts = [0.0, 1 / n_steps, 2 / n_steps, 2 / n_steps, 1.0]
-    methods = METHODS if n_steps == 7 else (METHODS[0], METHODS[3])
+    methods = METHODS if n_steps == 7 else (ACA(2),)
     check(lambda c: BasisExpansion(basis, c), coefficients, methods, solver=FixedStep("heun", n_steps), ts=ts)
 
 
@@ -127,10 +127,13 @@ def test_ends_of_a_fixed_grid_have_gradients(x64):
 
     @jax.jit
     def gradients(t0, t1):
-        return [jax.grad(loss, argnums=(0, 1))(t0, t1, m) for m in (Direct(), Checkpointed("block"), ACA(2))]
+        methods = (Direct(), Checkpointed("block"), ACA(2))
+        return [jax.value_and_grad(loss, argnums=(0, 1))(t0, t1, method) for method in methods]
 
     for t0, t1 in ((0.2, 1.4), (0.5, -1.0), (0.7, 0.7)):
-        direct, *others = gradients(t0, t1)
-        np.testing.assert_allclose(others, [direct] * 2, rtol=1e-12)
-        end = float(jax.jit(lambda t0, t1: loss(t0, t1, Direct()))(t0, t1))
-        np.testing.assert_allclose(direct[1], np.sin(end) + t1, rtol=1e-2)
+        (end, direct), *others = gradients(t0, t1)
+        for _, other in others:
+            np.testing.assert_allclose(other, direct, rtol=1e-12)
+        np.testing.assert_allclose(direct[1], np.sin(end) + t1, rtol=0.03)
+        if t0 == t1:
+            np.testing.assert_allclose(direct, [-np.sin(0.3) - t0, np.sin(0.3) + t0], rtol=1e-14)
