@@ -63,11 +63,11 @@ class Options:
     """What to measure."""
 
     problem: Literal["mlp", "node18", "van_der_pol"] = "mlp"
-    """A perceptron of 64 units, the field of NODE18, or the van der Pol oscillator."""
+    """A perceptron of 16-64-16 units, the field of NODE18, or the van der Pol oscillator."""
     module: str | None = None
     """package.module:function that returns (field, x0, theta, loss), in place of a problem."""
     batch: int = 16
-    """Samples of mlp and node18."""
+    """Samples of mlp and of node18."""
     channels: int = 16
     """Of node18; its image is 16 x 16."""
     t1: float | None = None
@@ -130,7 +130,9 @@ def problem_of(options: Options) -> tuple[Field, PyTree, PyTree, Loss]:
         return van_der_pol.field, jnp.array(van_der_pol.START), jnp.array(van_der_pol.MU), mean_square
     if options.problem == "mlp":
         mlp = MLP(size=16, hidden=(64,))
-        return mlp, jax.random.normal(key_x, (options.batch, 16)), mlp.init(key_theta), mean_square
+        # Weights as large as training makes them, so that the solve takes some twenty steps.
+        theta = jax.tree.map(lambda leaf: 4 * leaf, mlp.init(key_theta))
+        return mlp, jax.random.normal(key_x, (options.batch, 16)), theta, mean_square
     unit = ResidualUnit(options.channels, order="conv-bn-relu", skip_init=False, bias=False)
     x0 = jax.nn.relu(jax.random.normal(key_x, (options.batch, 16, 16, options.channels)))
     return lambda t, x, theta: unit.apply(theta, x, t)[0], x0, unit.init(key_theta), mean_square
@@ -265,7 +267,7 @@ def draw(title: str, costs: dict[str, Any]) -> Figure:
     errors.margins(x=0.15)
     titles = (
         "field evaluations and vjps",
-        "memory [bytes]",
+        f"memory [{('B', 'KiB', 'MiB', 'GiB')[power]}]",
         "value and gradient [ms]",
         "error of the gradient",
     )

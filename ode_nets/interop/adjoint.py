@@ -174,9 +174,7 @@ class Solve(eqx.Module):
 
     def _saveat(self, inputs: Inputs) -> diffrax.SaveAt:
         subs = [
-            diffrax.SubSaveAt(
-                t0=rows.t0, t1=rows.t1, steps=rows.steps, ts=ts, **({} if fn is None else {"fn": fn})
-            )
+            diffrax.SubSaveAt(t0=rows.t0, t1=rows.t1, steps=rows.steps, ts=ts, **({} if fn is None else {"fn": fn}))
             for rows, ts, fn in zip(self.rows, inputs.ts, inputs.saves, strict=True)
         ]
         return diffrax.SaveAt(subs=jax.tree.unflatten(self.structure, subs))
@@ -203,9 +201,7 @@ def _forward(perturbed: Any, arguments: tuple[Inputs, Any], solve: Solve) -> Any
 
 
 @_solve.def_bwd
-def _backward(
-    residuals: Residuals, cotangent: Any, perturbed: Any, arguments: tuple[Inputs, Any], solve: Solve
-) -> Any:
+def _backward(residuals: Residuals, cotangent: Any, perturbed: Any, arguments: tuple[Inputs, Any], solve: Solve) -> Any:
     inputs, controller = arguments
     ct_state, ct_stats = cotangent
     replay = Replay(

@@ -103,7 +103,9 @@ class Recorder(diffrax.AbstractStepSizeController):
         record = self._write(record, t0, t1, y0, y1_candidate, keep, motion, d_end)
         if motion is not None:
             d_start, d_end, d_state = _move(adapt, t0, t1, state, (motion.d_start, d_end, motion.d_state))
-            motion = Motion(d_start, d_end, d_state, next_t1, next_t1 >= self.t1, jnp.asarray(keep))
+            # A controller may give its times in another precision.
+            d_start, d_end, end = (a.astype(self.t1.dtype) for a in (d_start, d_end, jnp.asarray(next_t1)))
+            motion = Motion(d_start, d_end, d_state, end, end >= self.t1, jnp.asarray(keep))
         return keep, next_t0, next_t1, made_jump, RecorderState(next_state, record, motion), result
 
     def _d_end(self, motion: Motion, end: jax.Array) -> jax.Array:

@@ -41,9 +41,10 @@ class DiffraxSolver:
     inside jit, as they do in diffrax. What a field reports (`has_aux` fields, batch norms in training) is
     summed by one more pass over the accepted steps, which takes `ACA` and an explicit Runge-Kutta solver.
 
-    `nfe` is exact for explicit Runge-Kutta solvers with `PIDController`, `ConstantStepSize` and `StepTo`:
-    stages * trials, where a first-same-as-last solver saves one of each trial but the first, and two for the
-    choice of a first step (`PIDController` without `dt0`); anything else says -1.
+    `nfe` counts stages * trials of explicit Runge-Kutta solvers, less the one that a first-same-as-last
+    solver saves of each trial but the first. Not counted are what a controller spends on the choice of a
+    first step, and first stages that diffrax evaluates again, after a jump and while no trial has been
+    accepted yet. For any other solver it is -1: evaluations cannot be told from steps.
 
     Args:
       solver: any `diffrax.AbstractSolver` for ordinary differential equations.
@@ -146,17 +147,14 @@ class DiffraxSolver:
         )
 
     def _evaluations(self, trials: jax.Array) -> Any:
-        controller, solver = type(self.stepsize_controller), type(self.solver)
-        if controller not in (diffrax.PIDController, diffrax.ConstantStepSize, diffrax.StepTo):
-            return UNKNOWN
-        choice = 2 if controller is diffrax.PIDController and self.dt0 is None else 0
+        solver = type(self.solver)
         if solver is diffrax.Euler:
-            return trials + choice
+            return trials
         tableau = solver.tableau if issubclass(solver, diffrax.AbstractERK) else None
         if not isinstance(tableau, diffrax.ButcherTableau):
             return UNKNOWN
         shared = jnp.maximum(trials - 1, 0) if tableau.fsal else 0
-        return tableau.num_stages * trials - shared + choice
+        return tableau.num_stages * trials - shared
 
 
 class _Reporting(AdaptiveCheckpointAdjoint):
@@ -179,9 +177,7 @@ def _reporting(adjoint: diffrax.AbstractAdjoint, report: Callable[..., PyTree]) 
     )
 
 
-def _adjoint(
-    gradient: GradientMethod, controller: diffrax.AbstractStepSizeController
-) -> diffrax.AbstractAdjoint:
+def _adjoint(gradient: GradientMethod, controller: diffrax.AbstractStepSizeController) -> diffrax.AbstractAdjoint:
     """The adjoint of diffrax that a gradient method of ours stands for."""
     if isinstance(gradient, ACA):
         return AdaptiveCheckpointAdjoint(gradient.checkpoints)
