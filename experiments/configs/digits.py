@@ -3,7 +3,8 @@
     python -m experiments.train digits
 
 M and N_t are doubled as late as the learning rate is decayed: coefficients that have had little time to part
-leave a theta(t) that other step counts read as well.
+leave a theta(t) that other step counts read as well. The images are small enough to keep every stage's
+activations, which is faster than to compute them again.
 """
 
 from experiments.config import Config
@@ -15,6 +16,7 @@ CONFIG = Config(
     widths=(16, 32),
     scheme="rk4",
     epsilon=2.0,
+    gradient="direct",
     batch_size=32,
     epochs=22,
     learning_rate=0.05,

@@ -50,9 +50,10 @@ class ResidualUnit:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("channels", "stride", "kernel_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("channels", "in_channels", "stride", "kernel_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
         if self.order not in get_args(Order):
             raise ValueError(f"order={self.order!r}: expected one of {', '.join(get_args(Order))}")
 

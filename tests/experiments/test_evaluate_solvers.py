@@ -18,7 +18,7 @@ from ode_nets.weights import PiecewiseConstant
 
 TINY = Config(
     dataset="digits", limit=64, widths=(2,), batch_size=32, epochs=2, refine_epochs=(1,), decay_epochs=(),
-    crop_pad=0, flip=False, learning_rate=0.05,
+    crop_pad=0, flip=False, learning_rate=0.05, gradient="direct",
 )  # fmt: skip
 TWIN = dataclasses.replace(TINY, scheme="euler", n_basis=2, n_steps=2, epsilon=2.0, refine_epochs=())
 

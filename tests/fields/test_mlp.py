@@ -35,7 +35,7 @@ def test_values_are_those_of_the_layers_written_out(x64, hidden, time_aware):
 
 def test_parameter_counts_are_those_of_the_papers():
     """Ott's networks: A.1 counts, with time as an input or not, and the pendulum's 50 hidden units."""
-    count = lambda field: sum(leaf.size for leaf in jax.tree.leaves(field.init(jax.random.key(0))))
+    count = lambda field: sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(field.init, jax.random.key(0))))
     assert count(MLP(2)) == 2 * 50 + 50 + 50 * 2 + 2
     assert count(MLP(2, (50,), time_aware=True)) == 3 * 50 + 50 + 50 * 2 + 2
     assert count(MLP(4, (7, 6))) == 5 * 7 + 8 * 6 + 7 * 4
@@ -47,7 +47,7 @@ def test_initial_weights_are_within_one_over_the_root_of_their_inputs_and_differ
         for leaf in layer.values():
             assert leaf.dtype == jnp.float32
             assert float(jnp.abs(leaf).max()) <= n_in**-0.5
-            assert float(jnp.std(leaf)) > 0.4 * n_in**-0.5
+        assert float(jnp.std(layer["kernel"])) > 0.5 * n_in**-0.5
     first, second = (MLP(4).init(jax.random.key(key)) for key in (0, 1))
     assert not np.array_equal(first[0]["kernel"], second[0]["kernel"])
 
