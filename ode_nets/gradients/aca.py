@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +12,11 @@ import jax.numpy as jnp
 from ode_nets.gradients import treeverse
 from ode_nets.gradients.aca_fixed import run_fixed
 from ode_nets.gradients.closure import Closed, add, as_cotangents, close_over, zero_cotangent, zeros
-from ode_nets.gradients.outputs import follow_times
+from ode_nets.gradients.outputs import follow_times, run_marked
 from ode_nets.gradients.reverse_only import refuse_forward_mode
-from ode_nets.gradients.treeverse import Store
 from ode_nets.integrate import Adaptive, FixedStep, Problem, Solution
 from ode_nets.integrate.adaptive import Run, finish, first_run, interpolate_step, next_run, run_adaptive
-from ode_nets.integrate.trial import attempt, evaluator, is_running, stops_of
+from ode_nets.integrate.trial import attempt, evaluator, is_running, stops_of, succeeded
 from ode_nets.stepping import rk_step
 
 PyTree = Any
@@ -53,9 +53,9 @@ class ACA:
 
     def run(self, problem: Problem, solver: Adaptive | FixedStep) -> Solution:
         """Solve `problem` with `solver`."""
-        closed = close_over(problem)
         if isinstance(solver, FixedStep):
-            return run_fixed(problem, closed, solver, self.checkpoints)
+            return run_marked(problem, partial(run_fixed, solver=solver, checkpoints=self.checkpoints))
+        closed = close_over(problem)
         slots = solver.max_steps if self.checkpoints is None else min(self.checkpoints, solver.max_steps)
         stops = stops_of(problem, solver)
         run = _solve(closed, solver, slots, problem.on_domain, _Inputs.of(problem, solver, closed))
@@ -97,8 +97,8 @@ class _Record(NamedTuple):
 
     t: jax.Array
     h: jax.Array
-    landed: jax.Array
     stop: jax.Array
+    """The stop that the step ended on, -1 for none."""
 
 
 def _solve(closed: Closed, solver: Adaptive, slots: int, on_domain: bool, inputs: _Inputs) -> Run:
@@ -110,40 +110,36 @@ def _solve(closed: Closed, solver: Adaptive, slots: int, on_domain: bool, inputs
         return run_adaptive(inputs.problem(closed, on_domain), inputs.solver(static))
 
     def forward(inputs: _Inputs) -> tuple[Run, Any]:
-        run, store, record = _forward(inputs.problem(closed, on_domain), inputs.solver(static), slots)
-        return run, (inputs, store, record, run.trial.n_accepted)
+        problem = inputs.problem(closed, on_domain)
+        run, states, record = _forward(problem, inputs.solver(static), slots)
+        good = succeeded(run.trial, len(stops_of(problem, solver)))
+        return run, (inputs, states, record, run.trial.n_accepted, good)
 
     def backward(residuals: Any, cotangent: Run) -> tuple[_Inputs]:
-        return (_backward(closed, static, on_domain, slots, residuals, cotangent),)
+        return (_backward(closed, static, on_domain, residuals, cotangent),)
 
     solve.defvjp(forward, backward)
     return solve(refuse_forward_mode(inputs, "ACA(...)"))
 
 
-def _forward(problem: Problem, solver: Adaptive, slots: int) -> tuple[Run, Store, _Record]:
+def _forward(problem: Problem, solver: Adaptive, slots: int) -> tuple[Run, PyTree, _Record]:
     """Integrate, keeping the states of accepted steps in `slots` slots."""
     stops, n = stops_of(problem, solver), solver.max_steps
-    everything = slots >= n
     start = first_run(problem, solver)
     time = start.trial.t.dtype
-    record = _Record(jnp.zeros(n, time), jnp.zeros(n, time), jnp.zeros(n, bool), jnp.zeros(n, jnp.int32))
+    record = _Record(jnp.zeros(n, time), jnp.zeros(n, time), jnp.zeros(n, jnp.int32))
 
-    def body(carry: tuple[Run, Store, _Record]) -> tuple[Run, Store, _Record]:
-        run, store, record = carry
+    def body(carry: tuple[Run, PyTree, _Record]) -> tuple[Run, PyTree, _Record]:
+        run, states, record = carry
         i = run.trial.n_accepted
-        after, taken = attempt(problem, solver, stops, run.trial)
         # What a rejected trial writes, the next trial of the same step overwrites.
-        values = _Record(taken.t, taken.h, taken.landed, taken.stop)
-        record = jax.tree.map(lambda all_, one: all_.at[i].set(one), record, values)
-        if everything:
-            store = store._replace(states=treeverse.write(store.states, i, run.trial.x))
-        else:
-            # The state that a solve ends with starts no step.
-            wanted = taken.accepted & is_running(after, solver, len(stops))
-            store = treeverse.keep(store, i + 1, after.x, wanted)
-        return next_run(problem, solver, run, after, taken), store, record
+        states = treeverse.keep(states, i, run.trial.x, n)
+        after, taken = attempt(problem, solver, stops, run.trial)
+        values = _Record(taken.t, taken.h, jnp.where(taken.landed, taken.stop, -1))
+        record = treeverse.write(record, i, values)
+        return next_run(problem, solver, run, after, taken), states, record
 
-    carry = (start, treeverse.new_store(problem.x0, slots), record)
+    carry = (start, treeverse.new_states(problem.x0, slots), record)
     return jax.lax.while_loop(lambda carry: is_running(carry[0].trial, solver, len(stops)), body, carry)
 
 
@@ -157,9 +153,9 @@ class _Cotangents(NamedTuple):
 
 
 def _backward(
-    closed: Closed, solver: Adaptive, on_domain: bool, slots: int, residuals: Any, cotangent: Run
+    closed: Closed, solver: Adaptive, on_domain: bool, residuals: Any, cotangent: Run
 ) -> _Inputs:
-    inputs, store, record, n_accepted = residuals
+    inputs, states, record, n_accepted, good = residuals
     problem, tableau = inputs.problem(closed, on_domain), solver.tableau
     stops = stops_of(problem, solver)
     sign = jnp.sign(problem.t1 - problem.t0)
@@ -168,11 +164,11 @@ def _backward(
     def local(i: jax.Array, x: PyTree, t: jax.Array, weights: PyTree, stops: jax.Array, consts: Any) -> Any:
         """Step i again: the state and time it ends with, its reports and, for the interpolant, its stages."""
         here = dataclasses.replace(problem, field=closed.field(consts), weights=weights)
-        goal = stops[record.stop[i]]
-        h = jnp.where(record.landed[i], goal - t, record.h[i])
+        landed, goal = record.stop[i] >= 0, stops[record.stop[i]]
+        h = jnp.where(landed, goal - t, record.h[i])
         # An interpolant may use the stage that otherwise only serves the error.
         step = rk_step(tableau, evaluator(here, tableau, sign), t, x, h, with_error=dense)
-        t_next = jnp.where(record.landed[i], goal, t + h)
+        t_next = jnp.where(landed, goal, t + h)
         return step.x, t_next, step.aux, ((h, x, [k for k, _ in step.stages]) if dense else ())
 
     def advance(i: jax.Array, x: PyTree) -> PyTree:
@@ -187,8 +183,8 @@ def _backward(
             ct_inside, ct_t, ct_ts = _pull_dense(
                 solver, inputs.ts, cotangent.dense, record.t[i], out[1], out[3], ct_inside, ct_t, ct_ts
             )
-        j, landed = record.stop[i], record.landed[i]
-        ct_x = jax.tree.map(lambda a, b: a + jnp.where(landed, b[j], 0), ct.x, cotangent.landed)
+        j = record.stop[i]
+        ct_x = jax.tree.map(lambda a, b: a + jnp.where(j >= 0, b[j], 0), ct.x, cotangent.landed)
         d_x, d_t, d_weights, d_stops, d_consts = pullback((ct_x, ct.t, cotangent.trial.aux, ct_inside))
         return _Cotangents(
             x=d_x,
@@ -199,6 +195,8 @@ def _backward(
             consts=add(ct.consts, d_consts),
         )
 
+    # What a failed solve never reached does not depend on its inputs: derivatives of zero would be plausible.
+    spoil = jnp.where(good, 0.0, jnp.nan)
     ct = _Cotangents(
         x=cotangent.trial.x,
         t=cotangent.trial.t,
@@ -207,10 +205,8 @@ def _backward(
         ts=None if inputs.ts is None else jnp.zeros_like(inputs.ts),
         consts=zeros(inputs.consts),
     )
-    if slots >= solver.max_steps:
-        ct = _reverse_stored(n_accepted, store, pull, ct)
-    else:
-        ct = treeverse.reverse(n_accepted, store, advance, pull, ct)
+    ct = jax.tree.map(lambda leaf: leaf + spoil.astype(leaf.dtype), ct)
+    ct = treeverse.reverse(n_accepted, states, solver.max_steps, advance, pull, ct)
     return _gather(inputs, problem, solver, ct, cotangent)
 
 
@@ -238,16 +234,6 @@ def _gather(inputs: _Inputs, problem: Problem, solver: Adaptive, ct: _Cotangents
         consts=as_cotangents(inputs.consts, ct.consts),
         tolerances=jax.tree.map(zero_cotangent, inputs.tolerances),
     )
-
-
-def _reverse_stored(n_steps: jax.Array, store: Store, pull: Any, ct: _Cotangents) -> _Cotangents:
-    """Pull back through steps whose states are all there, by step."""
-
-    def body(carry: tuple[jax.Array, _Cotangents]) -> tuple[jax.Array, _Cotangents]:
-        i, ct = carry
-        return i - 1, pull(i, jax.tree.map(lambda leaf: leaf[i], store.states), ct)
-
-    return jax.lax.while_loop(lambda carry: carry[0] >= 0, body, (n_steps - 1, ct))[1]
 
 
 def _pull_dense(

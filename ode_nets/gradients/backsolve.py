@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.gradients.closure import Closed, add, as_cotangents, close_over, zero_cotangent, zeros
+from ode_nets.gradients.closure import Closed, add, as_cotangents, zero_cotangent, zeros
+from ode_nets.gradients.outputs import run_marked
 from ode_nets.integrate import (
     Adaptive,
     FixedStep,
@@ -48,7 +50,9 @@ class Backsolve:
 
     def run(self, problem: Problem, solver: Adaptive | FixedStep) -> Solution:
         """Solve `problem` with `solver`."""
-        closed = close_over(problem)
+        return run_marked(problem, partial(self._run, solver=solver))
+
+    def _run(self, problem: Problem, closed: Closed, solver: Adaptive | FixedStep) -> Solution:
         tolerances = (solver.rtol, solver.atol, solver.first_step) if isinstance(solver, Adaptive) else ()
         inputs = _Inputs(
             problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts, tolerances

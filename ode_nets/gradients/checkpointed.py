@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal
 
 import jax
 
-from ode_nets.gradients.direct import differentiable_adaptive
-from ode_nets.integrate import Adaptive, FixedStep, Problem, Solution, integrate_fixed
+from ode_nets.gradients.closure import Closed
+from ode_nets.gradients.direct import integrate
+from ode_nets.gradients.outputs import run_marked
+from ode_nets.integrate import Adaptive, FixedStep, Problem, Solution
 
 PyTree = Any
 
@@ -33,17 +36,14 @@ class Checkpointed:
     def run(self, problem: Problem, solver: FixedStep | Adaptive) -> Solution:
         """Solve `problem` with `solver`."""
         if self.unit == "step":
-            return _integrate(problem, solver, jax.checkpoint)
+            return run_marked(problem, partial(integrate, solver=solver, transform=jax.checkpoint))
 
-        @jax.checkpoint
-        def block(x0: PyTree, weights: PyTree) -> Solution:
-            again = dataclasses.replace(problem, x0=x0, weights=weights)
-            return _integrate(again, solver, lambda step: step)
+        def run(problem: Problem, closed: Closed) -> Solution:
+            @jax.checkpoint
+            def block(x0: PyTree, weights: PyTree) -> Solution:
+                again = dataclasses.replace(problem, x0=x0, weights=weights)
+                return integrate(again, closed, solver, transform=lambda step: step)
 
-        return block(problem.x0, problem.weights)
+            return block(problem.x0, problem.weights)
 
-
-def _integrate(problem: Problem, solver: FixedStep | Adaptive, transform: Any) -> Solution:
-    if isinstance(solver, FixedStep):
-        return integrate_fixed(problem, solver, transform=transform)
-    return differentiable_adaptive(problem, solver, transform)
+        return run_marked(problem, run)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 
-from ode_nets.gradients.closure import close_over
-from ode_nets.gradients.outputs import follow_times
+from ode_nets.gradients.closure import Closed
+from ode_nets.gradients.outputs import follow_times, run_marked
 from ode_nets.integrate import (
     Adaptive,
     FixedStep,
@@ -37,14 +38,16 @@ class Direct:
         """Solve `problem` with `solver`."""
         if isinstance(solver, PaddedStep):
             return integrate_padded(problem, solver)
-        if isinstance(solver, FixedStep):
-            return integrate_fixed(problem, solver)
-        return differentiable_adaptive(problem, solver, lambda step: step)
+        return run_marked(problem, partial(integrate, solver=solver, transform=lambda step: step))
 
 
-def differentiable_adaptive(problem: Problem, solver: Adaptive, transform: Any) -> Solution:
-    """An adaptive solve that takes the steps it needs, and is differentiated as a scan over `max_steps`."""
-    closed = close_over(problem)
+def integrate(problem: Problem, closed: Closed, solver: FixedStep | Adaptive, transform: Any) -> Solution:
+    """A solve through which both modes of differentiation work, `transform` around each of its steps.
+
+    An adaptive solve takes the steps that it needs, and is differentiated as a scan over `max_steps`.
+    """
+    if isinstance(solver, FixedStep):
+        return integrate_fixed(problem, solver, transform=transform)
 
     def again(inputs: tuple[Any, ...]) -> tuple[Problem, Adaptive]:
         x0, weights, t0, t1, ts, consts, (rtol, atol, first_step) = inputs
@@ -54,16 +57,16 @@ def differentiable_adaptive(problem: Problem, solver: Adaptive, transform: Any) 
         )
 
     @jax.custom_jvp
-    def integrate(inputs: tuple[Any, ...]) -> Solution:
+    def run(inputs: tuple[Any, ...]) -> Solution:
         return integrate_adaptive(*again(inputs))
 
-    @integrate.defjvp
+    @run.defjvp
     def derivative(primals: Any, tangents: Any) -> Any:
         bounded = lambda inputs: integrate_adaptive_bounded(*again(inputs), transform=transform)
         return jax.jvp(bounded, primals, tangents)
 
     tolerances = (solver.rtol, solver.atol, solver.first_step)
-    solution = integrate(
+    solution = run(
         (problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts, tolerances)
     )
     return dataclasses.replace(solution, x=follow_times(problem, closed, solver, solution.x))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
-from ode_nets.gradients.closure import close_over
-from ode_nets.gradients.outputs import mark_failed
 from ode_nets.integrate import Adaptive, Field, FixedStep, Problem, Solution, make_problem
 
 PyTree = Any
@@ -16,7 +13,7 @@ class GradientMethod(Protocol):
     """How a solve is differentiated: a frozen, hashable value that owns the solve and its backward pass."""
 
     def run(self, problem: Problem, solver: Any) -> Solution:
-        """Solve `problem` with `solver`, differentiable by this method."""
+        """Solve `problem` with `solver`, differentiable by this method; where that fails, derivatives are NaN."""
 
 
 @runtime_checkable
@@ -24,7 +21,7 @@ class ForeignSolver(Protocol):
     """A solver of another library, which brings its own loop and its own ways to differentiate it."""
 
     def run(self, problem: Problem, gradient: GradientMethod) -> Solution:
-        """Solve `problem`, differentiable by what `gradient` means there."""
+        """Solve `problem`, differentiable by what `gradient` means there; where that fails, derivatives are NaN."""
 
 
 def solve(
@@ -61,11 +58,6 @@ def solve(
       ValueError: at trace time, for bad shapes, dtypes, names and known times; see `make_problem`.
     """
     problem = make_problem(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
-    closed = close_over(problem)
-    problem = dataclasses.replace(problem, field=closed.field(closed.consts))
     if isinstance(solver, ForeignSolver):
-        solution = solver.run(problem, gradient)
-    else:
-        solution = gradient.run(problem, solver)
-    inputs = (problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts)
-    return mark_failed(solution, inputs)
+        return solver.run(problem, gradient)
+    return gradient.run(problem, solver)

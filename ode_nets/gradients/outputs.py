@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,10 +11,23 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ode_nets.gradients.closure import Closed
+from ode_nets.gradients.closure import Closed, close_over
 from ode_nets.integrate import Adaptive, Problem, Result, Solution, theta_at
 
 PyTree = Any
+
+
+def run_marked(problem: Problem, run: Callable[[Problem, Closed], Solution]) -> Solution:
+    """The solution that `run` gives, its derivatives NaN where it failed; see `mark_failed`.
+
+    Args:
+      problem: its field may close over differentiated arrays.
+      run: solves the problem, given it again and its field apart from what that closes over.
+    """
+    closed = close_over(problem)
+    problem = dataclasses.replace(problem, field=closed.field(closed.consts))
+    inputs = (problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts)
+    return mark_failed(run(problem, closed), inputs)
 
 
 def mark_failed(solution: Solution, inputs: PyTree) -> Solution:

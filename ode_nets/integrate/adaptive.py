@@ -118,7 +118,7 @@ def write_landed(landed: PyTree, taken: Taken) -> PyTree:
     hit = taken.accepted & taken.landed
 
     def leaf(all_: jax.Array, new: jax.Array) -> jax.Array:
-        return all_.at[taken.stop].set(jnp.where(hit, new, all_[taken.stop]))
+        return jax.lax.dynamic_update_index_in_dim(all_, jnp.where(hit, new, all_[taken.stop]), taken.stop, 0)
 
     return jax.tree.map(leaf, landed, taken.step.x)
 

@@ -58,6 +58,14 @@ class WeightFunction(TimeDependent, Protocol):
         """theta at node `numerator / denominator` of a step of a grid; every argument may be traced."""
 
 
+@runtime_checkable
+class Expandable(Protocol):
+    """A weight function that is computed from other arrays, once before a solve, and then only read."""
+
+    def expanded(self) -> WeightFunction:
+        """The weight function to read."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Solution:
@@ -129,6 +137,10 @@ def make_problem(
     """
     # With a dtype, so that a Python number turns into an array that promotes like any other.
     x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), x0)
+    is_expandable = lambda part: isinstance(part, Expandable)
+    weights = jax.tree.map(
+        lambda part: part.expanded() if is_expandable(part) else part, weights, is_leaf=is_expandable
+    )
     for path, leaf in jax.tree_util.tree_leaves_with_path(x0):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(

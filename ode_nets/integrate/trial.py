@@ -117,6 +117,11 @@ def is_running(trial: Trial, solver: Adaptive, n_stops: int) -> jax.Array:
     return (trial.stop < n_stops) & (trial.result == Result.SUCCESS) & (tried < solver.max_steps)
 
 
+def succeeded(trial: Trial, n_stops: int) -> jax.Array:
+    """Whether a solve has landed on all of its stops, none of them out of order."""
+    return (trial.stop >= n_stops) & (trial.result == Result.SUCCESS)
+
+
 def attempt(problem: Problem, solver: Adaptive, stops: jax.Array, trial: Trial) -> tuple[Trial, Taken]:
     """One trial step: its error decides whether it counts and how long the next one is.
 

@@ -141,7 +141,7 @@ class Solve(eqx.Module):
             own = state.controller_state
             start = begin(inputs.y0, own, inputs.times, self.max_steps, slots, first if moving else None)
             state = eqx.tree_at(lambda s: s.controller_state, state, start)
-            controller = Recorder(controller, t1, everything=slots >= self.max_steps)
+            controller = Recorder(controller, t1)
         final, stats = diffrax.ForwardMode().loop(
             args=inputs.args,
             terms=inputs.terms,

@@ -30,8 +30,8 @@ class Record(NamedTuple):
     """`[max_steps, n_times]`: d start / d times; `None` unless times are differentiated."""
     d_end: Any
     """`[max_steps, n_times]`: d end / d times; likewise."""
-    store: Any
-    """A `Store` of states that steps begin with; `None` unless the solve is differentiated."""
+    states: Any
+    """States that steps begin with, as `treeverse.keep` keeps them; `None` unless the solve is differentiated."""
 
 
 class Motion(NamedTuple):
@@ -65,12 +65,10 @@ class Recorder(diffrax.AbstractStepSizeController):
     Args:
       controller: the other one, `wrap` called.
       t1: end of the solve.
-      everything: whether the store has a slot for every step.
     """
 
     controller: diffrax.AbstractStepSizeController
     t1: jax.Array
-    everything: bool = False
 
     def wrap(self, direction: Any) -> Recorder:
         """Nothing to add: `controller` has been wrapped."""
@@ -100,7 +98,7 @@ class Recorder(diffrax.AbstractStepSizeController):
 
         keep, next_t0, next_t1, made_jump, next_state, result = adapt(t0, t1, state)
         d_end = None if motion is None else self._d_end(motion, t1)
-        record = self._write(record, t0, t1, y0, y1_candidate, keep, motion, d_end)
+        record = self._write(record, t0, t1, y0, keep, motion, d_end)
         if motion is not None:
             d_start, d_end, d_state = _move(adapt, t0, t1, state, (motion.d_start, d_end, motion.d_state))
             # A controller may give its times in another precision.
@@ -120,25 +118,21 @@ class Recorder(diffrax.AbstractStepSizeController):
         t0: Any,
         t1: Any,
         y0: PyTree,
-        y1: PyTree,
         keep: Any,
         motion: Motion | None,
         d_end: jax.Array | None,
     ) -> Record:
         # What a rejected trial writes, the next trial of the same step overwrites.
-        i, store = record.n_accepted, record.store
-        if store is not None:
-            if self.everything:
-                store = store._replace(states=treeverse.write(store.states, i, y0))
-            else:
-                store = treeverse.keep(store, i + 1, y1, jnp.asarray(keep))
+        i, states = record.n_accepted, record.states
+        if states is not None:
+            states = treeverse.keep(states, i, y0, record.start.shape[0])
         return Record(
             n_accepted=i + jnp.where(keep, 1, 0).astype(i.dtype),
             start=record.start.at[i].set(t0),
             end=record.end.at[i].set(t1),
             d_start=None if motion is None else record.d_start.at[i].set(motion.d_start),
             d_end=None if motion is None else record.d_end.at[i].set(d_end),
-            store=store,
+            states=states,
         )
 
 
@@ -163,8 +157,8 @@ def begin(
         first = lambda *times: _differentiable(*init(*times))
         d_end, d_state = jax.vmap(lambda d: jax.jvp(first, times, tuple(d))[1])(unit)
         motion = Motion(unit[0], d_end, d_state, first(*times)[0], jnp.asarray(False), jnp.asarray(True))
-    store = treeverse.new_store(y0, slots) if slots else None
-    return RecorderState(state, Record(jnp.int32(0), none, none, d_times, d_times, store), motion)
+    states = treeverse.new_states(y0, slots) if slots else None
+    return RecorderState(state, Record(jnp.int32(0), none, none, d_times, d_times, states), motion)
 
 
 def _differentiable(*tree: Any) -> tuple[Any, ...]:

@@ -168,11 +168,8 @@ class Replay:
         record, n = self.record, self.record.n_accepted
         zeros = jax.tree.map(jnp.zeros_like, (self.inputs.y0, self.params))
         ct = self._save_ends(Cotangents(*zeros))
-        if record.store.steps.shape[0] >= record.start.shape[0]:
-            ct = _reverse_stored(n, record.store.states, self._pull, ct)
-        else:
-            advance = lambda i, y: take_step(self.scheme, self.inputs, y, record.start[i], record.end[i])[0]
-            ct = treeverse.reverse(n, record.store, advance, self._pull, ct)
+        advance = lambda i, y: take_step(self.scheme, self.inputs, y, record.start[i], record.end[i])[0]
+        ct = treeverse.reverse(n, record.states, record.start.shape[0], advance, self._pull, ct)
         ct = self._save_starts(ct)
         return ct.inputs._replace(y0=ct.y)
 
@@ -307,16 +304,6 @@ class Replay:
             ct, d_t = self._pull_saved(k, row, jnp.any(there), t0, self.inputs.y0, ct)
             ct = ct._replace(inputs=_add_times(ct.inputs, d_t * self._d_t0))
         return ct
-
-
-def _reverse_stored(n: jax.Array, states: PyTree, pull: Callable[..., Any], ct: Cotangents) -> Cotangents:
-    """Pull back through steps whose states are all there."""
-
-    def body(carry: tuple[jax.Array, Cotangents]) -> tuple[jax.Array, Cotangents]:
-        i, ct = carry
-        return i - 1, pull(i, jax.tree.map(lambda leaf: leaf[i], states), ct)
-
-    return jax.lax.while_loop(lambda carry: carry[0] >= 0, body, (n - 1, ct))[1]
 
 
 def _inexact(tree: PyTree) -> PyTree:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -12,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod
-from ode_nets.gradients.closure import close_over
+from ode_nets.gradients.closure import Closed
+from ode_nets.gradients.outputs import run_marked
 from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.integrate import Problem, Result, Solution, is_finite, theta_at
 from ode_nets.integrate.adaptive import poison
@@ -86,7 +88,9 @@ class DiffraxSolver:
 
     def run(self, problem: Problem, gradient: GradientMethod) -> Solution:
         """Solve `problem`, differentiable by `gradient`."""
-        closed = close_over(problem)
+        return run_marked(problem, partial(self._run, gradient=gradient))
+
+    def _run(self, problem: Problem, closed: Closed, gradient: GradientMethod) -> Solution:
         adjoint = self.adjoint if self.adjoint is not None else _adjoint(gradient, self.stepsize_controller)
         # Leaves alone, because BacksolveAdjoint stumbles over containers without any.
         leaves, structure = jax.tree.flatten((problem.weights, closed.consts))

@@ -110,7 +110,7 @@ def test_methods_agree_where_steps_land_on_asked_times(x64, method):
 @pytest.mark.parametrize("method", ["checkpointed by step", "aca, 3", pytest.param("aca", marks=pytest.mark.slow)])
 def test_methods_agree_on_dense_outputs(x64, method):
     """Cotangents then reach every stage of a step, the last of an FSAL pair included."""
-    solver = Adaptive("bosh3", 1e-3, 1e-3, first_step=1.0, max_steps=60, outputs="dense")
+    solver = Adaptive("bosh3", 1e-3, 1e-3, first_step=1.0, max_steps=80, outputs="dense")
     check_all_spans("dense", solver, METHODS[method], asks=True)
 
 

@@ -23,7 +23,8 @@ def fewest(length, slots):
 def test_split_costs_the_fewest_steps():
     """Against every other way to split, for all lengths and numbers of states."""
     lengths, slots = np.meshgrid(np.arange(2, 49), np.arange(2, 8))
-    splits = jax.jit(jax.vmap(treeverse.split))(jnp.asarray(lengths.ravel()), jnp.asarray(slots.ravel()))
+    split = jax.vmap(lambda length, s: treeverse.split(length, s, 7, 48))
+    splits = jax.jit(split)(jnp.asarray(lengths.ravel()), jnp.asarray(slots.ravel()))
     for length, s, m in zip(lengths.ravel().tolist(), slots.ravel().tolist(), np.asarray(splits).tolist(), strict=True):
         assert 1 <= m < length
         assert m + fewest(length - m, s - 1) + fewest(m, s) == fewest(length, s)
@@ -32,7 +33,8 @@ def test_split_costs_the_fewest_steps():
 def test_split_of_long_chains_does_not_overflow():
     lengths = np.array([10**6, 10**6, 10**6, 10**6, 999_999, 4096, 4096])
     slots = np.array([2, 32, 180, 1413, 5000, 2, 4095])
-    splits = jax.jit(jax.vmap(treeverse.split))(jnp.asarray(lengths), jnp.asarray(slots))
+    split = jax.vmap(lambda length, s: treeverse.split(length, s, 5000, 10**6))
+    splits = jax.jit(split)(jnp.asarray(lengths), jnp.asarray(slots))
     assert (splits >= 1).all()
     assert (splits < lengths).all()
 
@@ -53,13 +55,11 @@ def make_reversal(slots):
         return ct + 1
 
     def chain(n):
-        store = treeverse.new_store(jnp.zeros(1, jnp.int32), slots)
-        start = (jnp.zeros(1, jnp.int32), store)
-        # Offered twice, the first time unwanted, as an adaptive solve offers a rejected trial; the last state of
-        # all, which starts no step, is not wanted either.
-        offer = lambda store, i, x: treeverse.keep(treeverse.keep(store, i, x - 7, False), i, x, i < n)
-        _, store = jax.lax.fori_loop(0, n, lambda i, c: (c[0] + 1, offer(c[1], i + 1, c[0] + 1)), start)
-        return treeverse.reverse(n, store, advance, pull, jnp.int32(0))
+        # Offered twice, the first time with another state, as an adaptive solve offers a rejected trial.
+        offer = lambda states, i, x: treeverse.keep(treeverse.keep(states, i, x - 7, MAX), i, x, MAX)
+        start = (jnp.zeros(1, jnp.int32), treeverse.new_states(jnp.zeros(1, jnp.int32), slots))
+        _, states = jax.lax.fori_loop(0, n, lambda i, c: (c[0] + 1, offer(c[1], i, c[0])), start)
+        return treeverse.reverse(n, states, MAX, advance, pull, jnp.int32(0))
 
     compiled = jax.jit(chain)
 
@@ -73,6 +73,7 @@ def make_reversal(slots):
     return run
 
 
+MAX = 160
 LENGTHS = {
     1: [0, 1, 2, 3, 20],
     2: [1, 2, 3, 6, 7, 30],
@@ -107,19 +108,23 @@ def test_a_store_never_holds_more_than_its_slots_and_always_the_first_state():
 
     @jax.jit
     def history():
-        store = treeverse.new_store({"x": jnp.zeros(2)}, 5)
+        def body(states, i):
+            states = treeverse.keep(states, i, {"x": jnp.full(2, 1.0 * i)}, 60)
+            return states, treeverse.stored(states, i + 1, 60)
 
-        def body(store, i):
-            store = treeverse.keep(store, i, {"x": jnp.full(2, 1.0 * i)}, True)
-            return store, store
-
-        return jax.lax.scan(body, store, jnp.arange(1, 60))[1]
+        return jax.lax.scan(body, treeverse.new_states({"x": jnp.zeros(2)}, 5), jnp.arange(60))[1]
 
     stores = jax.tree.map(np.asarray, history())
-    for k in range(59):
+    for k in range(60):
         steps = stores.steps[k]
         kept = steps[steps >= 0]
-        assert len(set(kept.tolist())) == len(kept) == min(k + 2, 5)
+        assert len(set(kept.tolist())) == len(kept) == min(k + 1, 5)
         assert kept.min() == 0
-        assert kept.max() == k + 1, "the newest state is always kept"
+        assert kept.max() == k, "the newest state is always kept"
         np.testing.assert_array_equal(stores.states["x"][k][steps >= 0, 0], kept)
+
+
+def test_a_slot_for_every_step_needs_no_second_pass():
+    run = make_reversal(MAX)
+    for n in (0, 1, 100, MAX):
+        assert run(n) == [("pull", i, i) for i in reversed(range(n))]

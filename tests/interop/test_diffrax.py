@@ -95,7 +95,7 @@ def test_gradients_are_those_of_diffrax(x64, scheme):
 def test_every_number_of_checkpoints_gives_the_same(x64):
     steps = diffrax.SaveAt(steps=True, t0=True, t1=True)
     expected, stats = gradient(REFERENCE, diffrax.Bosh3(), steps)
-    assert stats["num_accepted_steps"] > 16
+    assert stats["num_accepted_steps"] > 3 * 4
     for checkpoints in (None, 1, 4):
         got, _ = gradient(AdaptiveCheckpointAdjoint(checkpoints), diffrax.Bosh3(), steps)
         assert relative(got, expected) < 1e-12, checkpoints
