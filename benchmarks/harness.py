@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("jax", "jaxlib", "numpy", "flax", "diffrax")
+from experiments.environment import environment
 
 
 @dataclass(frozen=True)
@@ -139,53 +134,6 @@ def _seconds(program: Callable[..., Any], args: tuple[Any, ...], calls: int) -> 
         # Waiting within each call keeps dispatched calls from overlapping.
         jax.block_until_ready(program(*args))
     return (time.perf_counter() - start) / calls
-
-
-def environment() -> dict[str, Any]:
-    """The hardware, the versions, the revision and the time a benchmark ran with."""
-    device = jax.devices()[0]
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device.device_kind,
-        "platform": device.platform,
-        "n_devices": jax.device_count(),
-        "cpu": _cpu_model(),
-        "n_cores": os.cpu_count(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "versions": {package: _version(package) for package in PACKAGES},
-        "x64": bool(jax.config.read("jax_enable_x64")),
-    } | _revision()
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _revision() -> dict[str, Any]:
-    """The commit of this file's repository and whether tracked files differ from it; None outside git."""
-
-    def git(*command: str) -> str | None:
-        try:
-            folder = Path(__file__).parent
-            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    revision = git("rev-parse", "HEAD")
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return {"revision": revision, "dirty": None if revision is None or changes is None else changes != ""}
 
 
 def write(path: str | Path, name: str, results: Any) -> Path:

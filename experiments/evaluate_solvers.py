@@ -31,7 +31,8 @@ from rich.table import Table
 
 from experiments import data, pictures
 from experiments.config import Config
-from experiments.run import RunError, environment, load_run, write_json
+from experiments.environment import environment
+from experiments.run import RunError, load_run, write_json
 from experiments.train import padded_batches
 from ode_nets import manifest
 from ode_nets.integrate import FixedStep

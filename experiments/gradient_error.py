@@ -17,7 +17,6 @@ Writes gradient_error.json and gradient_error.png into --out.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.run import environment, write_json
+from experiments.environment import environment
+from experiments.run import write_json
 from ode_nets import ACA, SCHEMES, Adaptive, Backsolve, Checkpointed, Direct, solve
 from ode_nets.control import initial_step, scaled_norm
 from ode_nets.problems import linear
@@ -235,7 +235,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print_tables(rows, console)
     settings = {**dataclasses.asdict(options), "out": str(options.out)}
-    record = {"settings": settings, "environment": environment() | {"load": os.getloadavg()}, "rows": rows}
+    record = {"settings": settings, "environment": environment(), "rows": rows}
     write_json(options.out / "gradient_error.json", record)
     draw(rows).savefig(options.out / "gradient_error.png", dpi=150)
     console.print(f"written: {options.out}/gradient_error.json, gradient_error.png")

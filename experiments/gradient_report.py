@@ -48,8 +48,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.environment import environment
 from experiments.gradient_costs import METHODS, Loss, PyTree, Row, Solver, formulas, n_bytes, report
-from experiments.run import environment, write_json
+from experiments.run import write_json
 from ode_nets import MLP, SCHEMES, Adaptive, FixedStep, ResidualUnit, solve
 from ode_nets.integrate import Field
 from ode_nets.problems import van_der_pol
@@ -326,7 +327,7 @@ def main() -> None:
     print_tables(title, costs, memory, console)
     record = {
         "settings": {**dataclasses.asdict(options), "out": str(options.out)},
-        "environment": environment() | {"load": os.getloadavg()},
+        "environment": environment(),
         **costs,
         "lecture": memory,
     }

@@ -16,7 +16,6 @@ Writes round_trip.json, van_der_pol.png and photograph.png into --out.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.run import environment, write_json
+from experiments.environment import environment
+from experiments.run import write_json
 from ode_nets import ACA, SCHEMES, Adaptive, Field, Result, Solution, solve
 from ode_nets.problems import images, van_der_pol
 
@@ -302,7 +302,7 @@ def main() -> None:
         settings = {**dataclasses.asdict(options), "out": str(options.out)}
         record = {
             "settings": settings,
-            "environment": environment() | {"load": os.getloadavg()},
+            "environment": environment(),
             "van_der_pol": oscillations,
             "photograph": pictures,
         }

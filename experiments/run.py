@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +17,16 @@ from tensorboardX import SummaryWriter
 
 from experiments import models
 from experiments.config import Config
+from experiments.devices import is_first, wait_for_all
+from experiments.environment import environment
 
 PyTree = Any
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy")
 
 FOLDERS = ("checkpoints", "tensorboard", "snapshots", "swap")
 
 
 class RunError(Exception):
     """A run that cannot start or go on; the message says what to do."""
-
-
-def environment() -> dict[str, Any]:
-    """Device, versions and revision: what a result depends on beside its config."""
-    device = jax.devices()[0]
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        git = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-        revision = git.stdout.strip()
-    except OSError:
-        revision = ""
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "n_devices": jax.device_count(),
-        "n_cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "revision": revision or "unknown",
-    }
 
 
 def write_json(path: Path, record: Any) -> None:
@@ -61,7 +38,7 @@ def write_json(path: Path, record: Any) -> None:
 
 
 class Run:
-    """The files of one run.
+    """The files of one run. Every process takes part in checkpoints; all else is written by the first alone.
 
         manifest.json     config, environment, status, results
         metrics.jsonl     a line an epoch
@@ -93,10 +70,17 @@ class Run:
           RunError: as `check_start`.
         """
         manifest = check_start(folder, config, resume=resume, overwrite=overwrite)
+        wait_for_all("all have seen the folder as it was")
+        if not resume and is_first():
+            cls._clear(folder, config)
+        wait_for_all("the folder is ready")
+        run = cls(folder)
         if resume:
-            run = cls(folder)
             run.update(status="running", resumed=[*manifest["resumed"], environment()])
-            return run
+        return run
+
+    @staticmethod
+    def _clear(folder: Path, config: Config) -> None:
         # The manifest goes first and comes first, so that a kill in between leaves nothing that looks whole.
         for name in ("manifest.json", "metrics.jsonl"):
             (folder / name).unlink(missing_ok=True)
@@ -104,20 +88,24 @@ class Run:
             shutil.rmtree(folder / name, ignore_errors=True)
         started = {"status": "running", "config": dataclasses.asdict(config), "environment": environment()}
         write_json(folder / "manifest.json", started | {"results": {}, "resumed": []})
-        return cls(folder)
 
     def update(self, **entries: Any) -> None:
         """Change entries of the manifest."""
-        write_json(self.folder / "manifest.json", (read_manifest(self.folder) or {}) | entries)
+        if is_first():
+            write_json(self.folder / "manifest.json", (read_manifest(self.folder) or {}) | entries)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line of metrics, in JSON and in TensorBoard."""
+        if not is_first():
+            return
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         self._draw([record])
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will repeat, and draw the curves anew from the others."""
+        if not is_first():
+            return
         lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
         path = self.folder / "metrics.jsonl"
         partial = path.with_suffix(".partial")
@@ -157,6 +145,8 @@ class Run:
 
     def snapshot(self, level: int, params: PyTree) -> None:
         """Keep `pick_weights(params)` as snapshots/level_<level>.npz: the weights that a level ended with."""
+        if not is_first():
+            return
         path = self.folder / "snapshots" / f"level_{level}.npz"
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
