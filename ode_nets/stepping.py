@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ode_nets.tableaus import Number, Tableau
 
@@ -115,3 +116,39 @@ def rk_step(
         aux=jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *auxes),
         stages=tuple(stages),
     )
+
+
+def rk_advance(
+    tableau: Tableau, evaluate: Callable[[Any, Any, PyTree], PyTree], t: Any, x: PyTree, h: Any
+) -> PyTree:
+    """The state after one step, as `rk_step` computes it, from one compiled evaluation of the field.
+
+    Args:
+      tableau, t, x, h: as in `rk_step`.
+      evaluate: `evaluate(i, t, x) -> dx`, the field at stage `i`, which is traced.
+
+    Returns:
+      The next state, equal to that of `rk_step` to rounding.
+
+    Compiles several times faster than `rk_step`, and takes longer by what it costs to sum over all stages in
+    every one of them: for steps that are rarely taken.
+    """
+    n = n_propagating(tableau)
+    a = np.zeros((n, n))
+    for i, row in enumerate(tableau.a[:n]):
+        a[i, :i] = [float(entry) for entry in row]
+    b, c = (np.array([float(entry) for entry in entries[:n]]) for entries in (tableau.b, tableau.c))
+
+    def move(weights: Any, slopes: PyTree) -> PyTree:
+        def leaf(x: jax.Array, k: jax.Array) -> jax.Array:
+            return x + jnp.asarray(h, x.dtype) * jnp.tensordot(jnp.asarray(weights, x.dtype), k, 1)
+
+        return jax.tree.map(leaf, x, slopes)
+
+    def stage(i: jax.Array, slopes: PyTree) -> PyTree:
+        t_i = jnp.where(jnp.asarray(c)[i] == 1, t + h, t + jnp.asarray(c, jnp.result_type(t))[i] * h)
+        k = evaluate(i, t_i, move(jnp.asarray(a)[i], slopes))
+        return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, i, 0), slopes, k)
+
+    slopes = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), x)
+    return move(b, jax.lax.fori_loop(0, n, stage, slopes))

@@ -18,7 +18,7 @@ Order = Literal["bn-relu-conv", "conv-bn-relu", "conv-relu-bn"]
 
 @dataclasses.dataclass(frozen=True)
 class ResidualUnit:
-    """Two convolutions with batch norm: R(x, theta) of a residual network.
+    """Convolutions with batch norm, two by default: R(x, theta) of a residual network.
 
         bn-relu-conv:  R = s * conv(relu(bn(conv(relu(bn(x))))))   (pre-activation; ContinuousNet eq. 29)
         conv-bn-relu:  R = s * relu(bn(conv(relu(bn(conv(x))))))   (post-activation; ACA, the field of NODE18)
@@ -28,12 +28,13 @@ class ResidualUnit:
       channels: channels of the output, and of the input unless `in_channels` says otherwise.
       in_channels: channels of the input, for a unit that changes the shape.
       stride: of the first convolution.
-      order: what happens around each of the two convolutions, one of the three above.
+      order: what happens around each convolution, one of the three above.
       skip_init: multiply by a scalar s that starts at zero (ContinuousNet A.2); without it s = 1.
       bias: whether convolutions have a bias.
       time_aware: append t as one more input channel to each convolution (the lecture's f([x, t])).
-      kernel_size: extent of both convolutions.
+      kernel_size: extent of every convolution.
       dtype: what convolutions compute in, e.g. `"bfloat16"`; parameters and the result stay as they are.
+      n_convolutions: how many there are, e.g. 1 for ANODEV2's AlexNet.
 
     Raises:
       ValueError: for sizes below 1 or an unknown order.
@@ -48,9 +49,10 @@ class ResidualUnit:
     time_aware: bool = False
     kernel_size: int = 3
     dtype: str | None = None
+    n_convolutions: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("channels", "in_channels", "stride", "kernel_size"):
+        for name in ("channels", "in_channels", "stride", "kernel_size", "n_convolutions"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
@@ -58,16 +60,20 @@ class ResidualUnit:
             raise ValueError(f"order={self.order!r}: expected one of {', '.join(get_args(Order))}")
 
     @property
-    def _widths(self) -> tuple[int, int]:
-        """Channels that the first and the second batch norm see."""
-        first = (self.in_channels or self.channels) if self.order == "bn-relu-conv" else self.channels
-        return first, self.channels
+    def _inputs(self) -> tuple[int, ...]:
+        """Channels that each convolution reads."""
+        return (self.in_channels or self.channels, *[self.channels] * (self.n_convolutions - 1))
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Channels that each batch norm sees."""
+        return self._inputs if self.order == "bn-relu-conv" else (self.channels,) * self.n_convolutions
 
     def init(self, key: jax.Array) -> PyTree:
         """Parameters: He fan-out convolutions, zero biases, unit batch norms, s = 0; float32."""
-        inputs = (self.in_channels or self.channels, self.channels)
         params: dict[str, Any] = {}
-        for i, (key_i, n_in) in enumerate(zip(jax.random.split(key), inputs, strict=True), start=1):
+        keys = jax.random.split(key, self.n_convolutions)
+        for i, (key_i, n_in) in enumerate(zip(keys, self._inputs, strict=True), start=1):
             size = (self.kernel_size, self.kernel_size, n_in + self.time_aware, self.channels)
             params[f"conv{i}"] = {"kernel": fan_out_normal(key_i, size)}
             if self.bias:
@@ -78,7 +84,7 @@ class ResidualUnit:
         return params
 
     def init_stats(self) -> PyTree:
-        """Running statistics of the two batch norms before any data."""
+        """Running statistics of every batch norm before any data."""
         return {f"bn{i}": init_statistics(width) for i, width in enumerate(self._widths, start=1)}
 
     def apply(
@@ -109,7 +115,7 @@ class ResidualUnit:
             return y + params[f"conv{i}"]["bias"].astype(y.dtype) if self.bias else y
 
         layers = {"bn": norm, "conv": conv, "relu": lambda i, x: jax.nn.relu(x)}
-        for i in (1, 2):
+        for i in range(1, self.n_convolutions + 1):
             for layer in self.order.split("-"):
                 x = layers[layer](i, x)
         return (x * params["skip"].astype(x.dtype) if self.skip_init else x), used

@@ -14,10 +14,11 @@ from ode_nets.gradients.aca_fixed import run_fixed
 from ode_nets.gradients.closure import Closed, add, as_cotangents, close_over, zero_cotangent, zeros
 from ode_nets.gradients.outputs import follow_times, run_marked
 from ode_nets.gradients.reverse_only import refuse_forward_mode
+from ode_nets.gradients.treeverse import Store
 from ode_nets.integrate import Adaptive, FixedStep, Problem, Solution
 from ode_nets.integrate.adaptive import Run, finish, first_run, interpolate_step, next_run, run_adaptive
 from ode_nets.integrate.trial import attempt, evaluator, is_running, stops_of, succeeded
-from ode_nets.stepping import rk_step
+from ode_nets.stepping import rk_advance, rk_step
 
 PyTree = Any
 
@@ -111,9 +112,9 @@ def _solve(closed: Closed, solver: Adaptive, slots: int, on_domain: bool, inputs
 
     def forward(inputs: _Inputs) -> tuple[Run, Any]:
         problem = inputs.problem(closed, on_domain)
-        run, states, record = _forward(problem, inputs.solver(static), slots)
+        run, store, record = _forward(problem, inputs.solver(static), slots)
         good = succeeded(run.trial, len(stops_of(problem, solver)))
-        return run, (inputs, states, record, run.trial.n_accepted, good)
+        return run, (inputs, store, record, run.trial.n_accepted, good)
 
     def backward(residuals: Any, cotangent: Run) -> tuple[_Inputs]:
         return (_backward(closed, static, on_domain, residuals, cotangent),)
@@ -122,24 +123,24 @@ def _solve(closed: Closed, solver: Adaptive, slots: int, on_domain: bool, inputs
     return solve(refuse_forward_mode(inputs, "ACA(...)"))
 
 
-def _forward(problem: Problem, solver: Adaptive, slots: int) -> tuple[Run, PyTree, _Record]:
+def _forward(problem: Problem, solver: Adaptive, slots: int) -> tuple[Run, Store, _Record]:
     """Integrate, keeping the states of accepted steps in `slots` slots."""
     stops, n = stops_of(problem, solver), solver.max_steps
     start = first_run(problem, solver)
     time = start.trial.t.dtype
     record = _Record(jnp.zeros(n, time), jnp.zeros(n, time), jnp.zeros(n, jnp.int32))
 
-    def body(carry: tuple[Run, PyTree, _Record]) -> tuple[Run, PyTree, _Record]:
-        run, states, record = carry
+    def body(carry: tuple[Run, Store, _Record]) -> tuple[Run, Store, _Record]:
+        run, store, record = carry
         i = run.trial.n_accepted
         # What a rejected trial writes, the next trial of the same step overwrites.
-        states = treeverse.keep(states, i, run.trial.x, n)
+        store = treeverse.keep(store, i, run.trial.x, n)
         after, taken = attempt(problem, solver, stops, run.trial)
         values = _Record(taken.t, taken.h, jnp.where(taken.landed, taken.stop, -1))
         record = treeverse.write(record, i, values)
-        return next_run(problem, solver, run, after, taken), states, record
+        return next_run(problem, solver, run, after, taken), store, record
 
-    carry = (start, treeverse.new_states(problem.x0, slots), record)
+    carry = (start, treeverse.new_store(problem.x0, slots), record)
     return jax.lax.while_loop(lambda carry: is_running(carry[0].trial, solver, len(stops)), body, carry)
 
 
@@ -155,11 +156,11 @@ class _Cotangents(NamedTuple):
 def _backward(
     closed: Closed, solver: Adaptive, on_domain: bool, residuals: Any, cotangent: Run
 ) -> _Inputs:
-    inputs, states, record, n_accepted, good = residuals
+    inputs, store, record, n_accepted, good = residuals
     problem, tableau = inputs.problem(closed, on_domain), solver.tableau
     stops = stops_of(problem, solver)
     sign = jnp.sign(problem.t1 - problem.t0)
-    dense = cotangent.dense is not None
+    clipped, dense = cotangent.landed is not None, cotangent.dense is not None
 
     def local(i: jax.Array, x: PyTree, t: jax.Array, weights: PyTree, stops: jax.Array, consts: Any) -> Any:
         """Step i again: the state and time it ends with, its reports and, for the interpolant, its stages."""
@@ -172,7 +173,9 @@ def _backward(
         return step.x, t_next, step.aux, ((h, x, [k for k, _ in step.stages]) if dense else ())
 
     def advance(i: jax.Array, x: PyTree) -> PyTree:
-        return local(i, x, record.t[i], inputs.weights, stops, inputs.consts)[0]
+        t, stop = record.t[i], record.stop[i]
+        h = jnp.where(stop >= 0, stops[stop] - t, record.h[i])
+        return rk_advance(tableau, lambda j, t, x: evaluator(problem, tableau, sign)(j, t, x)[0], t, x, h)
 
     def pull(i: jax.Array, x: PyTree, ct: _Cotangents) -> _Cotangents:
         arguments = (x, record.t[i], inputs.weights, stops, inputs.consts)
@@ -183,8 +186,10 @@ def _backward(
             ct_inside, ct_t, ct_ts = _pull_dense(
                 solver, inputs.ts, cotangent.dense, record.t[i], out[1], out[3], ct_inside, ct_t, ct_ts
             )
-        j = record.stop[i]
-        ct_x = jax.tree.map(lambda a, b: a + jnp.where(j >= 0, b[j], 0), ct.x, cotangent.landed)
+        ct_x, j = ct.x, record.stop[i]
+        if clipped:
+            asked = (j >= 0) & (j < len(inputs.ts))
+            ct_x = jax.tree.map(lambda a, b: a + jnp.where(asked, b[j], 0), ct_x, cotangent.landed)
         d_x, d_t, d_weights, d_stops, d_consts = pullback((ct_x, ct.t, cotangent.trial.aux, ct_inside))
         return _Cotangents(
             x=d_x,
@@ -206,25 +211,20 @@ def _backward(
         consts=zeros(inputs.consts),
     )
     ct = jax.tree.map(lambda leaf: leaf + spoil.astype(leaf.dtype), ct)
-    ct = treeverse.reverse(n_accepted, states, solver.max_steps, advance, pull, ct)
+    ct = treeverse.reverse(n_accepted, store, solver.max_steps, advance, pull, ct)
     return _gather(inputs, problem, solver, ct, cotangent)
 
 
 def _gather(inputs: _Inputs, problem: Problem, solver: Adaptive, ct: _Cotangents, cotangent: Run) -> _Inputs:
     """Cotangents of the inputs, those of states asked for at t0 included."""
-    stops = stops_of(problem, solver)
-    sign = jnp.sign(problem.t1 - problem.t0)
-    at_start = sign * (stops - problem.t0) <= 0
+    ct_x0, clipped = ct.x, cotangent.landed is not None
+    if (asked := cotangent.landed if clipped else cotangent.dense) is not None:
+        at_start = jnp.sign(problem.t1 - problem.t0) * (jnp.asarray(problem.ts) - problem.t0) <= 0
 
-    def from_start(a: jax.Array, b: jax.Array, there: jax.Array) -> jax.Array:
-        mask = there.reshape(-1, *[1] * (b.ndim - 1))
-        return a + jnp.sum(jnp.where(mask, b, 0), axis=0)
+        def from_start(a: jax.Array, b: jax.Array) -> jax.Array:
+            return a + jnp.sum(jnp.where(at_start.reshape(-1, *[1] * (b.ndim - 1)), b, 0), axis=0)
 
-    ct_x0 = jax.tree.map(lambda a, b: from_start(a, b, at_start), ct.x, cotangent.landed)
-    if cotangent.dense is not None:
-        there = sign * (jnp.asarray(problem.ts) - problem.t0) <= 0
-        ct_x0 = jax.tree.map(lambda a, b: from_start(a, b, there), ct_x0, cotangent.dense)
-    clipped = problem.ts is not None and cotangent.dense is None
+        ct_x0 = jax.tree.map(from_start, ct_x0, asked)
     return _Inputs(
         x0=ct_x0,
         weights=as_cotangents(inputs.weights, ct.weights),

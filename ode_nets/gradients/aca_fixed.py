@@ -12,6 +12,7 @@ import numpy as np
 from ode_nets.gradients import treeverse
 from ode_nets.gradients.closure import Closed, add, as_cotangents, zeros
 from ode_nets.gradients.reverse_only import refuse_forward_mode
+from ode_nets.gradients.treeverse import Store
 from ode_nets.integrate import FixedStep, Problem, Result, Solution, integrate_fixed, is_finite
 from ode_nets.integrate.fixed import grid_indices, grid_step, read_sections
 from ode_nets.stepping import n_propagating
@@ -52,25 +53,25 @@ def run_fixed(problem: Problem, closed: Closed, solver: FixedStep, checkpoints: 
         section = jax.tree.map(lambda leaf: leaf[0], sections)
         return grid_step(problem, solver, read, x, section, k, k)
 
-    def forward(inputs: _Inputs, keeps: bool) -> tuple[tuple[PyTree, PyTree], tuple[_Inputs, PyTree]]:
+    def forward(inputs: _Inputs, keeps: bool) -> tuple[tuple[PyTree, PyTree], tuple[_Inputs, Store | None]]:
         aux_shape = jax.eval_shape(lambda: local(jnp.int32(0), inputs.x0, inputs)[1])
         no_aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), aux_shape)
         outputs = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n_slots, *leaf.shape)), inputs.x0)
 
         def body(k: jax.Array, carry: Any) -> Any:
-            x, total, outputs, states = carry
-            states = treeverse.keep(states, k, x, n_steps) if keeps else None
+            x, total, outputs, store = carry
+            store = treeverse.keep(store, k, x, n_steps) if keeps else None
             x, aux = local(k, x, inputs)
             slot = jnp.asarray(slots)[k + 1]
             outputs = treeverse.write(outputs, jnp.maximum(slot, 0), x, slot >= 0)
-            return x, jax.tree.map(jnp.add, total, aux), outputs, states
+            return x, jax.tree.map(jnp.add, total, aux), outputs, store
 
-        carry = (inputs.x0, no_aux, outputs, treeverse.new_states(inputs.x0, checkpoints) if keeps else None)
-        _, total, outputs, states = jax.lax.fori_loop(0, n_steps, body, carry)
-        return (outputs, total), (inputs, states)
+        carry = (inputs.x0, no_aux, outputs, treeverse.new_store(inputs.x0, checkpoints) if keeps else None)
+        _, total, outputs, store = jax.lax.fori_loop(0, n_steps, body, carry)
+        return (outputs, total), (inputs, store)
 
-    def backward(residuals: tuple[_Inputs, PyTree], cotangent: tuple[PyTree, PyTree]) -> tuple[_Inputs]:
-        inputs, states = residuals
+    def backward(residuals: tuple[_Inputs, Store], cotangent: tuple[PyTree, PyTree]) -> tuple[_Inputs]:
+        inputs, store = residuals
         ct_outputs, ct_aux = cotangent
 
         def at(k: Any, ct_x: PyTree) -> PyTree:
@@ -86,7 +87,7 @@ def run_fixed(problem: Problem, closed: Closed, solver: FixedStep, checkpoints: 
         nothing = jax.tree.map(jnp.zeros_like, inputs.x0)
         start = (nothing, zeros(inputs))
         advance = lambda k, x: local(k, x, inputs)[0]
-        ct_x, ct = treeverse.reverse(jnp.int32(n_steps), states, n_steps, advance, pull, start)
+        ct_x, ct = treeverse.reverse(jnp.int32(n_steps), store, n_steps, advance, pull, start)
         return (as_cotangents(inputs, ct._replace(x0=at(0, ct_x))),)
 
     integrate = jax.custom_vjp(lambda inputs: forward(inputs, False)[0])

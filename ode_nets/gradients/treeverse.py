@@ -29,9 +29,9 @@ class Store(NamedTuple):
     """States of some steps of a chain, by slot."""
 
     states: PyTree
-    """Leaves `[S, ...]`."""
+    """Leaves `[n_slots, ...]`."""
     steps: jax.Array
-    """int32 `[S]`: the step that each slot's state starts, -1 for a free slot."""
+    """int32 `[n_slots]`: the step that each slot's state starts, `_FAR` for a free slot."""
 
 
 @cache
@@ -59,33 +59,25 @@ def slots_of_steps(n_slots: int, max_steps: int) -> np.ndarray:
     return slots
 
 
-def new_states(x0: PyTree, n_slots: int) -> PyTree:
-    """Room for the states of `n_slots` steps, leaves `[n_slots, ...]`; the first is x0."""
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n_slots, *leaf.shape)), x0)
+def new_store(x0: PyTree, n_slots: int) -> Store:
+    """Room for the states of `n_slots` steps."""
+    states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n_slots, *leaf.shape)), x0)
+    return Store(states, jnp.full(n_slots, _FAR, jnp.int32))
 
 
-def keep(states: PyTree, step: jax.Array, x: PyTree, max_steps: int) -> PyTree:
+def keep(store: Store, step: jax.Array, x: PyTree, max_steps: int) -> Store:
     """Put the state of a step into its slot, if it gets one; putting it there again replaces it.
 
     Args:
-      states: leaves `[n_slots, ...]`.
-      step: int32 scalar, below `max_steps`; steps come in order.
+      store: of the states of all steps before.
+      step: int32 scalar, below `max_steps`.
       x: its state.
     """
-    n_slots = jax.tree.leaves(states)[0].shape[0]
+    n_slots = store.steps.shape[0]
     if n_slots >= max_steps:
-        return write(states, step, x)
+        return store._replace(states=write(store.states, step, x))
     slot = jnp.asarray(slots_of_steps(n_slots, max_steps))[step]
-    return write(states, slot, x, slot >= 0)
-
-
-def stored(states: PyTree, n_steps: jax.Array, max_steps: int) -> Store:
-    """What `states` hold once the states of `n_steps` steps have come."""
-    n_slots = jax.tree.leaves(states)[0].shape[0]
-    slots, steps = slots_of_steps(n_slots, max_steps), np.arange(max_steps, dtype=np.int32)
-    taken = slots >= 0
-    last = jnp.full(n_slots, -1, jnp.int32).at[slots[taken]].max(jnp.where(steps < n_steps, steps, -1)[taken])
-    return Store(states, last)
+    return Store(*write(tuple(store), jnp.maximum(slot, 0), (x, step), slot >= 0))
 
 
 def write(states: PyTree, slot: jax.Array, x: PyTree, wanted: jax.Array | bool = True) -> PyTree:
@@ -126,13 +118,13 @@ def split(length: jax.Array, slots: jax.Array, n_slots: int, max_steps: int) -> 
       int32, from 1 to length - 1.
     """
     reach = jnp.asarray(_reach(n_slots, max_steps))
-    r = jnp.argmax(reach[slots] >= length)
+    r = jnp.sum(reach[slots] < length, dtype=jnp.int32)
     return jnp.minimum(reach[slots, r - 1], length - reach[slots - 1, r - 1])
 
 
 def reverse(
     n_steps: jax.Array,
-    states: PyTree,
+    store: Store,
     max_steps: int,
     advance: Callable[[jax.Array, PyTree], PyTree],
     pull: Callable[[jax.Array, PyTree, PyTree], PyTree],
@@ -142,7 +134,7 @@ def reverse(
 
     Args:
       n_steps: length of the chain, int32 scalar, may be traced, at most `max_steps`.
-      states: what `keep` has made of the states of all steps, leaves `[n_slots, ...]`.
+      store: what `keep` has made of the states of all steps.
       advance: `advance(i, x_i) -> x_{i+1}`.
       pull: `pull(i, x_i, cotangents) -> cotangents`, through step i.
       cotangents: of the state after the last step, with whatever else accumulates.
@@ -151,50 +143,61 @@ def reverse(
       The cotangents before step 0. Never more states are stored than there are slots; with a slot for every
       step, `advance` is never called.
     """
-    n_slots = jax.tree.leaves(states)[0].shape[0]
-    last = jnp.asarray(n_steps, jnp.int32) - 1
+    n_slots, last = store.steps.shape[0], jnp.asarray(n_steps, jnp.int32) - 1
     if n_slots >= max_steps:
 
         def stored_step(carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
             i, cotangents = carry
-            return i - 1, pull(i, jax.tree.map(lambda leaf: leaf[i], states), cotangents)
+            return i - 1, pull(i, _read(store.states, i), cotangents)
 
         return jax.lax.while_loop(lambda carry: carry[0] >= 0, stored_step, (last, cotangents))[1]
 
-    def body(carry: tuple[jax.Array, Store, PyTree]) -> tuple[jax.Array, Store, PyTree]:
-        i, store, cotangents = carry
-        # Slots behind step i have been used up.
-        store = store._replace(steps=jnp.where(store.steps > i, -1, store.steps))
-        store, x = _recompute(i, store, max_steps, advance)
-        return i - 1, store, pull(i, x, cotangents)
+    # The last state to come is the first to go: slots in the order of their steps, free ones last, are a stack.
+    order = jnp.arange(n_slots, dtype=jnp.int32)
+    earlier = (store.steps < store.steps[:, None]) | ((store.steps == store.steps[:, None]) & (order < order[:, None]))
+    rank = jnp.sum(earlier, axis=1, dtype=jnp.int32)
+    slots = jnp.sum(jnp.where(rank == order[:, None], order, 0), axis=1, dtype=jnp.int32)
+    height = jnp.sum(store.steps < _FAR, dtype=jnp.int32)
 
-    start = (last, stored(states, n_steps, max_steps), cotangents)
-    return jax.lax.while_loop(lambda carry: carry[0] >= 0, body, start)[2]
+    def body(carry: tuple[jax.Array, jax.Array, Store, PyTree]) -> tuple[jax.Array, jax.Array, Store, PyTree]:
+        i, height, store, cotangents = carry
+        height, store, x = _recompute(i, height - 1, slots, store, max_steps, advance)
+        return i - 1, height, store, pull(i, x, cotangents)
+
+    return jax.lax.while_loop(lambda carry: carry[0] >= 0, body, (last, height, store, cotangents))[3]
 
 
 def _recompute(
-    goal: jax.Array, store: Store, max_steps: int, advance: Callable[[jax.Array, PyTree], PyTree]
-) -> tuple[Store, PyTree]:
-    """The state of step `goal` from the nearest before it, storing states on the way where slots are free."""
-    n_slots = store.steps.shape[0]
+    goal: jax.Array,
+    top: jax.Array,
+    slots: jax.Array,
+    store: Store,
+    max_steps: int,
+    advance: Callable[[jax.Array, PyTree], PyTree],
+) -> tuple[jax.Array, Store, PyTree]:
+    """The state of step `goal` from the one on top of the stack, which is used up if it is that state.
 
-    def target(at: jax.Array, steps: jax.Array) -> jax.Array:
-        """Where to store next; at the goal, which needs no storing, where no slot is free."""
-        free = jnp.sum(steps < 0, dtype=jnp.int32)
-        if n_slots == 1:
-            return goal
-        return jnp.where(free > 0, at + split(goal - at + 1, jnp.maximum(free + 1, 2), n_slots, max_steps), goal)
+    Returns:
+      The height of the stack, the store with what was stored on the way, and the state.
+    """
+    n_slots = len(slots)
 
-    def body(carry: tuple[jax.Array, PyTree, Store, jax.Array]) -> tuple[jax.Array, PyTree, Store, jax.Array]:
-        at, x, store, next_ = carry
-        due, there = at == next_, store.steps == at
-        slot = jnp.where(there.any(), jnp.argmax(there), jnp.argmin(store.steps))
-        steps = store.steps.at[slot].set(jnp.where(due, at, store.steps[slot]))
-        next_ = jnp.where(due, target(at, steps), next_)
-        return at + 1, advance(at, x), Store(write(store.states, slot, x, due), steps), next_
+    def body(carry: Any) -> Any:
+        at, x, next_, height, store = carry
+        due = at == next_
+        store = Store(*write(tuple(store), slots[height], (x, at), due))
+        if n_slots > 1:
+            # Nothing is due at the goal, where this ends.
+            free = n_slots - 1 - height
+            ahead = split(goal - at + 1, jnp.maximum(free + 1, 2), n_slots, max_steps)
+            next_ = jnp.where(due, jnp.where(free > 0, at + ahead, goal), next_)
+        return at + 1, advance(at, x), next_, height + due.astype(jnp.int32), store
 
-    nearest = jnp.argmax(store.steps)
-    at, x = store.steps[nearest], jax.tree.map(lambda leaf: leaf[nearest], store.states)
-    # The state that it starts from is stored already; writing it once more spares a second copy of the rule.
-    _, x, store, _ = jax.lax.while_loop(lambda carry: carry[0] < goal, body, (at, x, store, at))
-    return store, x
+    at, x = _read((store.steps, store.states), slots[top])
+    # Taken from the stack and put back where it is needed again, so that the rule stands in the loop alone.
+    _, x, _, height, store = jax.lax.while_loop(lambda carry: carry[0] < goal, body, (at, x, at, top, store))
+    return height, store, x
+
+
+def _read(states: PyTree, slot: jax.Array) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, slot, 0, keepdims=False), states)

@@ -20,7 +20,8 @@ class Run(NamedTuple):
 
     trial: Trial
     landed: PyTree
-    """States at the stops, leaves `[n_stops, ...]`; x0 where none has been landed on."""
+    """States at the asked times that steps are clipped to, leaves `[len(ts), ...]`, x0 where no step has landed;
+    `None` where steps are not."""
     dense: PyTree
     """States at the asked times by interpolation, leaves `[len(ts), ...]`; `None` where steps are clipped."""
 
@@ -73,7 +74,9 @@ def integrate_adaptive_bounded(
         trial, landed = carry
         running = is_running(trial, solver, len(stops))
         after, taken = jax.lax.cond(running, transform(taken_of), lambda trial: (trial, nothing), trial)
-        return (after, write_landed(landed, taken)), ((taken, trial.x) if dense else None)
+        if landed is not None:
+            landed = write_landed(landed, taken)
+        return (after, landed), ((taken, trial.x) if dense else None)
 
     run = first_run(problem, solver)
     (trial, landed), steps = jax.lax.scan(body, (run.trial, run.landed), None, length=solver.max_steps)
@@ -94,28 +97,26 @@ def integrate_adaptive_bounded(
 
 def first_run(problem: Problem, solver: Adaptive) -> Run:
     """Before the first trial, with room for the states at all asked times."""
-
-    def room(n: int) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape)), problem.x0)
-
-    return Run(
-        trial=begin(problem, solver),
-        landed=room(len(stops_of(problem, solver))),
-        dense=room(len(problem.ts)) if problem.ts is not None and solver.outputs == "dense" else None,
-    )
+    room = None
+    if problem.ts is not None:
+        n = len(problem.ts)
+        room = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape)), problem.x0)
+    dense = solver.outputs == "dense"
+    return Run(begin(problem, solver), landed=None if dense else room, dense=room if dense else None)
 
 
 def next_run(problem: Problem, solver: Adaptive, run: Run, after: Trial, taken: Taken) -> Run:
     """After one more trial."""
-    dense = run.dense
-    if dense is not None:
-        dense = _write_dense(problem, solver.tableau, run, taken)
-    return Run(after, write_landed(run.landed, taken), dense)
+    landed = None if run.landed is None else write_landed(run.landed, taken)
+    dense = None if run.dense is None else _write_dense(problem, solver.tableau, run, taken)
+    return Run(after, landed, dense)
 
 
 def write_landed(landed: PyTree, taken: Taken) -> PyTree:
-    """Store the state of an accepted step at the stop that it landed on."""
-    hit = taken.accepted & taken.landed
+    """Store the state of an accepted step at the asked time that it landed on."""
+    n_asked = len(jax.tree.leaves(landed)[0])
+    # The stop behind the asked times is t1.
+    hit = taken.accepted & taken.landed & (taken.stop < n_asked)
 
     def leaf(all_: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(all_, jnp.where(hit, new, all_[taken.stop]), taken.stop, 0)
@@ -127,7 +128,7 @@ def finish(problem: Problem, solver: Adaptive, stops: jax.Array, run: Run) -> So
     """The solution of a finished loop: NaN, in value and in gradient, at times that were not reached."""
     trial = run.trial
     if problem.ts is None:
-        x, reached = jax.tree.map(lambda leaf: leaf[0], run.landed), trial.stop > 0
+        x, reached = trial.x, trial.stop > 0
     elif run.dense is not None:
         sign = jnp.sign(jnp.asarray(problem.t1 - problem.t0))
         x, reached = run.dense, sign * (jnp.asarray(problem.ts) - trial.t) <= 0

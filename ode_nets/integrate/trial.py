@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ode_nets.control import initial_step, scaled_norm
 from ode_nets.integrate.problem import Problem, PyTree, Result, theta_at
@@ -57,10 +58,11 @@ def stops_of(problem: Problem, solver: Adaptive) -> jax.Array:
 
 
 def evaluator(problem: Problem, tableau: Tableau, sign: jax.Array) -> Any:
-    """`evaluate(i, t, x)` for `rk_step`: weights read at stage times, at jumps from inside the step."""
+    """`evaluate(i, t, x)` for a step: weights read at stage times, at jumps from inside the step; `i` may be traced."""
+    sides = np.array([1 if c < 1 else -1 for c in tableau.c])
 
-    def evaluate(i: int, t: jax.Array, x: PyTree) -> Stage:
-        side = sign if tableau.c[i] < 1 else -sign
+    def evaluate(i: Any, t: jax.Array, x: PyTree) -> Stage:
+        side = sign * (sides[i] if isinstance(i, int) else jnp.asarray(sides)[i])
         return problem.field(t, x, theta_at(problem.weights, t, side))
 
     return evaluate

@@ -30,8 +30,8 @@ class Record(NamedTuple):
     """`[max_steps, n_times]`: d start / d times; `None` unless times are differentiated."""
     d_end: Any
     """`[max_steps, n_times]`: d end / d times; likewise."""
-    states: Any
-    """States that steps begin with, as `treeverse.keep` keeps them; `None` unless the solve is differentiated."""
+    store: Any
+    """A `Store` of states that steps begin with; `None` unless the solve is differentiated."""
 
 
 class Motion(NamedTuple):
@@ -123,16 +123,16 @@ class Recorder(diffrax.AbstractStepSizeController):
         d_end: jax.Array | None,
     ) -> Record:
         # What a rejected trial writes, the next trial of the same step overwrites.
-        i, states = record.n_accepted, record.states
-        if states is not None:
-            states = treeverse.keep(states, i, y0, record.start.shape[0])
+        i, store = record.n_accepted, record.store
+        if store is not None:
+            store = treeverse.keep(store, i, y0, record.start.shape[0])
         return Record(
             n_accepted=i + jnp.where(keep, 1, 0).astype(i.dtype),
             start=record.start.at[i].set(t0),
             end=record.end.at[i].set(t1),
             d_start=None if motion is None else record.d_start.at[i].set(motion.d_start),
             d_end=None if motion is None else record.d_end.at[i].set(d_end),
-            states=states,
+            store=store,
         )
 
 
@@ -157,8 +157,8 @@ def begin(
         first = lambda *times: _differentiable(*init(*times))
         d_end, d_state = jax.vmap(lambda d: jax.jvp(first, times, tuple(d))[1])(unit)
         motion = Motion(unit[0], d_end, d_state, first(*times)[0], jnp.asarray(False), jnp.asarray(True))
-    states = treeverse.new_states(y0, slots) if slots else None
-    return RecorderState(state, Record(jnp.int32(0), none, none, d_times, d_times, states), motion)
+    store = treeverse.new_store(y0, slots) if slots else None
+    return RecorderState(state, Record(jnp.int32(0), none, none, d_times, d_times, store), motion)
 
 
 def _differentiable(*tree: Any) -> tuple[Any, ...]:

@@ -169,7 +169,7 @@ class Replay:
         zeros = jax.tree.map(jnp.zeros_like, (self.inputs.y0, self.params))
         ct = self._save_ends(Cotangents(*zeros))
         advance = lambda i, y: take_step(self.scheme, self.inputs, y, record.start[i], record.end[i])[0]
-        ct = treeverse.reverse(n, record.states, record.start.shape[0], advance, self._pull, ct)
+        ct = treeverse.reverse(n, record.store, record.start.shape[0], advance, self._pull, ct)
         ct = self._save_starts(ct)
         return ct.inputs._replace(y0=ct.y)
 

@@ -255,7 +255,7 @@ def test_only_public_names_are_used(module):
     tree = ast.parse(inspect.getsource(module))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            assert node.module.startswith(("ode_nets", "__future__", "collections", "typing")), node.module
+            assert node.module.startswith(("ode_nets", "__future__", "collections", "functools", "typing")), node.module
         if isinstance(node, ast.Import):
             assert {name.name for name in node.names} <= {
                 "dataclasses",
