@@ -17,7 +17,6 @@ from tensorboardX import SummaryWriter
 
 from experiments import models
 from experiments.config import Config
-from experiments.devices import is_first, wait_for_all
 from experiments.environment import environment
 
 PyTree = Any
@@ -38,7 +37,7 @@ def write_json(path: Path, record: Any) -> None:
 
 
 class Run:
-    """The files of one run. Every process takes part in checkpoints; all else is written by the first alone.
+    """The files of one run.
 
         manifest.json     config, environment, status, results
         metrics.jsonl     a line an epoch
@@ -70,17 +69,10 @@ class Run:
           RunError: as `check_start`.
         """
         manifest = check_start(folder, config, resume=resume, overwrite=overwrite)
-        wait_for_all("all have seen the folder as it was")
-        if not resume and is_first():
-            cls._clear(folder, config)
-        wait_for_all("the folder is ready")
-        run = cls(folder)
         if resume:
+            run = cls(folder)
             run.update(status="running", resumed=[*manifest["resumed"], environment()])
-        return run
-
-    @staticmethod
-    def _clear(folder: Path, config: Config) -> None:
+            return run
         # The manifest goes first and comes first, so that a kill in between leaves nothing that looks whole.
         for name in ("manifest.json", "metrics.jsonl"):
             (folder / name).unlink(missing_ok=True)
@@ -88,24 +80,20 @@ class Run:
             shutil.rmtree(folder / name, ignore_errors=True)
         started = {"status": "running", "config": dataclasses.asdict(config), "environment": environment()}
         write_json(folder / "manifest.json", started | {"results": {}, "resumed": []})
+        return cls(folder)
 
     def update(self, **entries: Any) -> None:
         """Change entries of the manifest."""
-        if is_first():
-            write_json(self.folder / "manifest.json", (read_manifest(self.folder) or {}) | entries)
+        write_json(self.folder / "manifest.json", (read_manifest(self.folder) or {}) | entries)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line of metrics, in JSON and in TensorBoard."""
-        if not is_first():
-            return
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         self._draw([record])
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will repeat, and draw the curves anew from the others."""
-        if not is_first():
-            return
         lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
         path = self.folder / "metrics.jsonl"
         partial = path.with_suffix(".partial")
@@ -145,8 +133,6 @@ class Run:
 
     def snapshot(self, level: int, params: PyTree) -> None:
         """Keep `pick_weights(params)` as snapshots/level_<level>.npz: the weights that a level ended with."""
-        if not is_first():
-            return
         path = self.folder / "snapshots" / f"level_{level}.npz"
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")

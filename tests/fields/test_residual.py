@@ -20,7 +20,8 @@ def moved(params):
     keys = jax.random.split(jax.random.key(5), len(jax.tree.leaves(params)))
     leaves, tree = jax.tree.flatten(params)
     return tree.unflatten(
-        [leaf.astype(float) + 0.3 * jax.random.normal(k, leaf.shape, float) for leaf, k in zip(leaves, keys, strict=True)]
+        leaf.astype(float) + 0.3 * jax.random.normal(k, leaf.shape, float)
+        for leaf, k in zip(leaves, keys, strict=True)
     )
 
 
@@ -54,7 +55,9 @@ UNITS = [
 ]
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda u: f"{u.order}, time {u.time_aware}, stride {u.stride}, k {u.kernel_size}")
+@pytest.mark.parametrize(
+    "unit", UNITS, ids=lambda u: f"{u.order}, time {u.time_aware}, stride {u.stride}, k {u.kernel_size}"
+)
 def test_values_and_statistics_are_those_of_plain_layers(x64, unit):
     x, params = images(2, 4, 6, unit.in_channels or unit.channels), moved(unit.init(jax.random.key(0)))
     running = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.1, moved(unit.init_stats()))
