@@ -234,14 +234,14 @@ def compare(case: Case, scheme: str, tol: float, options: Options) -> dict[str, 
             slow["diffrax RecursiveCheckpointAdjoint, plain lax"] = diffraxs(
                 plain_convolutions, scheme, tol, n, adjoint
             )
+    results = {name: m.record() for name, m in harness.compare(fast, x, theta, repeats=options.repeats).items()}
+    # Only now, so that nothing of this program is known when its compilation is timed.
     counted = jax.device_get(jax.jit(fast["ACA()"])(x, theta)[0][1])
     if counted["n_accepted"] + counted["n_rejected"] > 60:
         slow = {name: f for name, f in slow.items() if "max_steps" not in name}
-    results: dict[str, Any] = {}
-    for group, repeats in ((fast, options.repeats), (slow, min(2, options.repeats))):
-        if group:
-            measured = harness.compare(group, x, theta, repeats=repeats)
-            results |= {name: m.record() for name, m in measured.items()}
+    if slow:
+        repeats = min(2, options.repeats)
+        results |= {name: m.record() for name, m in harness.compare(slow, x, theta, repeats=repeats).items()}
     for name, run in torch_peers(case, scheme, tol).items():
         counts: dict[str, int] = {}
         m = harness.measure(
