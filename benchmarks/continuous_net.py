@@ -11,6 +11,7 @@
   unrolled in plain Flax with the same weights: compilation, temporary memory, and images a second of loss,
   gradient and update. The losses of both are recorded as a check.
 About fifteen minutes on two cores.
+Writes benchmarks/results/continuous_net_<platform>.json.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 import optax
 import tyro
 
-from benchmarks.harness import compare, show, write
+from benchmarks.harness import compare, default_path, show, write
 from ode_nets import manifest
 from ode_nets.gradients import Checkpointed, Direct
 from ode_nets.integrate import FixedStep
@@ -60,7 +61,8 @@ class Options:
     """Images a training step of the 64-128-256 model."""
     training_repeats: int = 3
     """Samples of each training step."""
-    out: Path = Path("benchmarks/results/continuous_net_cpu.json")
+    out: Path | None = None
+    """Where the JSON goes; default benchmarks/results/continuous_net_<platform>.json."""
 
 
 def loss_of(net: nn.Module, variables: PyTree, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, PyTree]:
@@ -275,7 +277,8 @@ def main(options: Options) -> None:
             rows += training_rows(name, record)
         columns = ["", "images/s", "time to resnet's", "compile s", "temporary MiB"]
         show("training, 32x32x3 images", columns, rows)
-    print(f"written to {write(options.out, 'continuous_net', results)}")
+    path = options.out or default_path("continuous_net")
+    print(f"written to {write(path, 'continuous_net', results)}")
 
 
 if __name__ == "__main__":

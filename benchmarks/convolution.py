@@ -11,6 +11,7 @@ Two programs of `n_steps` convolutions one after the other, each with its own ke
 and each as a Python loop (unrolled) and as `lax.scan`. "canonical" is an alternative: the plain convolution
 with both gradients written by hand as convolutions in the layout that the CPU's fast kernels take.
 About three minutes on two cores, most of it in plain gradients inside the loop.
+Writes benchmarks/results/convolution_<platform>.json.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 import tyro
 from jax import Array, lax
 
-from benchmarks.harness import compare, show, write
+from benchmarks.harness import compare, default_path, show, write
 from ode_nets.fields import convolution
 
 Convolve = Callable[[Array, Array], Array]
@@ -57,7 +58,8 @@ class Config:
     """Samples of each program."""
     slow_repeats: int = 2
     """Samples of the plain gradients inside the loop, tens of times slower; 0 leaves them out."""
-    out: Path = Path("benchmarks/results/convolution_cpu.json")
+    out: Path | None = None
+    """Where the JSON goes; default benchmarks/results/convolution_<platform>.json."""
 
 
 def plain(x: Array, kernel: Array) -> Array:
@@ -157,7 +159,8 @@ def main(config: Config) -> None:
         results[shape] = measure_shape(config, shape)
         rows += [row(shape, results[shape], kind, config.n_steps) for kind in ("forward", "gradients")]
     settings = {"kernel": config.kernel, "n_steps": config.n_steps, "dtype": config.dtype}
-    path = write(config.out, "convolution", {"settings": settings, "seconds_per_program": results})
+    out = config.out or default_path("convolution")
+    path = write(out, "convolution", {"settings": settings, "seconds_per_program": results})
     columns = ["", "plain", "plain, scan", "canonical, scan", "ours", "ours, scan", "ratio", "of medians"]
     title = f"milliseconds a convolution, minimum of {config.repeats}; ratio = ours in scan / plain unrolled"
     show(title, columns, rows)

@@ -3,18 +3,22 @@
     python -m benchmarks.gradients                       both fields, all peers that are installed
     python -m benchmarks.gradients --cases mlp --repeats 5
 
-Value and gradient of sum(x(1)^2) with respect to x0 and theta, float32, same field, same tolerances and a
-first step of 1.0, which forces rejections. diffrax takes our convolution ("plain lax" marks the one variant
-that does not). nfe counts field evaluations of the forward pass. The floor of ACA is
-nfe * t_f + stages * n_accepted * t_v, with t_f one jitted field evaluation and t_v one evaluation with its
-vector-Jacobian product.
+Value and gradient of sum(x(1)^2) with respect to x0 and theta, float32, same field and weights, same tolerances
+and a first step of 1.0, which forces rejections. TorchDiffEqPack's is 0.999: it takes a step that reaches the end
+without looking at its error. diffrax takes our convolution ("plain lax" marks the one variant that does not).
+
+What a tolerance comes to differs from program to program, so each is recorded with its accepted steps and its
+error: |gradient - truth| / |truth|, or that of the end state where no gradient is taken; the truth is a solve in
+float64 at --truth-tolerance. Times compare programs of like error; the table marks those that are far off.
+
+nfe counts field evaluations of the forward pass. The floor of ACA is nfe * t_f + stages * n_accepted * t_v, with
+t_f one jitted field evaluation and t_v one evaluation with its vector-Jacobian product.
 Writes benchmarks/results/gradients_<platform>.json.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,18 +26,23 @@ from typing import Any, Literal
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from jax.experimental.ode import odeint
 
-from benchmarks import harness
+from benchmarks import harness, torch_peers
+from benchmarks.torch_peers import Case
+from experiments.gradient_costs import distance, flat, true_solution
 from ode_nets.fields import MLP, ResidualUnit
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, solve
 from ode_nets.integrate import Adaptive
 from ode_nets.stepping import n_propagating
 
-Case = Literal["mlp", "node18"]
 Function = Callable[[Any, Any], Any]
+Truth = tuple[np.ndarray, np.ndarray]
 DIFFRAX_SOLVERS = {"heun_euler": diffrax.Heun, "dopri5": diffrax.Dopri5}
+FAR_OFF = 10.0
+"""Times the error of `ACA()` from which on a program is no peer of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +51,8 @@ class Options:
 
     cases: tuple[Case, ...] = ("mlp", "node18")
     """mlp: 64 units, batch 256. node18: 64 channels, 16x16, batch 16."""
+    channels: int = 64
+    """Units or channels; the batch of mlp is four times as many."""
     schemes: tuple[Literal["heun_euler", "dopri5"], ...] = ("heun_euler", "dopri5")
     """Embedded pairs."""
     tolerances: tuple[float, ...] = (1e-2, 1e-5)
@@ -52,8 +63,10 @@ class Options:
     """Bound on trials; buffers of methods without bounded memory have this length."""
     slow_peers: bool = True
     """Measure also what takes many seconds a call."""
-    out: Path = Path("benchmarks/results")
-    """Folder of the JSON record."""
+    truth_tolerance: float = 1e-8
+    """rtol and atol of the solve in float64 that errors are taken against."""
+    out: Path | None = None
+    """Where the JSON goes; default benchmarks/results/gradients_<platform>.json."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -61,15 +74,21 @@ class Options:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def make_case(case: Case) -> tuple[Any, jax.Array, Any]:
+def make_case(case: Case, channels: int = 64) -> tuple[Any, jax.Array, Any]:
     """The field `f(t, x, theta)`, a state and a theta."""
     key_x, key_theta = jax.random.split(jax.random.key(0))
     if case == "mlp":
-        mlp = MLP(64, (64,))
-        return mlp, jax.random.normal(key_x, (256, 64)), mlp.init(key_theta)
-    unit = ResidualUnit(64, order="conv-bn-relu", skip_init=False, bias=False)
+        mlp = MLP(channels, (channels,))
+        return mlp, jax.random.normal(key_x, (4 * channels, channels)), mlp.init(key_theta)
+    unit = ResidualUnit(channels, order="conv-bn-relu", skip_init=False, bias=False)
     field = lambda t, x, theta: unit.apply(theta, x, t)[0]
-    return field, jax.random.normal(key_x, (16, 16, 16, 64)), unit.init(key_theta)
+    return field, jax.random.normal(key_x, (16, 16, 16, channels)), unit.init(key_theta)
+
+
+def find_truth(case: Case, options: Options) -> Truth:
+    """End state and gradient of a case."""
+    field, x, theta = make_case(case, options.channels)
+    return true_solution(field, x, theta, lambda x: jnp.sum(x**2), options.truth_tolerance)
 
 
 def plain_convolutions(t: Any, x: jax.Array, theta: Any) -> jax.Array:
@@ -125,85 +144,39 @@ def jax_odeint(field: Any, tol: float) -> Function:
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
 
-def torch_peers(case: Case, scheme: str, tol: float) -> dict[str, Callable[[], dict[str, int]]]:
-    """PyTorch programs by name; each runs value and gradient once and returns its counts."""
-    if importlib.util.find_spec("torch") is None:
-        return {}
-    import torch
-    import torchdiffeq
-    import TorchDiffEqPack
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    nn = torch.nn
-
-    class Field(nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.nfe = 0
-            if case == "mlp":
-                self.net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
-            else:
-                layers = []
-                for _ in range(2):
-                    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False)
-                    nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-                    layers += [conv, nn.BatchNorm2d(64, track_running_stats=False), nn.ReLU()]
-                self.net = nn.Sequential(*layers)
-
-        def forward(self, t: Any, x: Any) -> Any:
-            self.nfe += 1
-            return self.net(x)
-
-    torch.manual_seed(0)
-    field = Field().to(device)
-    shape = (256, 64) if case == "mlp" else (16, 64, 16, 16)
-    x0 = torch.randn(*shape, device=device)
-    times = torch.tensor([0.0, 1.0], device=device)
-    method = {"heun_euler": "adaptive_heun", "dopri5": "dopri5"}[scheme]
-
-    def run(integrate: Callable[[Any], Any]) -> Callable[[], dict[str, int]]:
-        def once() -> dict[str, int]:
-            field.nfe = 0
-            field.zero_grad()
-            x = x0.clone().requires_grad_(True)
-            y = integrate(x)
-            forward = field.nfe
-            (y**2).sum().backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            return {"nfe": forward, "nfe_backward": field.nfe - forward}
-
-        return once
-
-    def library(solver: Callable[..., Any]) -> Callable[[Any], Any]:
-        options = {"first_step": 1.0}
-        return lambda x: solver(field, x, times, rtol=tol, atol=tol, method=method, options=options)[-1]
-
-    pack = {"method": {"heun_euler": "RK12", "dopri5": "Dopri5"}[scheme], "h": 1.0, "t0": 0.0, "t1": 1.0,
-            "rtol": tol, "atol": tol, "print_neval": False, "neval_max": 500000}  # fmt: skip
-
-    def odeint_only() -> dict[str, int]:
-        field.nfe = 0
-        with torch.no_grad():
-            library(torchdiffeq.odeint)(x0)
-        return {"nfe": field.nfe}
-
-    return {
-        "TorchDiffEqPack ACA": run(lambda x: TorchDiffEqPack.odesolve_adjoint(field, x, options=dict(pack))),
-        "torchdiffeq odeint": run(library(torchdiffeq.odeint)),
-        "torchdiffeq odeint_adjoint": run(library(torchdiffeq.odeint_adjoint)),
-        "torchdiffeq odeint, forward only": odeint_only,
-    }
-
-
 # ---------------------------------------------------------------------------------------------------------
 # One comparison
 # ---------------------------------------------------------------------------------------------------------
 
 
-def compare(case: Case, scheme: str, tol: float, options: Options) -> dict[str, Any]:
+def describe(name: str, output: Any, truth: Truth) -> dict[str, Any]:
+    """Counts and error of one of our own or diffrax's programs, from what it returned."""
+    if name in ("t_f", "t_v"):
+        return {}
+    if name == "forward":
+        return {"state_error": distance(flat(output), truth[0])}
+    (_, counts), gradient = jax.device_get(output)
+    return {key: int(count) for key, count in counts.items()} | {"gradient_error": distance(flat(gradient), truth[1])}
+
+
+def measure_torch(
+    case: Case, scheme: str, tol: float, repeats: int, x: jax.Array, theta: Any, truth: Truth
+) -> dict[str, dict[str, Any]]:
+    """The PyTorch programs that are installed."""
+    records = {}
+    for name, run in torch_peers.torch_programs(case, scheme, tol, x, theta).items():
+        m = harness.measure(run, repeats=repeats, compiled=False)
+        ran: torch_peers.Ran = m.output
+        errors = {"state_error": distance(flat(torch_peers.state_of(case, ran)), truth[0])}
+        if ran.theta_bar:
+            errors["gradient_error"] = distance(flat(torch_peers.gradient_of(case, ran)), truth[1])
+        records[name] = m.record() | ran.counts | errors
+    return records
+
+
+def compare(case: Case, scheme: str, tol: float, options: Options, truth: Truth) -> dict[str, Any]:
     """All methods on one field, scheme and tolerance: a JSON record."""
-    field, x, theta = make_case(case)
+    field, x, theta = make_case(case, options.channels)
     n = options.max_steps
     solver = Adaptive(scheme, tol, tol, first_step=1.0, max_steps=n)
     fast: dict[str, Function] = {
@@ -234,27 +207,21 @@ def compare(case: Case, scheme: str, tol: float, options: Options) -> dict[str, 
             slow["diffrax RecursiveCheckpointAdjoint, plain lax"] = diffraxs(
                 plain_convolutions, scheme, tol, n, adjoint
             )
-    results = {name: m.record() for name, m in harness.compare(fast, x, theta, repeats=options.repeats).items()}
-    # Only now, so that nothing of this program is known when its compilation is timed.
-    counted = jax.device_get(jax.jit(fast["ACA()"])(x, theta)[0][1])
-    if counted["n_accepted"] + counted["n_rejected"] > 60:
+
+    def measured(programs: dict[str, Function], repeats: int) -> dict[str, dict[str, Any]]:
+        taken = harness.compare(programs, x, theta, repeats=repeats)
+        return {name: m.record() | describe(name, m.output, truth) for name, m in taken.items()}
+
+    results = measured(fast, options.repeats)
+    aca = results["ACA()"]
+    if aca["n_accepted"] + aca["n_rejected"] > 60:
         slow = {name: f for name, f in slow.items() if "max_steps" not in name}
     if slow:
-        repeats = min(2, options.repeats)
-        results |= {name: m.record() for name, m in harness.compare(slow, x, theta, repeats=repeats).items()}
-    for name, run in torch_peers(case, scheme, tol).items():
-        counts: dict[str, int] = {}
-        m = harness.measure(
-            lambda run=run, counts=counts: counts.update(run()), repeats=options.repeats, compiled=False
-        )
-        results[name] = m.record() | counts
-    results["ACA()"] |= {name: int(value) for name, value in counted.items()}
+        results |= measured(slow, min(2, options.repeats))
+    results |= measure_torch(case, scheme, tol, options.repeats, x, theta, truth)
     stages = n_propagating(solver.tableau)
-    floor = (
-        counted["nfe"] * results["t_f"]["minimum"]
-        + stages * counted["n_accepted"] * results["t_v"]["minimum"]
-    )
-    floor_ratio = results["ACA()"]["minimum"] / float(floor)
+    floor = aca["nfe"] * results["t_f"]["minimum"] + stages * aca["n_accepted"] * results["t_v"]["minimum"]
+    floor_ratio = aca["minimum"] / floor
     return {"case": case, "scheme": scheme, "tolerance": tol, "floor_ratio": floor_ratio, "programs": results}
 
 
@@ -262,19 +229,22 @@ def print_record(record: dict[str, Any]) -> None:
     """One comparison as a table, times relative to `ACA()`."""
     programs = record["programs"]
     reference = programs["ACA()"]
+    errors = {"gradient_error": reference["gradient_error"], "state_error": programs["forward"]["state_error"]}
     rows = []
     for name, m in programs.items():
         compile_seconds = None if m["compile"] is None else m["lower"] + m["compile"]
         memory = None if m["temporary_bytes"] is None else m["temporary_bytes"] / 2**20
+        kind = next((kind for kind in errors if kind in m), None)
+        error = "" if kind is None else f"{m[kind]:.1e}{'!' if m[kind] > FAR_OFF * errors[kind] else ' '}"
         rows.append(
             (name, m["minimum"] * 1e3, m["median"] * 1e3, m["minimum"] / reference["minimum"],
              "" if compile_seconds is None else compile_seconds, "" if memory is None else memory,
-             m.get("nfe", ""))
+             m.get("nfe", ""), m.get("n_accepted", ""), error)
         )  # fmt: skip
     title = f"{record['case']}, {record['scheme']}, tolerance {record['tolerance']:g}"
-    harness.show(
-        title, ("program", "min ms", "median ms", "/ ACA()", "compile s", "temporary MiB", "nfe"), rows
-    )
+    columns = ("program", "min ms", "median", "/ ACA()", "compile s", "MiB", "nfe", "steps", "error ")
+    harness.show(title, columns, rows)
+    print(f"error: of the gradient, or of the end state where none is taken; !: {FAR_OFF:g} times ACA()'s or forward's")
     print(f"ACA() takes {record['floor_ratio']:.3f} of the floor nfe * t_f + stages * n_accepted * t_v")
 
 
@@ -282,12 +252,12 @@ def main(options: Options) -> None:
     """Measure, print, and write the record."""
     records = []
     for case in options.cases:
+        truth = find_truth(case, options)
         for scheme in options.schemes:
             for tol in options.tolerances:
-                records.append(compare(case, scheme, tol, options))
+                records.append(compare(case, scheme, tol, options, truth))
                 print_record(records[-1])
-                name = f"gradients_{jax.devices()[0].platform}"
-                harness.write(options.out / f"{name}.json", name, records)
+                harness.write(options.out or harness.default_path("gradients"), "gradients", records)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,10 @@
-"""One way to time programs: compilation apart from execution, variants interleaved, one JSON record each."""
+"""What benchmarks share: one way to time programs, one JSON record each, one table."""
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,126 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.environment import environment
+from experiments.timing import Measurement, compare, measure
+
+__all__ = ["Measurement", "compare", "default_path", "measure", "show", "write"]
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Seconds of one program; `samples` are seconds a call, each the mean over `calls` calls."""
-
-    samples: tuple[float, ...]
-    calls: int
-    lower_seconds: float | None = None
-    compile_seconds: float | None = None
-    temporary_bytes: int | None = None
-
-    @property
-    def minimum(self) -> float:
-        return min(self.samples)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.samples)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        if len(self.samples) == 1:
-            return self.samples[0], self.samples[0]
-        first, _, third = statistics.quantiles(self.samples, n=4, method="inclusive")
-        return first, third
-
-    def record(self) -> dict[str, Any]:
-        """The plain dictionary that goes into a JSON record, times in seconds to four digits."""
-        first, third = self.quartiles
-        seconds = {
-            "minimum": self.minimum,
-            "first_quartile": first,
-            "median": self.median,
-            "third_quartile": third,
-            "lower": self.lower_seconds,
-            "compile": self.compile_seconds,
-        }
-        rounded = {key: None if value is None else float(f"{value:.4g}") for key, value in seconds.items()}
-        counts = {"n_samples": len(self.samples), "calls_per_sample": self.calls}
-        return rounded | counts | {"temporary_bytes": self.temporary_bytes}
-
-
-def measure(
-    function: Callable[..., Any],
-    *args: Any,
-    repeats: int = 20,
-    min_seconds: float = 0.02,
-    compiled: bool = True,
-) -> Measurement:
-    """Times `function(*args)` by itself; the arguments are those of `compare`."""
-    return compare({"": function}, *args, repeats=repeats, min_seconds=min_seconds, compiled=compiled)[""]
-
-
-def compare(
-    variants: Mapping[str, Callable[..., Any]],
-    *args: Any,
-    repeats: int | Mapping[str, int] = 20,
-    min_seconds: float = 0.02,
-    compiled: bool = True,
-) -> dict[str, Measurement]:
-    """Times functions of the same arguments in turn, so that a change of the machine's load meets them all.
-
-    Args:
-        variants: functions by name; those not yet under `jax.jit` are put there.
-        args: their common arguments, moved to the device before the first call.
-        repeats: samples taken of every variant, or of each by name.
-        min_seconds: a sample calls its function as often as is needed to last so long.
-        compiled: False calls the functions as they are, for peers that are no JAX programs.
-
-    Returns:
-        A measurement a variant. Every function has run twice before its first sample.
-    """
-    counts = {name: repeats if isinstance(repeats, int) else repeats[name] for name in variants}
-    if min(counts.values()) < 1 or min_seconds < 0:
-        raise ValueError(f"repeats is {repeats}, min_seconds {min_seconds}; expected at least 1 and 0.")
-    args = jax.block_until_ready(jax.device_put(args)) if compiled else args
-    programs, static = {}, {}
-    for name, function in variants.items():
-        programs[name], static[name] = _compile(function, args) if compiled else (function, {})
-    calls = {name: _calls_for(program, args, min_seconds) for name, program in programs.items()}
-
-    samples: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(max(counts.values())):
-        for name, program in programs.items():
-            if turn < counts[name]:
-                samples[name].append(_seconds(program, args, calls[name]))
-    return {name: Measurement(tuple(samples[name]), calls[name], **static[name]) for name in variants}
-
-
-def _compile(function: Callable[..., Any], args: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
-    jitted = function if hasattr(function, "lower") else jax.jit(function)
-    # Neither what the compiler does once nor what an earlier variant has traced counts.
-    jax.clear_caches()
-    jax.jit(lambda x: x + 1).lower(0.0).compile()
-    start = time.perf_counter()
-    lowered = jitted.lower(*args)
-    between = time.perf_counter()
-    program = lowered.compile()
-    end = time.perf_counter()
-    memory = program.memory_analysis()
-    static = {
-        "lower_seconds": between - start,
-        "compile_seconds": end - between,
-        "temporary_bytes": None if memory is None else int(memory.temp_size_in_bytes),
-    }
-    return program, static
-
-
-def _calls_for(program: Callable[..., Any], args: tuple[Any, ...], min_seconds: float) -> int:
-    _seconds(program, args, 1)
-    return max(1, math.ceil(min_seconds / max(_seconds(program, args, 1), 1e-9)))
-
-
-def _seconds(program: Callable[..., Any], args: tuple[Any, ...], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        # Waiting within each call keeps dispatched calls from overlapping.
-        jax.block_until_ready(program(*args))
-    return (time.perf_counter() - start) / calls
+def default_path(name: str) -> Path:
+    """Where a benchmark's record goes that is told nothing else; accelerators overwrite no CPU's."""
+    return Path(f"benchmarks/results/{name}_{jax.devices()[0].platform}.json")
 
 
 def write(path: str | Path, name: str, results: Any) -> Path:

@@ -36,7 +36,7 @@ from rich.table import Table
 from experiments import data, models, pictures
 from experiments.config import BasisName, Config
 from experiments.environment import environment
-from experiments.evaluate_solvers import Row, dataset_of, default_steps, evaluate_grid, loaded, make_batches
+from experiments.evaluate_solvers import Row, dataset_of, default_steps, evaluate_grid, loaded, make_batches, outcome
 from experiments.run import Run, RunError, read_manifest, write_json
 from ode_nets import manifest
 from ode_nets.integrate import FixedStep
@@ -143,8 +143,11 @@ def evaluate_candidates(
 
 
 def front_of(rows: list[Row]) -> list[Row]:
-    """The rows that no other beats in field evaluations and accuracy; of equals, that of fewest parameters."""
-    by_size = sorted(rows, key=lambda row: row["n_parameters"])
+    """The rows that no other beats in field evaluations and accuracy; of equals, that of fewest parameters.
+
+    Rows under which an image diverged are left out.
+    """
+    by_size = sorted((row for row in rows if not row["diverged"]), key=lambda row: row["n_parameters"])
     return [by_size[i] for i in manifest.pareto_front([(row["nfe"], row["accuracy"]) for row in by_size])]
 
 
@@ -161,7 +164,7 @@ def choose(rows: list[Row], options: Options) -> Row:
         wanted = (*options.basis, *options.n_basis, *options.scheme, *options.n_steps)
         names = ("basis", "n_basis", "scheme", "n_steps")
         return next(row for row in rows if tuple(row[name] for name in names) == wanted)
-    trained, others = rows[0], rows[1:]
+    trained, others = rows[0], [row for row in rows[1:] if not row["diverged"]]
     good = [row for row in others if row["accuracy"] >= trained["accuracy"] - options.max_drop / 100 - 1e-9]
     if not good:
         least = min((trained["accuracy"] - row["accuracy"] for row in others), default=1.0)
@@ -256,12 +259,12 @@ def export(out: Path, net: nn.Module, variables: PyTree, dataset: data.Dataset) 
 def print_front(front: list[Row], trained: Row, chosen: Row, console: Console) -> None:
     """The front, with the trained network and the one chosen."""
     table = Table(title="Validation accuracy against field evaluations: the front", title_justify="left")
-    for name in ("basis", "M", "parameters", "scheme", "N_t", "NFE", "accuracy %", "loss", ""):
+    for name in ("basis", "M", "parameters", "scheme", "N_t", "NFE", "accuracy %, loss", ""):
         table.add_column(name, justify="left" if name in ("basis", "scheme", "") else "right")
     extra = [row for row in (chosen, trained) if row not in front]
     for row in sorted(front + extra, key=lambda row: (row["nfe"], row["accuracy"])):
         what = " ".join(name for name, one in (("trained", trained), ("chosen", chosen)) if row is one)
-        numbers = (str(row["nfe"]), f"{100 * row['accuracy']:.2f}", f"{row['loss']:.3f}")
+        numbers = (str(row["nfe"]), outcome(row))
         size = (row["basis"], str(row["n_basis"]), f"{row['n_parameters']:,}")
         table.add_row(*size, row["scheme"], str(row["n_steps"]), *numbers, what)
     console.print(table)

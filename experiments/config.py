@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 from ode_nets.fields.residual import Order
 from ode_nets.tableaus import SCHEMES
 
-Architecture = Literal["continuous_net", "resnet"]
+Architecture = Literal["continuous_net", "resnet", "node18", "resnet18", "alexnet", "resnet4", "resnet10"]
+EvolutionName = Literal["none", "still", "configuration_1", "configuration_2"]
 BasisName = Literal["piecewise_constant", "piecewise_linear", "legendre", "chebyshev", "fourier"]
-GradientName = Literal["direct", "checkpointed_step", "checkpointed_block"]
+GradientName = Literal["direct", "checkpointed_step", "checkpointed_block", "aca", "backsolve"]
+AdaptName = Literal["none", "step", "settled_step", "tolerance"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +39,13 @@ class Config:
     """Flip half of the images left to right."""
 
     architecture: Architecture = "continuous_net"
-    """Which family of networks; a resnet reads widths, n_steps (units a block) and skip_init of these."""
+    """Which family of networks. Of the settings up to n_steps, a resnet reads widths, n_steps (units a block) and
+    skip_init; node18 reads widths, n_blocks and those of the solver; resnet18 reads widths and n_blocks; alexnet,
+    resnet4 and resnet10 of ANODEV2 read those of the basis, the evolution and the solver."""
     widths: tuple[int, ...] = (16, 32, 64)
     """Channels of each block."""
+    n_blocks: int = 1
+    """ODE blocks a stage of node18, or further basic blocks a stage of resnet18."""
     basis: BasisName = "piecewise_constant"
     """Basis of theta(t)."""
     n_basis: int = 1
@@ -47,7 +53,21 @@ class Config:
     scheme: str = "rk4"
     """Runge-Kutta scheme."""
     n_steps: int = 1
-    """N_t, steps a block before any refinement."""
+    """N_t, steps a block before any refinement; without meaning where rtol is given."""
+    evolution: EvolutionName = "none"
+    """How kernels change in depth (ANODEV2), if not in the basis: not at all (`still`), or by reaction, diffusion and
+    advection, read at every one of n_steps steps (`configuration_1`) or before and after ten of their own."""
+    rtol: float | None = None
+    """Relative tolerance of adaptive steps under an embedded scheme; default: n_steps fixed ones."""
+    atol: float | None = None
+    """Absolute tolerance; default that of rtol."""
+    max_steps: int = 4096
+    """Bound on the trial steps of an adaptive solve; `direct` and `checkpointed_step` keep room for all of them."""
+    adapt: AdaptName = "none"
+    """Adapt the solver to the model every 50 steps (Ott algorithm 1): the number of `step`s, the same without the
+    paper's oscillation (`settled_step`), or the `tolerance`, which starts at rtol."""
+    adapt_max_steps: int = 64
+    """Most steps of an adapted number of steps; there is room for a state of the batch before each of them."""
     epsilon: float = 1.0
     """Scale of the right-hand side."""
     order: Order = "bn-relu-conv"
@@ -92,11 +112,13 @@ class Config:
             ("basis", get_args(BasisName)),
             ("gradient", get_args(GradientName)),
             ("order", get_args(Order)),
+            ("evolution", get_args(EvolutionName)),
+            ("adapt", get_args(AdaptName)),
             ("scheme", tuple(SCHEMES)),
             ("compute_dtype", (None, "float32", "bfloat16", "float16")),
         ):
             check(name, f"one of {', '.join(map(str, choices))}", getattr(self, name) in choices)
-        for name in ("n_basis", "n_steps", "epochs", "batch_size"):
+        for name in ("n_basis", "n_blocks", "n_steps", "max_steps", "adapt_max_steps", "epochs", "batch_size"):
             check(name, "at least 1", getattr(self, name) >= 1)
         for name in ("crop_pad", "seed"):
             check(name, "at least 0", getattr(self, name) >= 0)
@@ -112,8 +134,28 @@ class Config:
         for name in ("decay_epochs", "refine_epochs"):
             epochs = (0, *getattr(self, name))
             check(name, "rising epochs, each at least 1", all(a < b for a, b in itertools.pairwise(epochs)))
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            check(name, "None or a finite number above 0", value is None or 0 < value < math.inf)
+        check("atol", "None without rtol", self.atol is None or self.rtol is not None)
+        if self.rtol is not None:
+            check("scheme", "one with an error estimate beside rtol", SCHEMES[self.scheme].b_error is not None)
+            check("refine_epochs", "none beside rtol: adaptive steps are not refined", not self.refine_epochs)
+        if self.adapt != "none":
+            by_tolerance = self.adapt == "tolerance"
+            check("adapt", "tolerance beside rtol, and only there", by_tolerance == (self.rtol is not None))
+            check("adapt_max_steps", "at most 2000", self.adapt_max_steps <= 2000)
+            check("refine_epochs", f"none for adapt={self.adapt!r}", not self.refine_epochs)
+            solved = self.architecture in ("continuous_net", "node18")
+            check("architecture", f"continuous_net or node18 for adapt={self.adapt!r}", solved)
+        if self.architecture != "continuous_net":
+            name = f"architecture={self.architecture!r}"
+            check("refine_epochs", f"none for {name}", not self.refine_epochs)
+        if self.architecture in ("node18", "resnet18"):
+            check("n_basis", f"1 for {name}", self.n_basis == 1)
+        if self.architecture in ("resnet", "node18", "resnet18"):
+            check("evolution", f"none for {name}", self.evolution == "none")
         if self.architecture == "resnet":
-            check("refine_epochs", "none for architecture='resnet'", not self.refine_epochs)
             check("compute_dtype", "None for architecture='resnet'", self.compute_dtype is None)
 
     def level(self, epoch: int) -> int:

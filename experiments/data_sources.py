@@ -176,16 +176,16 @@ def _find_prepared(name: str, data_dir: str | Path | None) -> Path:
     meant = next(iter(difflib.get_close_matches(stem, ("digits", *ARCHIVED), 1, 0.7)), stem)
     there = sorted(p.parent.relative_to(root).as_posix() for p in root.glob("[!.]*/**/dataset_info.json"))
     archive = "FOLDER_OF_THE_FOUR_GZ_FILES" if "mnist" in meant else f"cifar-{meant[5:]}-python.tar.gz"
-    options = f"--name {meant} --data-dir {shlex.quote(str(root))}"
+    options = f"--data-dir {shlex.quote(str(root))}"
     lines = [
         f"There is no prepared data set {name!r}: looked for "
         f"{root / stem}/{version or '<version>'}/dataset_info.json.",
         f"Did you mean {meant!r}?" if meant != stem else "",
         f"Prepared in {root}: {', '.join(there)}." if there else "",
         "Loading downloads nothing. Prepare the set once, by one of",
-        f"  {PREPARE} from-archive {options} --path {archive}" if meant in ARCHIVED else "",
-        f"  {PREPARE} from-arrays {options} --npz FILE.npz",
-        f"  {PREPARE} download {options}    (uses the network)",
+        f"  {PREPARE} from-archive {meant} {archive} {options}" if meant in ARCHIVED else "",
+        f"  {PREPARE} from-arrays {meant} FILE.npz {options}",
+        f"  {PREPARE} download {meant} {options}    (uses the network)",
         "No preparation is needed for 'digits', a path ending in .npz, or a folder such as ./my_images.",
     ]
     raise FileNotFoundError("\n".join(line for line in lines if line))

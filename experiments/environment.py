@@ -23,6 +23,7 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "n_devices": jax.device_count(),
+        "n_processes": jax.process_count(),
         "cpu": _cpu_model(),
         "n_cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],

@@ -7,7 +7,8 @@
 Prints accuracy, loss, field evaluations and seconds of every manifestation, and writes them into RUN_DIR/swap
 as swap.csv and swap.json, beside the two panels of ContinuousNet Fig. 9 in swap.png. `--n-steps` defaults to a
 range around the step count that the run was trained with, most of which does not divide its number of
-intervals.
+intervals. The seconds are those of the program, without reading and scaling images. An image whose logits are
+not finite counts as a miss and in `diverged`; a manifestation with any has no loss.
 """
 
 from __future__ import annotations
@@ -107,10 +108,15 @@ class Swapped:
 
 
 def score(logits: jax.Array, labels: jax.Array) -> PyTree:
-    """Summed cross-entropy and number of hits of a batch; images with label -1 are padding."""
+    """Summed cross-entropy, hits, and images that diverged of a batch; images with label -1 are padding."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    hits = jnp.sum((logits.argmax(-1) == labels) & (labels >= 0))
-    return {"loss": jnp.sum(jnp.where(labels >= 0, loss, 0.0)), "hits": hits}
+    # The largest of many NaN is the first, so that what diverged would pass for class 0.
+    real, finite = labels >= 0, jnp.isfinite(logits).all(-1)
+    return {
+        "loss": jnp.sum(jnp.where(real, loss, 0.0)),
+        "hits": jnp.sum(real & finite & (logits.argmax(-1) == labels)),
+        "diverged": jnp.sum(real & ~finite),
+    }
 
 
 def default_steps(trained: int) -> tuple[int, ...]:
@@ -194,7 +200,8 @@ def evaluate_grid(
             "scheme": scheme,
             "n_steps": n_steps,
             "accuracy": int(sums["hits"]) / n_images,
-            "loss": float(sums["loss"]) / n_images,
+            "loss": None if sums["diverged"] else float(sums["loss"]) / n_images,
+            "diverged": int(sums["diverged"]),
             "nfe": manifest.nfe(solver, blocks),
             "seconds": taken,
         }
@@ -263,6 +270,12 @@ def read_swap(folder: Path) -> Swapped:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def outcome(row: Row) -> str:
+    """Accuracy in percent and loss, or how many images diverged."""
+    loss = f"{row['diverged']} diverged" if row["loss"] is None else f"{row['loss']:.3f}"
+    return f"{100 * row['accuracy']:.2f} {loss}"
+
+
 def print_table(swapped: Swapped, console: Console) -> None:
     """Accuracy in percent, loss, field evaluations and seconds, a scheme a column and an N_t a line."""
     record, own = swapped.record, swapped.own
@@ -282,7 +295,7 @@ def print_table(swapped: Swapped, console: Console) -> None:
     def cell(row: Row | None) -> str:
         if row is None:
             return ""
-        text = f"{100 * row['accuracy']:.2f} {row['loss']:.3f}{gap}{row['nfe']} {row['seconds']:.2f}s"
+        text = f"{outcome(row)}{gap}{row['nfe']} {row['seconds']:.2f}s"
         style = "bold" if row is own else "red" if own["accuracy"] - row["accuracy"] >= 0.01 else "none"
         return f"[{style}]{text}[/]"
 

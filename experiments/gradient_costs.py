@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import compare
+from experiments.timing import compare
 from ode_nets import ACA, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, solve
 from ode_nets.gradients import GradientMethod
 from ode_nets.integrate import Field, Result, Solution, theta_at
@@ -103,7 +103,7 @@ def way_back(
         return dx, *jax.tree.map(jnp.negative, pullback(a))
 
     start = (solution.x, jax.grad(loss)(solution.x), jax.tree.map(jnp.zeros_like, theta))
-    # In a tuple, so that a weight function is not read before it is differentiated.
+    # In a tuple, so that a weight function is not read before it is differentiated; the counts depend on no method.
     run = lambda start, theta: solve(augmented, start, (theta,), solver=solver, gradient=ACA(), t0=t1, t1=t0)
     return jax.jit(run)(start, theta)
 
@@ -207,15 +207,15 @@ def report(
 
     programs = {name: program_of(method) for name, method in methods.items()}
     measured = compare(programs, x0, theta, repeats=repeats)
-    gradients = {name: flat(program(x0, theta)[1]) for name, program in programs.items()}
+    gradients = {name: flat(of.output[1]) for name, of in measured.items()}
     truth = None
     if truth_tolerance is not None:
-        truth = true_gradient(field, x0, theta, loss, t0, t1, truth_tolerance)
+        _, truth = true_solution(field, x0, theta, loss, truth_tolerance, t0, t1)
     direct = next((gradients[name] for name, method in methods.items() if isinstance(method, Direct)), None)
     rows = []
     for name, method in methods.items():
         end = lambda field, x0, theta, method=method: solution_of(method, field, x0, theta).x
-        (_, result), _ = programs[name](x0, theta)
+        (_, result), _ = measured[name].output
         rows.append(
             {
                 "method": name,
@@ -235,6 +235,7 @@ def report(
 
 def sizes_of(field: Field, x0: PyTree, theta: PyTree, loss: Loss, solver: Solver, t0: float, t1: float) -> Row:
     """The numbers that the formulas are made of."""
+    # No gradient is taken here: the counts are those of any method.
     run = lambda x0, theta: solve(field, x0, theta, solver=solver, gradient=ACA(), t0=t0, t1=t1)
     solution = jax.jit(run)(x0, theta)
     if int(solution.result):
@@ -259,22 +260,26 @@ def sizes_of(field: Field, x0: PyTree, theta: PyTree, loss: Loss, solver: Solver
     }
 
 
-def true_gradient(
-    field: Field, x0: PyTree, theta: PyTree, loss: Loss, t0: float, t1: float, tolerance: float
-) -> np.ndarray:
-    """The gradient of a solve in float64 at a tight tolerance, flat."""
+def true_solution(
+    field: Field, x0: PyTree, theta: PyTree, loss: Loss, tolerance: float, t0: float = 0.0, t1: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """End state, and gradient with respect to x0 and theta, of a solve in float64 at a tight tolerance; flat.
+
+    Raises:
+      ValueError: if the solve does not reach t1 at that tolerance.
+    """
     with jax.enable_x64(True):
         x0, theta = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), (x0, theta))
         solver = Adaptive("dopri5", tolerance, tolerance, max_steps=100_000)
 
-        def value(x0: PyTree, theta: PyTree) -> tuple[jax.Array, jax.Array]:
+        def value(x0: PyTree, theta: PyTree) -> tuple[jax.Array, Solution]:
             solution = solve(field, x0, theta, solver=solver, gradient=ACA(64), t0=t0, t1=t1)
-            return loss(solution.x), solution.result
+            return loss(solution.x), solution
 
-        (_, result), gradient = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(x0, theta)
-        if int(result):
-            raise ValueError(f"no truth at tolerance {tolerance}: {Result(int(result)).name}; loosen truth_tolerance")
-        return flat(gradient)
+        (_, solution), gradient = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(x0, theta)
+        if result := int(solution.result):
+            raise ValueError(f"no truth at tolerance {tolerance}: {Result(result).name}; loosen truth_tolerance")
+        return flat(solution.x), flat(gradient)
 
 
 def flat(gradient: PyTree) -> np.ndarray:

@@ -36,10 +36,11 @@ def _bare(*panels: Axes) -> None:
 def draw_swap(swaps: Sequence[Swapped]) -> Figure:
     """ContinuousNet Fig. 9: error against N_t, each run under its own scheme (left) and under others (right).
 
-    A vertical dotted line marks a run's own N_t, a horizontal one its error there.
+    A vertical dotted line marks a run's own N_t, a horizontal one its error there, and a cross where some images
+    diverged, which count as errors.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -51,6 +52,10 @@ def draw_swap(swaps: Sequence[Swapped]) -> Figure:
         for axes in (left, right):
             axes.axvline(swapped.n_steps, color=color, ls=(2 * k, (1, 3)), lw=1.2)
             axes.axhline(100 * (1 - own["accuracy"]), color=color, lw=0.8, alpha=0.6)
+        for row in swapped.rows:
+            if row["diverged"]:
+                axes = left if row["scheme"] == swapped.scheme else right
+                axes.plot(row["n_steps"], 100 * (1 - row["accuracy"]), "x", color="black", ms=8, zorder=5)
         others = [s for s in dict.fromkeys(row["scheme"] for row in swapped.rows) if s != swapped.scheme]
         for i, scheme in enumerate(others):
             style = {"ls": strokes[i % 4], "marker": marks[i % 5], "ms": 4, "lw": 1.2}
@@ -60,6 +65,8 @@ def draw_swap(swaps: Sequence[Swapped]) -> Figure:
     if all(row["accuracy"] < 1 for swapped in swaps for row in swapped.rows):
         left.set_yscale("log")
         left.yaxis.set_major_formatter(ScalarFormatter())
+        left.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        left.yaxis.set_minor_formatter(ScalarFormatter())
     for axes, title in ((left, "its own scheme, other step counts"), (right, "other schemes")):
         axes.set_xlabel("steps a block, $N_t$")
         axes.set_title(title, fontsize=10)

@@ -1,5 +1,9 @@
 """Write image sets as prepared TFDS directories (array_record), without TensorFlow.
 
+    python -m experiments.prepare_data from-archive cifar10 cifar-10-python.tar.gz
+    python -m experiments.prepare_data from-arrays my_set images.npz --data-dir data
+    python -m experiments.prepare_data download cifar100
+
 from-arrays takes an .npz, from-archive a published archive on disk; only download uses a network. The result,
 DATA_DIR/name/version, is read by `experiments.data.load` and by plain `tfds.data_source`. It is written
 aside, read back, compared with what went in, and renamed last: a killed preparation leaves nothing that looks
@@ -9,6 +13,7 @@ prepared. Records keep the order of their source.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import sys
@@ -16,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -29,7 +34,11 @@ from experiments.data_sources import ARCHIVED, PREPARE, Raw, data_root, read_npz
 
 
 def from_arrays(
-    name: str, npz: Path, data_dir: Path | None = None, source: str | None = None, overwrite: bool = False
+    name: Annotated[str, tyro.conf.Positional],
+    npz: Annotated[Path, tyro.conf.Positional],
+    data_dir: Path | None = None,
+    source: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Prepare a set from an .npz of arrays.
 
@@ -46,7 +55,12 @@ def from_arrays(
     return write_prepared(name, lambda _: content, data_dir=data_dir, overwrite=overwrite)
 
 
-def from_archive(name: str, path: Path, data_dir: Path | None = None, overwrite: bool = False) -> Path:
+def from_archive(
+    name: Annotated[str, tyro.conf.Positional],
+    path: Annotated[Path, tyro.conf.Positional],
+    data_dir: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Prepare CIFAR-10, CIFAR-100, MNIST or Fashion-MNIST from its published archive.
 
     Args:
@@ -68,7 +82,9 @@ def from_archive(name: str, path: Path, data_dir: Path | None = None, overwrite:
     return write_prepared(name, lambda _: content, data_dir=data_dir, overwrite=overwrite)
 
 
-def download(name: str, data_dir: Path | None = None, overwrite: bool = False) -> Path:
+def download(
+    name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = None, overwrite: bool = False
+) -> Path:
     """Download a set over the network and prepare it, by TFDS's own download_and_prepare and its checksums.
 
     Args:
@@ -208,7 +224,7 @@ def _builder(
 
 
 def _check_fits(raw: Raw, features: dict[str, Any], name: str) -> None:
-    other = f"Or give another --name, such as my_{name.partition('/')[0]}, which may hold any images."
+    other = f"Or give another name, such as my_{name.partition('/')[0]}, which may hold any images."
     if not {"image", "label"} <= set(features):
         raise ValueError(
             f"TFDS's {name} has the features {', '.join(features)}, not image and label. {other}"
@@ -308,15 +324,22 @@ def _say(text: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(text)
 
 
+def _deferred(command: Callable[..., Path]) -> Callable[..., Callable[[], Path]]:
+    """The same arguments, read without running the command."""
+
+    @functools.wraps(command)
+    def read(*args: Any, **kwargs: Any) -> Callable[[], Path]:
+        return functools.partial(command, *args, **kwargs)
+
+    return read
+
+
 def main() -> None:
     """The command line; a fault is one clear sentence and exit status 1."""
-    commands: dict[str, Callable[..., Any]] = {
-        "from-arrays": from_arrays,
-        "from-archive": from_archive,
-        "download": download,
-    }
+    commands = {"from-arrays": from_arrays, "from-archive": from_archive, "download": download}
+    later = {name: _deferred(command) for name, command in commands.items()}
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog=PREPARE, description=__doc__)
+        tyro.extras.subcommand_cli_from_dict(later, prog=PREPARE, description=__doc__)()
     except (ValueError, OSError, ImportError) as error:
         _say(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(1)

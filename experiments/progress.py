@@ -14,21 +14,23 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments.config import Config
 from experiments.run import RunError
+from ode_nets.integrate import Result
 
 PyTree = Any
 
 
 class NonFiniteError(RunError):
-    """The loss or the weights left the finite numbers."""
+    """The loss or the weights left the finite numbers, or the solver of a block did not reach its end."""
 
 
 class Interrupted(RunError):  # noqa: N818 - it is no fault
     """A signal asked the run to stop, and it did, resumable."""
 
-    def __init__(self, signum: int, step: int):
-        name = signal.Signals(signum).name
+    def __init__(self, noted: list[int], step: int):
+        # Where there are several processes, another one may have been told.
+        self.signum = noted[0] if noted else signal.SIGTERM
+        name = signal.Signals(self.signum).name
         super().__init__(f"stopped by {name} at step {step}; --resume goes on from there")
-        self.signum = signum
 
 
 class StopSignals:
@@ -59,12 +61,29 @@ def read(metrics: PyTree) -> tuple[float, float]:
     """
     values = jax.device_get(metrics)
     if values["bad_step"] > 0:
+        failed = failures(values.get("results", {}))
+        what = f"the solver of {failed}" if failed else "the loss or the weights were not finite"
+        help_ = "A larger --max-steps or --rtol or a" if failed else "A"
         raise NonFiniteError(
-            f"the loss or the weights were not finite at step {values['bad_step']}; no checkpoint was "
-            "written from there on. A smaller --learning-rate may help, with --overwrite or another --run-dir"
+            f"{what} at step {values['bad_step']}; no checkpoint was written from there on. "
+            f"{help_} smaller --learning-rate may help, with --overwrite or another --run-dir"
         )
     sums = values["epoch"]
     return float(sums["loss"] / sums["images"]), float(sums["correct"] / sums["images"])
+
+
+def failures(results: dict[str, Any]) -> str:
+    """Which solvers failed and how, e.g. `block ode2_1 ended with MAX_STEPS`; empty if none did."""
+    codes = {name: Result(int(code)) for name, code in sorted(results.items())}
+    return ", ".join(f"block {name} ended with {code.name}" for name, code in codes.items() if code)
+
+
+def mean_counts(metrics: PyTree, batch_size: int) -> dict[str, float]:
+    """What each block's solver counted, a mean over the steps of the epoch: `{"nfe/ode1_1": 13.2, ...}`."""
+    sums = jax.device_get(metrics["epoch"])
+    steps = int(sums["images"]) / batch_size
+    counts = sums["counts"].items()
+    return {f"{name}/{block}": int(n) / steps for block, of in counts for name, n in of.items()}
 
 
 def summary(record: dict[str, Any]) -> str:
@@ -77,6 +96,8 @@ def summary(record: dict[str, Any]) -> str:
     ]
     if "validation_accuracy" in record:
         parts.append(f"validation {record['validation_accuracy']:.4f}")
+    if nfe := sum(value for key, value in record.items() if key.startswith("nfe/")):
+        parts.append(f"nfe {nfe:.1f}")
     return "  ".join([*parts, f"{record['images_per_second']:.0f} images/s"])
 
 

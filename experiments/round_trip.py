@@ -97,6 +97,7 @@ def there_and_back(
     """
     solver = Adaptive(scheme, rtol, atol, max_steps=20_000, outputs="dense")
     ts = jnp.linspace(0.0, t1, n_times)
+    # Nothing is differentiated; of all methods ACA's forward loop ends with the last step and not at max_steps.
     there = solve(field, x0, theta, solver=solver, gradient=ACA(), t1=t1, ts=ts)
     back = solve(field, there.x[-1], theta, solver=solver, gradient=ACA(), t0=t1, t1=0.0, ts=ts[::-1])
     return ts, there, dataclasses.replace(back, x=back.x[::-1])

@@ -15,8 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tensorboardX import SummaryWriter
 
-from experiments import models
+from experiments import adapt, models
 from experiments.config import Config
+from experiments.devices import is_first, wait_for_all
 from experiments.environment import environment
 
 PyTree = Any
@@ -37,7 +38,7 @@ def write_json(path: Path, record: Any) -> None:
 
 
 class Run:
-    """The files of one run.
+    """The files of one run. Every process takes part in checkpoints; all else is written by the first alone.
 
         manifest.json     config, environment, status, results
         metrics.jsonl     a line an epoch
@@ -69,10 +70,18 @@ class Run:
           RunError: as `check_start`.
         """
         manifest = check_start(folder, config, resume=resume, overwrite=overwrite)
+        wait_for_all("all have seen the folder as it was")
+        if not resume and is_first():
+            cls._clear(folder, config)
+        wait_for_all("the folder is ready")
+        run = cls(folder)
         if resume:
-            run = cls(folder)
             run.update(status="running", resumed=[*manifest["resumed"], environment()])
-            return run
+        return run
+
+    @staticmethod
+    def _clear(folder: Path, config: Config) -> None:
+        """An empty folder but for the manifest of a run that has just begun."""
         # The manifest goes first and comes first, so that a kill in between leaves nothing that looks whole.
         for name in ("manifest.json", "metrics.jsonl"):
             (folder / name).unlink(missing_ok=True)
@@ -80,20 +89,24 @@ class Run:
             shutil.rmtree(folder / name, ignore_errors=True)
         started = {"status": "running", "config": dataclasses.asdict(config), "environment": environment()}
         write_json(folder / "manifest.json", started | {"results": {}, "resumed": []})
-        return cls(folder)
 
     def update(self, **entries: Any) -> None:
         """Change entries of the manifest."""
-        write_json(self.folder / "manifest.json", (read_manifest(self.folder) or {}) | entries)
+        if is_first():
+            write_json(self.folder / "manifest.json", (read_manifest(self.folder) or {}) | entries)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line of metrics, in JSON and in TensorBoard."""
+        if not is_first():
+            return
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         self._draw([record])
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will repeat, and draw the curves anew from the others."""
+        if not is_first():
+            return
         lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
         path = self.folder / "metrics.jsonl"
         partial = path.with_suffix(".partial")
@@ -133,11 +146,14 @@ class Run:
 
     def snapshot(self, level: int, params: PyTree) -> None:
         """Keep `pick_weights(params)` as snapshots/level_<level>.npz: the weights that a level ended with."""
+        if not is_first():
+            return
         path = self.folder / "snapshots" / f"level_{level}.npz"
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
+        arrays: dict[str, Any] = dict(pick_weights(params))
         with partial.open("wb") as file:
-            np.savez(file, **pick_weights(params))
+            np.savez(file, **arrays)
         os.replace(partial, path)
 
     def wait(self) -> None:
@@ -263,4 +279,6 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
     config = Config.from_json(record["config"])
     notes = restored.notes | {"step": max(steps)}
     net = models.build(config, like["params"]["head"]["bias"].shape[0], notes["level"])
+    if "adapted" in notes:
+        net = adapt.settled(net, notes["adapted"])
     return config, net, dict(restored.state), notes

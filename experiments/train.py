@@ -5,31 +5,42 @@
     python -m experiments.train digits --resume             go on after Ctrl-C, SIGTERM or a kill
 
 A run writes manifest.json, metrics.jsonl, TensorBoard curves and checkpoints into its folder. The test images
-are read once, when training is over.
+are read once, when training is over. All devices share every batch; experiments/run_pod.sh starts several hosts,
+and experiments/devices.py says what is shared how.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from functools import lru_cache, partial
+import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 
-from experiments import configs, data, models
+from experiments import adapt, configs, data, models
 from experiments.config import Config
-from experiments.progress import Bar, Interrupted, StopSignals, read, summary
+from experiments.devices import Agreement, Devices, is_first, join
+from experiments.progress import Bar, Interrupted, NonFiniteError, StopSignals, failures, mean_counts, read, summary
 from experiments.run import Run, RunError, check_start
+from experiments.steps import (
+    evaluate_batch,
+    init_state,
+    make_optimizer,
+    padded_batches,
+    result_codes,
+    train_step,
+    train_steps,
+)
 from ode_nets import manifest
 
 PyTree = Any
@@ -51,95 +62,29 @@ class Options:
     """Time between two checkpoints inside an epoch, 0 for one a step; there is one after each epoch."""
     quiet: bool = False
     """Print nothing but errors."""
+    steps_per_dispatch: int = 1
+    """Training steps in one call, 0 for an epoch; checkpoints, signals and the progress bar come between calls."""
+    n_devices: int | None = None
+    """Use so many devices; default all."""
+    distributed: bool = False
+    """Train with the other processes that are started in the same way, each with its own devices."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0; not needed on a TPU pod, under Slurm or Open MPI, nor are the next two."""
+    n_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    lost_after: int = 100
+    """Seconds after which a silent process counts as lost, and ends the others."""
 
     def __post_init__(self) -> None:
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"checkpoint_seconds={self.checkpoint_seconds}: expected at least 0")
-
-
-# ---------------------------------------------------------------------------------------------------------
-# One step, compiled once a level of refinement
-# ---------------------------------------------------------------------------------------------------------
-
-
-@lru_cache
-def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
-    """SGD with momentum on the loss plus weight decay, its rate decaying in steps."""
-    decay = {epoch * steps_per_epoch: config.decay_factor for epoch in config.decay_epochs}
-    rate = optax.piecewise_constant_schedule(config.learning_rate, decay)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, config.momentum))
-
-
-@partial(jax.jit, static_argnames=("config", "net", "optimizer"), donate_argnames="state")
-def train_step(
-    config: Config,
-    net: nn.Module,
-    optimizer: optax.GradientTransformation,
-    state: PyTree,
-    images: jax.Array,
-    labels: jax.Array,
-    order: jax.Array,
-    scaling: tuple[jax.Array, jax.Array],
-) -> tuple[PyTree, PyTree]:
-    """One step on the batch that `state["step"]` points to in `order`; the new state and its metrics.
-
-    Metrics are sums over the images of the epoch so far, and the first step after which the loss or the
-    weights were not finite, counted from 1 (0: none).
-    """
-    step = state["step"]
-    in_epoch = step % (images.shape[0] // config.batch_size)
-    index = jax.lax.dynamic_slice(order, (in_epoch * config.batch_size,), (config.batch_size,))
-    # Epochs draw their order from the same seed, numbered upwards from 0; steps are numbered downwards.
-    key = jax.random.fold_in(jax.random.key(config.seed), -1 - step)
-    x = data.augment(key, images[index], pad=config.crop_pad, flip=config.flip)
-    x, y = data.normalize(x, *scaling), labels[index]
-
-    def loss_of(params: PyTree) -> tuple[jax.Array, PyTree]:
-        variables = {"params": params, "batch_stats": state["batch_stats"]}
-        logits, changed = net.apply(variables, x, train=True, mutable=["batch_stats"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-        return loss, (jnp.sum(jnp.argmax(logits, -1) == y), changed["batch_stats"])
-
-    (loss, (correct, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state["params"])
-    updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
-
-    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, params, batch_stats))]
-    before = jax.tree.map(lambda total: jnp.where(in_epoch == 0, 0, total), state["metrics"]["epoch"])
-    bad_step = state["metrics"]["bad_step"]
-    metrics = {
-        "epoch": {
-            "loss": before["loss"] + config.batch_size * loss,
-            "correct": before["correct"] + correct.astype(jnp.int32),
-            "images": before["images"] + config.batch_size,
-        },
-        "bad_step": jnp.where((bad_step == 0) & ~jnp.stack(finite).all(), step + 1, bad_step),
-    }
-    new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
-    # The state is donated to the next step; the second copy of its metrics stays readable.
-    return new | {"step": step + 1, "metrics": metrics}, metrics
-
-
-@partial(jax.jit, static_argnames="net")
-def evaluate_batch(
-    net: nn.Module,
-    variables: PyTree,
-    images: jax.Array,
-    labels: jax.Array,
-    scaling: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """Summed loss and number of hits; images with label -1 are padding and count nowhere."""
-    logits = net.apply(variables, data.normalize(images, *scaling))
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    return jnp.sum(jnp.where(labels >= 0, loss, 0.0)), jnp.sum((logits.argmax(-1) == labels) & (labels >= 0))
-
-
-def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[tuple[Any, Any]]:
-    """Batches of one size, so that they share one program; the last is filled up with images of label -1."""
-    for start in range(0, len(images), batch_size):
-        x, y = images[start : start + batch_size], labels[start : start + batch_size]
-        missing = batch_size - len(x)
-        yield np.pad(x, ((0, missing), (0, 0), (0, 0), (0, 0))), np.pad(y, (0, missing), constant_values=-1)
+        for name in ("n_devices", "n_processes", "lost_after"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        for name in ("checkpoint_seconds", "steps_per_dispatch"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -148,14 +93,15 @@ def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> I
 
 
 class Task:
-    """The data of a run, its training images on the device as uint8, and what follows from their number.
+    """The data of a run, its training images on the devices as uint8, and what follows from their number.
 
     Raises:
-      RunError: for data that is absent or broken, or fewer images than a batch.
+      RunError: for data that is absent or broken, fewer images than a batch, or a batch that the devices cannot
+        share equally.
     """
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, n_devices: int | None = None):
+        self.config, self.devices = config, Devices.take(n_devices)
         try:
             self.dataset = data.load(
                 config.dataset,
@@ -170,47 +116,76 @@ class Task:
         self.steps_per_epoch = n_train // config.batch_size
         if self.steps_per_epoch == 0:
             raise RunError(f"batch_size={config.batch_size} exceeds the {n_train} training images: lower it")
+        if config.batch_size % len(self.devices):
+            raise RunError(
+                f"batch_size={config.batch_size} on {len(self.devices)} devices: expected a multiple of their "
+                "number; --n-devices takes fewer"
+            )
         levels = range(config.level(config.epochs - 1) + 1)
         self.nets = [models.build(config, self.dataset.n_classes, level) for level in levels]
         self.optimizer = make_optimizer(config, self.steps_per_epoch)
-        self.device = jax.devices()[0]
         held = (self.dataset.x_train, self.dataset.y_train, (self.dataset.mean, self.dataset.std))
-        self.images, self.labels, self.scaling = jax.device_put(held, self.device)
+        self.images, self.labels, self.scaling = self.devices.put(held, self.devices.everywhere)
+        self._order = jax.jit(self.order_of, out_shardings=self.devices.spread(axis=1))
 
     def init(self, level: int) -> PyTree:
         """A new training state, in the shapes of a level."""
         one_image = jnp.zeros((1, *self.images.shape[1:]))
-        variables = self.nets[level].init(jax.random.key(self.config.seed), one_image)
-        sums = {"loss": jnp.float32(0), "correct": jnp.int32(0), "images": jnp.int32(0)}
-        return {
-            "params": variables["params"],
-            "batch_stats": variables["batch_stats"],
-            "opt_state": self.optimizer.init(variables["params"]),
-            "step": jnp.int32(0),
-            "metrics": {"epoch": sums, "bad_step": jnp.int32(0)},
-        }
+        state = init_state(self.nets[level], self.optimizer, one_image, self.config.seed)
+        if self.config.adapt == "none":
+            return state
+        first = self.dataset.x_train[: self.config.batch_size]
+        images = data.normalize(jnp.asarray(first), self.dataset.mean, self.dataset.std)
+        return state | {"adaption": adapt.begin(self.config, self.nets[level], variables_of(state), images)}
+
+    def order(self, epoch: int) -> jax.Array:
+        """The training images of each batch of an epoch, `[steps_per_epoch, batch_size]`, spread over the devices."""
+        return self._order(np.int32(self.config.seed), np.int32(epoch))
+
+    def order_of(self, seed: jax.Array, epoch: jax.Array) -> jax.Array:
+        """The same of any seed, to be compiled."""
+        order = data.epoch_permutation(seed, epoch, len(self.dataset.x_train))
+        shape = (self.steps_per_epoch, self.config.batch_size)
+        return order[: shape[0] * shape[1]].reshape(shape)
 
     def start(self, run: Run) -> tuple[int, dict[str, Any], PyTree]:
         """Step, notes and state of the newest whole checkpoint of a run, or new ones."""
         if (found := run.restore_notes()) is None:
-            state = jax.jit(partial(self.init, 0))()
-            return 0, {"level": 0, "best": -1.0, "seconds": 0.0}, jax.device_put(state, self.device)
+            state = jax.jit(partial(self.init, 0), out_shardings=self.devices.everywhere)()
+            return 0, {"level": 0, "best": -1.0, "seconds": 0.0}, state
         step, notes = found
-        there = jax.sharding.SingleDeviceSharding(self.device)
-        shapes = jax.eval_shape(partial(self.init, notes["level"]))
+        shapes, there = jax.eval_shape(partial(self.init, notes["level"])), self.devices.everywhere
         like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=there), shapes)
         return step, notes, run.restore(step, like)
 
     def evaluate(self, level: int, state: PyTree, split: str) -> tuple[float, float]:
-        """Mean loss and accuracy over the validation or the test images."""
+        """Mean loss and accuracy over the validation or the test images.
+
+        Raises:
+          NonFiniteError: if a solver did not reach its end.
+        """
         images, labels = getattr(self.dataset, f"x_{split}"), getattr(self.dataset, f"y_{split}")
-        # Both splits in batches of one size, so that a level compiles one program for them.
-        batch_size = min(250, max(len(self.dataset.x_validation), len(self.dataset.x_test)))
-        variables = {name: state[name] for name in ("params", "batch_stats")}
-        batches = padded_batches(images, labels, batch_size)
-        sums = [evaluate_batch(self.nets[level], variables, x, y, self.scaling) for x, y in batches]
-        loss, hits = np.sum(jax.device_get(sums), axis=0)
+        # One size for all splits, so that a level compiles one program, and for all usual numbers of devices, as
+        # adaptive steps follow the whole batch.
+        batch_size = -(-256 // len(self.devices)) * len(self.devices)
+        net, variables = self.nets[level], variables_of(state)
+        batches = (
+            self.devices.put(batch, self.devices.spread()) for batch in padded_batches(images, labels, batch_size)
+        )
+        sums = [(evaluate_batch(net, variables, x, y, self.scaling), x) for x, y in batches]
+        sums, inputs = [jax.device_get(total) for total, _ in sums], [x for _, x in sums]
+        loss, hits = np.sum(sums, axis=0)
+        if not math.isfinite(loss) and self.config.rtol is not None:
+            bad = next(x for (total, _), x in zip(sums, inputs, strict=True) if not math.isfinite(total))
+            failed = failures(jax.device_get(result_codes(net, variables, bad, self.scaling)))
+            if failed:
+                raise NonFiniteError(f"on the {split} images the solver of {failed}; a larger --max-steps may help")
         return float(loss) / len(images), float(hits) / len(images)
+
+
+def variables_of(state: PyTree) -> PyTree:
+    """What a network is evaluated with, and where its adaption stands, if it has one."""
+    return {name: state[name] for name in ("params", "batch_stats", "adaption") if name in state}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -225,16 +200,16 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
       RunError: for a folder that holds another run, data that cannot be had, a non-finite loss, or an
         interruption.
     """
-    console = Console(quiet=options.quiet, highlight=False)
+    console = Console(quiet=options.quiet or not is_first(), highlight=False)
     flags = {"resume": options.resume, "overwrite": options.overwrite}
     found = check_start(folder, config, **flags)
     if options.resume and found["status"] == "finished":
         results = found["results"]
     else:
-        task = Task(config)
+        task = Task(config, options.n_devices)
         run = Run.start(folder, config, **flags)
         try:
-            results = fit(task, run, options.checkpoint_seconds, console)
+            results = fit(task, run, options, console)
             run.update(status="finished", results=results)
         except BaseException as error:
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
@@ -247,19 +222,22 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
     return results
 
 
-def fit(task: Task, run: Run, checkpoint_seconds: float, console: Console) -> dict[str, Any]:
+def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, Any]:
     """Take a run from its newest checkpoint to its end; the results, once everything is on disk."""
     config, n_steps = task.config, task.steps_per_epoch
     step, notes, state = task.start(run)
     run.forget_after(step)
-    clock = time.perf_counter()
+    clock, agreement = time.perf_counter(), Agreement(task.devices)
 
     def save(which: str) -> None:
         nonlocal clock
+        agreement.forget()
         # Bad weights raise here, and never replace good ones.
         read(state["metrics"])
         now = time.perf_counter()
         notes["seconds"], clock = notes["seconds"] + now - clock, now
+        if "adaption" in state:
+            notes["adapted"] = float(state["adaption"]["value"])
         run.save(which, step, state, dict(notes))
 
     with StopSignals() as signals, Bar(console, config, n_steps) as bar:
@@ -270,25 +248,29 @@ def fit(task: Task, run: Run, checkpoint_seconds: float, console: Console) -> di
                 parts = {name: state[name] for name in REFINED}
                 state = state | manifest.refine(task.nets[notes["level"]], parts)[1]
                 notes["level"] += 1
-            net = task.nets[notes["level"]]
-            order = data.epoch_permutation(config.seed, epoch, len(task.images))
+            net, end = task.nets[notes["level"]], (epoch + 1) * n_steps
+            order, seed = task.order(epoch), np.int32(config.seed)
 
             # The steps of the epoch.
-            began, first = 0.0, step
+            began, first, stop = 0.0, step, False
             bar.start_epoch(step)
-            while step < (epoch + 1) * n_steps and not signals.noted:
-                state, metrics = train_step(
-                    config, net, task.optimizer, state, task.images, task.labels, order, task.scaling
+            while step < end and not stop:
+                taken = min(options.steps_per_dispatch or n_steps, end - step)
+                many = partial(train_steps, n_steps=np.int32(taken))
+                state, metrics = (train_step if options.steps_per_dispatch == 1 else many)(
+                    config, net, task.optimizer, state, task.images, task.labels, order, task.scaling, seed
                 )
                 # The first call of a level returns when it is compiled, and any call before it is computed.
                 began = began or time.perf_counter()
-                step += 1
+                step += taken
                 bar.push(step, metrics)
-                if time.perf_counter() - clock > checkpoint_seconds and step % n_steps:
+                due = time.perf_counter() - clock > options.checkpoint_seconds
+                stop, due = agreement.hear(bool(signals.noted), due)
+                if due and step % n_steps:
                     save("latest")
-            if step < (epoch + 1) * n_steps:
+            if step < end:
                 save("latest")
-                raise Interrupted(signals.noted[0], step)
+                raise Interrupted(signals.noted, step)
 
             # What the epoch came to.
             loss, accuracy = read(state["metrics"])
@@ -304,6 +286,9 @@ def fit(task: Task, run: Run, checkpoint_seconds: float, console: Console) -> di
                 "seconds": seconds,
                 "images_per_second": (step - first) * config.batch_size / seconds,
             }
+            record |= mean_counts(state["metrics"], config.batch_size)
+            if "adaption" in state:
+                record["adapted"] = float(state["adaption"]["value"])
             if len(task.dataset.x_validation):
                 held_out = task.evaluate(notes["level"], state, "validation")
                 record["validation_loss"], record["validation_accuracy"] = held_out
@@ -313,8 +298,9 @@ def fit(task: Task, run: Run, checkpoint_seconds: float, console: Console) -> di
                 notes["best"] = record["validation_accuracy"]
                 save("best")
             save("latest")
-            if signals.noted and step < config.epochs * n_steps:
-                raise Interrupted(signals.noted[0], step)
+            (stop,) = agreement.hear_now(bool(signals.noted))
+            if stop and step < config.epochs * n_steps:
+                raise Interrupted(signals.noted, step)
 
         # The test images, once, and only when the weights that they judge are safe.
         run.snapshot(notes["level"], state["params"])
@@ -334,6 +320,8 @@ def fit(task: Task, run: Run, checkpoint_seconds: float, console: Console) -> di
 def main() -> None:
     """The command line."""
     name, config, options = configs.command_line(Options, "python -m experiments.train")
+    if options.distributed:
+        join(options.coordinator, options.n_processes, options.process_id, options.lost_after)
     try:
         train(config, options, options.run_dir or Path("runs") / name)
     except Interrupted as stop:
@@ -341,9 +329,21 @@ def main() -> None:
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
         print("\nstopped at once; --resume goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        leave(options, 128 + signal.SIGINT)
     except RunError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        leave(options, 1)
+    except Exception:
+        traceback.print_exc()
+        leave(options, 1)
+
+
+def leave(options: Options, status: int) -> None:
+    """End a process that failed; not in step with others, which a usual exit would wait for."""
+    if options.distributed:
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@
 
 `solve` takes the four apart from each other, and each can be exchanged without touching the other three. `nn`
 puts such solves into Flax modules, `manifest` turns a trained model into others. The names below are all that
-is public, with those of `manifest`, `problems` and `interop.diffrax`, which is imported by its name.
+is public, with those of `manifest`, `problems`, `validity` and `interop.diffrax`, which is imported by its name.
 """
 
-from ode_nets import manifest, problems
+from ode_nets import manifest, problems, validity
 from ode_nets.control import StepController
 from ode_nets.fields import MLP, ResidualUnit, Unit, batch_norm, convolution
-from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, solve
+from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, TracedStep, solve
 from ode_nets.integrate import (
     Adaptive,
     Field,
@@ -24,18 +24,41 @@ from ode_nets.integrate import (
     pad,
 )
 from ode_nets.manifest import export_inference, n_parameters, pareto_front, swap_solvers
-from ode_nets.nn import ContinuousNet, OdeBlock, ResNet, WideContinuousNet, as_resnet
+from ode_nets.nn import (
+    ANODEV2,
+    NODE18,
+    ContinuousNet,
+    OdeBlock,
+    ResNet,
+    ResNet18,
+    WideContinuousNet,
+    anodev2_net,
+    as_resnet,
+    regularization,
+)
 from ode_nets.tableaus import SCHEMES, Tableau, get_tableau
 from ode_nets.weights import (
+    RDA,
     Basis,
     BasisExpansion,
+    Box,
     Chebyshev,
     Constant,
+    Dirac,
+    Evolution,
+    Evolved,
+    Exponential,
+    Flattened,
+    FlowStep,
     Fourier,
     Joint,
     Legendre,
     PiecewiseConstant,
     PiecewiseLinear,
+    Still,
+    advance_filter,
+    configuration_1,
+    configuration_2,
     interpolate,
     project,
     refine,
@@ -43,19 +66,29 @@ from ode_nets.weights import (
 
 __all__ = [
     "ACA",
+    "ANODEV2",
     "MLP",
+    "NODE18",
+    "RDA",
     "SCHEMES",
     "Adaptive",
     "Backsolve",
     "Basis",
     "BasisExpansion",
+    "Box",
     "Chebyshev",
     "Checkpointed",
     "Constant",
     "ContinuousNet",
+    "Dirac",
     "Direct",
+    "Evolution",
+    "Evolved",
+    "Exponential",
     "Field",
     "FixedStep",
+    "Flattened",
+    "FlowStep",
     "Fourier",
     "GradientMethod",
     "Joint",
@@ -66,16 +99,23 @@ __all__ = [
     "PiecewiseLinear",
     "Problem",
     "ResNet",
+    "ResNet18",
     "ResidualUnit",
     "Result",
     "Solution",
     "StepController",
+    "Still",
     "Tableau",
+    "TracedStep",
     "Unit",
     "WeightFunction",
     "WideContinuousNet",
+    "advance_filter",
+    "anodev2_net",
     "as_resnet",
     "batch_norm",
+    "configuration_1",
+    "configuration_2",
     "convolution",
     "export_inference",
     "get_tableau",
@@ -88,6 +128,8 @@ __all__ = [
     "problems",
     "project",
     "refine",
+    "regularization",
     "solve",
     "swap_solvers",
+    "validity",
 ]

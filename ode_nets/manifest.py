@@ -72,30 +72,48 @@ def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Modul
       linear basis of two knots or more, whose statistics are averaged over intervals that overlap.
 
     Raises:
-      ValueError: for a solver without a step count, or a factor that is not an integer of at least 1.
+      ValueError: for a net without a basis, a solver without a step count, or a factor that is not an integer of
+        at least 1.
     """
+    old = _basis_of(net)
     if not isinstance(net.solver, FixedStep):
         raise ValueError(f"net.solver={net.solver!r}: only a FixedStep has a number of steps to multiply")
-    basis = net.basis.refined(factor)
     solver = FixedStep(net.solver.tableau, net.solver.n_steps * factor)
-    return _rebased(net.clone(solver=solver), variables, basis, refinement_matrix(net.basis, factor))
+    return _rebased(net.clone(solver=solver), variables, old.refined(factor), refinement_matrix(old, factor))
 
 
 def project(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
     """The L2 projection of theta(t) onto another basis, without data (ContinuousNet sec. 4.4).
 
     Batch statistics, which are kept by equal intervals, are averaged over as many new intervals.
+
+    Raises:
+      ValueError: for a net without a basis.
     """
-    return _rebased(net, variables, basis, projection_matrix(net.basis, basis))
+    return _rebased(net, variables, basis, projection_matrix(_basis_of(net), basis))
 
 
 def interpolate(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
-    """theta(t) sampled at the nodes of another basis, without data."""
-    return _rebased(net, variables, basis, interpolation_matrix(net.basis, basis))
+    """theta(t) sampled at the nodes of another basis, without data.
+
+    Raises:
+      ValueError: for a net without a basis.
+    """
+    return _rebased(net, variables, basis, interpolation_matrix(_basis_of(net), basis))
+
+
+def _basis_of(net: nn.Module) -> Basis:
+    basis = getattr(net, "basis", None)
+    if not isinstance(basis, Basis):
+        raise ValueError(
+            f"net is a {type(net).__name__}, whose weights are in no basis: expected a module with a `basis`, such as "
+            "ContinuousNet or OdeBlock; a ResNet's weights have one in the ContinuousNet that `as_resnet` took"
+        )
+    return basis
 
 
 def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray) -> tuple[nn.Module, PyTree]:
-    intervals = projection_matrix(PiecewiseConstant(net.basis.n_basis), PiecewiseConstant(basis.n_basis))
+    intervals = projection_matrix(PiecewiseConstant(_basis_of(net).n_basis), PiecewiseConstant(basis.n_basis))
     changed = {}
     for name, tree in variables.items():
         change = partial(transform, matrix=intervals if name == "batch_stats" else matrix)
@@ -212,12 +230,23 @@ def run_swap(
       variables: of the net it was compiled for.
       solvers: the grid of (scheme, n_steps).
       batches: makes an iterable of `(images, batch)`, all of the shapes compiled for.
-      timer: a clock in seconds, to time each chunk of lanes; `None` for no times.
+      timer: a clock in seconds, to time the program on each chunk of lanes, without what makes the batches;
+        `None` for no times.
 
     Returns:
       One score a solver, in order, summed over batches; and the seconds of each: a chunk's, shared out by the
       solvers' field evaluations (empty without a timer).
     """
+
+    def timed(stacked: Any, images: jax.Array, batch: PyTree) -> tuple[PyTree, float]:
+        if timer is None:
+            return swap.program(variables, images, batch, stacked), 0.0
+        # Copying and scaling images may still be under way, and is no part of any solver's cost.
+        images, batch = jax.block_until_ready(jax.device_put((images, batch)))
+        start = timer()
+        sums = jax.block_until_ready(swap.program(variables, images, batch, stacked))
+        return sums, timer() - start
+
     # Solvers of like cost share a chunk, since the lanes of one all run as long as the longest.
     by_cost = sorted(range(len(solvers)), key=lambda i: nfe(solvers[i]))
     chunks = [by_cost[i : i + swap.lanes] for i in range(0, len(by_cost), swap.lanes)]
@@ -227,15 +256,13 @@ def run_swap(
         padded = chunk + [chunk[-1]] * (swap.lanes - len(chunk))
         stacked = stack_solvers([solvers[i] for i in padded], swap.n_stages)
         if timer is not None and number == 0:
-            images, batch = next(iter(batches()))
-            jax.block_until_ready(swap.program(variables, images, batch, stacked))
-        start = timer() if timer is not None else 0.0
-        total = None
+            jax.block_until_ready(swap.program(variables, *next(iter(batches())), stacked))
+        total, elapsed = None, 0.0
         for images, batch in batches():
-            sums = swap.program(variables, images, batch, stacked)
+            sums, taken = timed(stacked, images, batch)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+            elapsed += taken
         total = jax.device_get(total)
-        elapsed = timer() - start if timer is not None else 0.0
         cost = sum(nfe(solvers[i]) for i in chunk)
         for lane, i in enumerate(chunk):
             scores[i] = jax.tree.map(lambda leaf, lane=lane: leaf[lane], total)

@@ -118,6 +118,12 @@ def rk_step(
     )
 
 
+def weighted_sum(weights: jax.Array, slopes: jax.Array) -> jax.Array:
+    """sum_i weights_i slopes_i, `[S]` and `[S, ...]` to `[...]`, in the full precision of its arguments."""
+    # Accelerators would otherwise round the factors of a product of matrices.
+    return jnp.tensordot(weights, slopes, 1, precision=jax.lax.Precision.HIGHEST)
+
+
 def rk_advance(
     tableau: Tableau, evaluate: Callable[[Any, Any, PyTree], PyTree], t: Any, x: PyTree, h: Any
 ) -> PyTree:
@@ -141,7 +147,7 @@ def rk_advance(
 
     def move(weights: Any, slopes: PyTree) -> PyTree:
         def leaf(x: jax.Array, k: jax.Array) -> jax.Array:
-            return x + jnp.asarray(h, x.dtype) * jnp.tensordot(jnp.asarray(weights, x.dtype), k, 1)
+            return x + jnp.asarray(h, x.dtype) * weighted_sum(jnp.asarray(weights, x.dtype), k)
 
         return jax.tree.map(leaf, x, slopes)
 

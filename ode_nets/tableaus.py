@@ -201,6 +201,8 @@ def _check_conditions(tableau: Tableau) -> None:
         total = sum(tableau.b_error, Fraction(0))
         if not _close(total, Fraction(0)):
             raise ValueError(f"{name} fails sum_i b_error_i = 0 (b minus embedded weights): got {total}")
+        if all(_close(weight, Fraction(0)) for weight in tableau.b_error):
+            raise ValueError(f"{name}: b_error is zero, so no step would ever be rejected; the embedded weights are b")
         embedded = tuple(x - y for x, y in zip(tableau.b, tableau.b_error, strict=True))
         _check_order(tableau, embedded, tableau.embedded_order, "bhat", "embedded order")
     if tableau.b_dense is not None:

@@ -183,6 +183,7 @@ HALF = Fraction(1, 2)
         ({"b_error": (HALF,), "embedded_order": 1}, r"b_error must have one entry a stage, 2 as b, got 1"),
         ({"b_error": (HALF, HALF)}, r"b_error and embedded_order belong together"),
         ({"b_error": (HALF, HALF), "embedded_order": 1}, r"fails sum_i b_error_i = 0 .*: got 1"),
+        ({"b_error": (0 * HALF, 0 * HALF), "embedded_order": 1}, r"b_error is zero, so no step would ever be rejected"),
         (
             {"b_error": (-HALF, HALF), "embedded_order": 2},
             r"claims embedded order 2 but fails the order-2 condition sum_i bhat_i c_i = 1/2: got 0",

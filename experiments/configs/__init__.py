@@ -10,14 +10,26 @@ from typing import Any
 import tyro
 
 from experiments.config import Config
-from experiments.configs import cifar10, cifar10_small, cifar100_wide, digits, digits_euler
+from experiments.configs import (
+    anodev2,
+    cifar10,
+    cifar10_small,
+    cifar100_wide,
+    digits,
+    digits_euler,
+    node18,
+    node18_small,
+)
 
-MODULES = {
+MODULES: dict[str, Any] = {
     "digits": digits,
     "digits_euler": digits_euler,
     "cifar10": cifar10,
     "cifar10_small": cifar10_small,
     "cifar100_wide": cifar100_wide,
+    "node18_small": node18_small,
+    **node18.FAMILY,
+    **anodev2.FAMILY,
 }
 CONFIGS: dict[str, Config] = {name: module.CONFIG for name, module in MODULES.items()}
 
@@ -36,7 +48,8 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
     """
     name, *keys = (sys.argv[1:] if args is None else args) or [""]
     if name in ("", "-h", "--help"):
-        titles = [f"  {name:14} {(module.__doc__ or '').splitlines()[0]}" for name, module in MODULES.items()]
+        width = max(map(len, MODULES))
+        titles = [f"  {name:{width}} {(module.__doc__ or '').splitlines()[0]}" for name, module in MODULES.items()]
         print(f"usage: {prog} CONFIG [--key value ...]\n\nconfigs:", *titles, "", sep="\n")
         print(f"{prog} CONFIG --help lists the keys")
         sys.exit(0 if name else 2)

@@ -1,4 +1,4 @@
-"""ContinuousNet(RK4-classic) with refinement training on handwritten digits, M = N_t = 1, 2, 4, 8.
+"""ContinuousNet(RK4-classic) with refinement training on handwritten digits, M = N_t = 1, 2, 4.
 
     python -m experiments.train digits
 
@@ -18,9 +18,9 @@ CONFIG = Config(
     epsilon=2.0,
     gradient="direct",
     batch_size=32,
-    epochs=22,
+    epochs=18,
     learning_rate=0.05,
-    decay_epochs=(15, 20),
-    refine_epochs=(10, 15, 18),
+    decay_epochs=(12, 16),
+    refine_epochs=(9, 13),
     validation_fraction=0.1,
 )

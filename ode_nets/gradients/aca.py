@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 from ode_nets.gradients import treeverse
 from ode_nets.gradients.aca_fixed import run_fixed
-from ode_nets.gradients.closure import Closed, add, as_cotangents, close_over, zero_cotangent, zeros
+from ode_nets.gradients.closure import Closed, Inputs, add, as_cotangents, close_over, zero_cotangent, zeros
 from ode_nets.gradients.outputs import follow_times, run_marked
 from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.gradients.treeverse import Store
-from ode_nets.integrate import Adaptive, FixedStep, Problem, Solution
+from ode_nets.integrate import Adaptive, FixedStep, Problem, Result, Solution
 from ode_nets.integrate.adaptive import Run, finish, first_run, interpolate_step, next_run, run_adaptive
-from ode_nets.integrate.trial import attempt, evaluator, is_running, stops_of, succeeded
+from ode_nets.integrate.trial import attempt, evaluator, is_running, outcome, stops_of
 from ode_nets.stepping import rk_advance, rk_step
 
 PyTree = Any
@@ -59,38 +59,9 @@ class ACA:
         closed = close_over(problem)
         slots = solver.max_steps if self.checkpoints is None else min(self.checkpoints, solver.max_steps)
         stops = stops_of(problem, solver)
-        run = _solve(closed, solver, slots, problem.on_domain, _Inputs.of(problem, solver, closed))
+        run = _solve(closed, solver, slots, problem.on_domain, Inputs.of(problem, closed, solver))
         solution = finish(problem, solver, stops, run)
         return dataclasses.replace(solution, x=follow_times(problem, closed, solver, solution.x))
-
-
-class _Inputs(NamedTuple):
-    """All arrays that a solve depends on."""
-
-    x0: PyTree
-    weights: PyTree
-    t0: Any
-    t1: Any
-    ts: Any
-    consts: Any
-    tolerances: Any
-
-    @classmethod
-    def of(cls, problem: Problem, solver: Adaptive, closed: Closed) -> _Inputs:
-        time = jnp.result_type(float)
-        times = (jnp.asarray(problem.t0, time), jnp.asarray(problem.t1, time))
-        ts = None if problem.ts is None else jnp.asarray(problem.ts, time)
-        sizes = (solver.rtol, solver.atol, solver.first_step)
-        return cls(problem.x0, problem.weights, *times, ts, closed.consts, sizes)
-
-    def problem(self, closed: Closed, on_domain: bool) -> Problem:
-        """The problem again, from these arrays."""
-        return Problem(closed.field(self.consts), self.x0, self.weights, self.t0, self.t1, self.ts, on_domain)
-
-    def solver(self, solver: Adaptive) -> Adaptive:
-        """The solver again, with these tolerances."""
-        rtol, atol, first_step = self.tolerances
-        return dataclasses.replace(solver, rtol=rtol, atol=atol, first_step=first_step)
 
 
 class _Record(NamedTuple):
@@ -102,21 +73,21 @@ class _Record(NamedTuple):
     """The stop that the step ended on, -1 for none."""
 
 
-def _solve(closed: Closed, solver: Adaptive, slots: int, on_domain: bool, inputs: _Inputs) -> Run:
+def _solve(closed: Closed, solver: Adaptive, slots: int, on_domain: bool, inputs: Inputs) -> Run:
     # Tolerances travel as arrays, so that the static part of the solver stays hashable under tracing.
     static = dataclasses.replace(solver, rtol=1.0, atol=0.0, first_step=None if solver.first_step is None else 1.0)
 
     @jax.custom_vjp
-    def solve(inputs: _Inputs) -> Run:
+    def solve(inputs: Inputs) -> Run:
         return run_adaptive(inputs.problem(closed, on_domain), inputs.solver(static))
 
-    def forward(inputs: _Inputs) -> tuple[Run, Any]:
+    def forward(inputs: Inputs) -> tuple[Run, Any]:
         problem = inputs.problem(closed, on_domain)
         run, store, record = _forward(problem, inputs.solver(static), slots)
-        good = succeeded(run.trial, len(stops_of(problem, solver)))
+        good = outcome(run.trial, len(stops_of(problem, solver))) == Result.SUCCESS
         return run, (inputs, store, record, run.trial.n_accepted, good)
 
-    def backward(residuals: Any, cotangent: Run) -> tuple[_Inputs]:
+    def backward(residuals: Any, cotangent: Run) -> tuple[Inputs]:
         return (_backward(closed, static, on_domain, residuals, cotangent),)
 
     solve.defvjp(forward, backward)
@@ -155,7 +126,7 @@ class _Cotangents(NamedTuple):
 
 def _backward(
     closed: Closed, solver: Adaptive, on_domain: bool, residuals: Any, cotangent: Run
-) -> _Inputs:
+) -> Inputs:
     inputs, store, record, n_accepted, good = residuals
     problem, tableau = inputs.problem(closed, on_domain), solver.tableau
     stops = stops_of(problem, solver)
@@ -215,7 +186,7 @@ def _backward(
     return _gather(inputs, problem, solver, ct, cotangent)
 
 
-def _gather(inputs: _Inputs, problem: Problem, solver: Adaptive, ct: _Cotangents, cotangent: Run) -> _Inputs:
+def _gather(inputs: Inputs, problem: Problem, solver: Adaptive, ct: _Cotangents, cotangent: Run) -> Inputs:
     """Cotangents of the inputs, those of states asked for at t0 included."""
     ct_x0, clipped = ct.x, cotangent.landed is not None
     if (asked := cotangent.landed if clipped else cotangent.dense) is not None:
@@ -225,7 +196,7 @@ def _gather(inputs: _Inputs, problem: Problem, solver: Adaptive, ct: _Cotangents
             return a + jnp.sum(jnp.where(at_start.reshape(-1, *[1] * (b.ndim - 1)), b, 0), axis=0)
 
         ct_x0 = jax.tree.map(from_start, ct_x0, asked)
-    return _Inputs(
+    return Inputs(
         x0=ct_x0,
         weights=as_cotangents(inputs.weights, ct.weights),
         t0=ct.t,

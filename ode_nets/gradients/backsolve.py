@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.gradients.closure import Closed, add, as_cotangents, zero_cotangent, zeros
+from ode_nets.gradients.closure import Closed, Inputs, add, as_cotangents, zero_cotangent, zeros
 from ode_nets.gradients.outputs import run_marked
+from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.integrate import (
     Adaptive,
     FixedStep,
@@ -42,7 +43,8 @@ class Backsolve:
     Args:
       rtol, atol: tolerances of the backward solve; `None` for the solver's own.
 
-    What the field reports as aux carries no gradient. Reverse mode only.
+    What the field reports as aux is a sum over the stages of the solve that went out, which the backward one
+    knows nothing of: a loss that depends on it has gradient NaN. Reverse mode only.
     """
 
     rtol: float | None = None
@@ -53,49 +55,34 @@ class Backsolve:
         return run_marked(problem, partial(self._run, solver=solver))
 
     def _run(self, problem: Problem, closed: Closed, solver: Adaptive | FixedStep) -> Solution:
-        tolerances = (solver.rtol, solver.atol, solver.first_step) if isinstance(solver, Adaptive) else ()
-        inputs = _Inputs(
-            problem.x0, problem.weights, problem.t0, problem.t1, problem.ts, closed.consts, tolerances
-        )
         asked = None
         if isinstance(solver, FixedStep) and problem.ts is not None:
             asked = grid_indices(problem, solver.n_steps)
 
-        def forward(inputs: _Inputs) -> Solution:
-            # Asked times of a fixed grid stay those known at trace time.
-            ts = problem.ts if isinstance(solver, FixedStep) else inputs.ts
-            t0, t1 = (problem.t0, problem.t1) if asked is not None else (inputs.t0, inputs.t1)
-            field = closed.field(inputs.consts)
-            again = Problem(field, inputs.x0, inputs.weights, t0, t1, ts, problem.on_domain)
-            if isinstance(solver, FixedStep):
-                return integrate_fixed(again, solver)
-            return integrate_adaptive(again, with_tolerances(solver, inputs.tolerances))
+        def forward(inputs: Inputs) -> Solution:
+            again = inputs.problem(closed, problem.on_domain)
+            if not isinstance(solver, FixedStep):
+                return integrate_adaptive(again, inputs.solver(solver))
+            if asked is not None:
+                # Asked times of a fixed grid, and with them its ends, stay those known at trace time.
+                again = dataclasses.replace(again, t0=problem.t0, t1=problem.t1, ts=problem.ts)
+            return integrate_fixed(again, solver)
 
-        def keep(inputs: _Inputs) -> tuple[Solution, tuple[_Inputs, PyTree]]:
+        def keep(inputs: Inputs) -> tuple[Solution, tuple[Inputs, PyTree]]:
             solution = forward(inputs)
             return solution, (inputs, solution.x)
 
-        def backward(residuals: tuple[_Inputs, PyTree], cotangent: Solution) -> tuple[_Inputs]:
+        def backward(residuals: tuple[Inputs, PyTree], cotangent: Solution) -> tuple[Inputs]:
             inputs, x = residuals
+            ct = _without_aux(cotangent)
             if isinstance(solver, FixedStep):
-                return (_backward_fixed(closed, solver, asked, inputs, x, cotangent.x),)
-            return (_backward_adaptive(closed, solver, self, inputs, x, cotangent.x),)
+                return (_backward_fixed(closed, solver, asked, inputs, x, ct),)
+            return (_backward_adaptive(closed, solver, self, inputs, x, ct),)
 
         solve = jax.custom_vjp(forward)
         solve.defvjp(keep, backward)
-        return solve(jax.tree.map(jnp.asarray, inputs))
-
-
-class _Inputs(NamedTuple):
-    """All arrays that a solve depends on."""
-
-    x0: PyTree
-    weights: PyTree
-    t0: Any
-    t1: Any
-    ts: Any
-    consts: Any
-    tolerances: Any
+        inputs = jax.tree.map(jnp.asarray, Inputs.of(problem, closed, solver))
+        return solve(refuse_forward_mode(inputs, "Backsolve(...)"))
 
 
 class _Augmented(NamedTuple):
@@ -121,12 +108,6 @@ class _Sided:
         return self.weights, self.consts, side
 
 
-def with_tolerances(solver: Adaptive, tolerances: tuple[Any, Any, Any]) -> Adaptive:
-    """A solver with its tolerances and its first step as other (traced) values."""
-    rtol, atol, first_step = tolerances
-    return dataclasses.replace(solver, rtol=rtol, atol=atol, first_step=first_step)
-
-
 def _augmented_field(closed: Closed) -> Any:
     def field(t: Any, state: _Augmented, theta: PyTree) -> tuple[_Augmented, PyTree]:
         weights, consts, side = theta
@@ -143,16 +124,28 @@ def _augmented_field(closed: Closed) -> Any:
     return field
 
 
-def _time_cotangent(closed: Closed, inputs: _Inputs, t: jax.Array, x: PyTree, ct: PyTree) -> jax.Array:
-    """d/dt of a state asked for at time t, against its cotangent: <ct, f(t, x)>."""
-    slope = closed.field(inputs.consts)(t, x, theta_at(inputs.weights, t))[0]
+def _without_aux(cotangent: Solution) -> PyTree:
+    """Cotangents of the states, NaN where there are any of the reports."""
+    inexact = [leaf for leaf in jax.tree.leaves(cotangent.aux) if leaf.dtype != jax.dtypes.float0]
+    used = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in inexact])) if inexact else False
+    return jax.tree.map(lambda leaf: jnp.where(used, jnp.nan, leaf).astype(leaf.dtype), cotangent.x)
+
+
+def _time_cotangent(closed: Closed, inputs: Inputs, t: jax.Array, x: PyTree, ct: PyTree) -> jax.Array:
+    """d/dt of a state asked for at time t, against its cotangent: <ct, f(t, x)>.
+
+    Weights that jump at t are read from inside the solve.
+    """
+    sign = jnp.where(inputs.t1 < inputs.t0, -1, 1)
+    inward = jnp.where(sign * (t - inputs.t0) <= 0, sign, -sign)
+    slope = closed.field(inputs.consts)(t, x, theta_at(inputs.weights, t, inward))[0]
     products = [jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(ct), jax.tree.leaves(slope), strict=True)]
     return jnp.sum(jnp.stack(products)).astype(t.dtype)
 
 
-def _result(closed: Closed, inputs: _Inputs, end: _Augmented, ct_t1: Any, ct_ts: Any) -> _Inputs:
+def _result(closed: Closed, inputs: Inputs, end: _Augmented, ct_t1: Any, ct_ts: Any) -> Inputs:
     d_weights, d_consts = end.gradient
-    return _Inputs(
+    return Inputs(
         x0=end.adjoint,
         weights=as_cotangents(inputs.weights, d_weights),
         t0=-_time_cotangent(closed, inputs, inputs.t0, inputs.x0, end.adjoint),
@@ -164,13 +157,11 @@ def _result(closed: Closed, inputs: _Inputs, end: _Augmented, ct_t1: Any, ct_ts:
 
 
 def _backward_adaptive(
-    closed: Closed, solver: Adaptive, method: Backsolve, inputs: _Inputs, x: PyTree, ct: PyTree
-) -> _Inputs:
-    rtol, atol, first_step = inputs.tolerances
-    rtol = rtol if method.rtol is None else method.rtol
-    atol = atol if method.atol is None else method.atol
+    closed: Closed, solver: Adaptive, method: Backsolve, inputs: Inputs, x: PyTree, ct: PyTree
+) -> Inputs:
+    own = {name: value for name in ("rtol", "atol") if (value := getattr(method, name)) is not None}
     # The error of the augmented system has no batch axis to look at sample by sample.
-    again = dataclasses.replace(with_tolerances(solver, (rtol, atol, first_step)), norm="batch")
+    again = dataclasses.replace(inputs.solver(solver), norm="batch", **own)
     single = inputs.ts is None
     times = jnp.concatenate([inputs.t0[None], inputs.t1[None] if single else inputs.ts])
     states, cts = (jax.tree.map(lambda leaf: leaf[None], tree) if single else tree for tree in (x, ct))
@@ -193,8 +184,8 @@ def _backward_adaptive(
 
 
 def _backward_fixed(
-    closed: Closed, solver: FixedStep, asked: np.ndarray | None, inputs: _Inputs, x: PyTree, ct: PyTree
-) -> _Inputs:
+    closed: Closed, solver: FixedStep, asked: np.ndarray | None, inputs: Inputs, x: PyTree, ct: PyTree
+) -> Inputs:
     n_steps, tableau = solver.n_steps, solver.tableau
     h = (inputs.t1 - inputs.t0) / n_steps
     indices = np.array([n_steps]) if asked is None else asked
@@ -221,4 +212,4 @@ def _backward_fixed(
     end, _ = jax.lax.scan(step, start, xs, reverse=True)
     end = end._replace(adjoint=jax.tree.map(lambda a, b: a + b[0], end.adjoint, at_grid))
     ct_t1 = _time_cotangent(closed, inputs, inputs.t1, x, ct) if asked is None else jnp.zeros_like(inputs.t1)
-    return _result(closed, inputs, end, ct_t1, None if inputs.ts is None else jnp.zeros_like(inputs.ts))
+    return _result(closed, inputs, end, ct_t1, None)

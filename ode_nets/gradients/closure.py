@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.integrate import Field, Problem, theta_at
+from ode_nets.integrate import Adaptive, Field, Problem, theta_at
 
 PyTree = Any
 
@@ -30,6 +31,44 @@ def close_over(problem: Problem) -> Closed:
     t0 = jnp.asarray(problem.t0)
     function, consts = jax.closure_convert(problem.field, t0, problem.x0, theta_at(problem.weights, t0))
     return Closed(function, tuple(consts))
+
+
+class Inputs(NamedTuple):
+    """All arrays that a solve depends on, and all that its backward pass has cotangents of."""
+
+    x0: PyTree
+    weights: PyTree
+    t0: Any
+    t1: Any
+    ts: Any
+    """Asked times of an adaptive solve; those of a fixed grid are known at trace time, and `None` here."""
+    consts: Any
+    tolerances: Any
+    """rtol, atol and first step of an adaptive solver."""
+
+    @classmethod
+    def of(cls, problem: Problem, closed: Closed, solver: Any) -> Inputs:
+        """Those of a problem under a solver."""
+        time = jnp.result_type(float)
+        adaptive = isinstance(solver, Adaptive)
+        return cls(
+            x0=problem.x0,
+            weights=problem.weights,
+            t0=jnp.asarray(problem.t0, time),
+            t1=jnp.asarray(problem.t1, time),
+            ts=jnp.asarray(problem.ts, time) if adaptive and problem.ts is not None else None,
+            consts=closed.consts,
+            tolerances=(solver.rtol, solver.atol, solver.first_step) if adaptive else (),
+        )
+
+    def problem(self, closed: Closed, on_domain: bool) -> Problem:
+        """The problem again, from these arrays."""
+        return Problem(closed.field(self.consts), self.x0, self.weights, self.t0, self.t1, self.ts, on_domain)
+
+    def solver(self, solver: Adaptive) -> Adaptive:
+        """The solver again, with these tolerances."""
+        rtol, atol, first_step = self.tolerances
+        return dataclasses.replace(solver, rtol=rtol, atol=atol, first_step=first_step)
 
 
 def zero_cotangent(leaf: Any) -> Any:

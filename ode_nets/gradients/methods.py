@@ -9,6 +9,7 @@ from ode_nets.integrate import Adaptive, Field, FixedStep, Problem, Solution, ma
 PyTree = Any
 
 
+@runtime_checkable
 class GradientMethod(Protocol):
     """How a solve is differentiated: a frozen, hashable value that owns the solve and its backward pass."""
 
@@ -17,8 +18,8 @@ class GradientMethod(Protocol):
 
 
 @runtime_checkable
-class ForeignSolver(Protocol):
-    """A solver of another library, which brings its own loop and its own ways to differentiate it."""
+class CustomSolver(Protocol):
+    """A solver that brings its own loop and its own ways to differentiate it."""
 
     def run(self, problem: Problem, gradient: GradientMethod) -> Solution:
         """Solve `problem`, differentiable by what `gradient` means there; where that fails, derivatives are NaN."""
@@ -29,7 +30,7 @@ def solve(
     x0: PyTree,
     weights: PyTree = None,
     *,
-    solver: FixedStep | Adaptive | ForeignSolver,
+    solver: FixedStep | Adaptive | CustomSolver,
     gradient: GradientMethod,
     t0: Any = 0.0,
     t1: Any = 1.0,
@@ -44,7 +45,8 @@ def solve(
       field: pure function `field(t, x, theta) -> dx`, or `-> (dx, aux)` with `has_aux`; `dx` like `x`.
       x0: initial state, a pytree of floating-point arrays.
       weights: a weight function, or a pytree theta that holds at all times.
-      solver: `FixedStep`, `Adaptive`, or a `ForeignSolver` such as `ode_nets.interop.diffrax.DiffraxSolver`.
+      solver: `FixedStep`, `Adaptive`, or a `CustomSolver`: `PaddedStep`, `TracedStep`,
+        `ode_nets.interop.diffrax.DiffraxSolver`.
       gradient: `Direct()`, `Checkpointed()`, ...: what reverse-mode differentiation does.
       t0, t1: start and end; `t1 < t0` integrates backward in time.
       ts: times at which the state is asked for, in the order of integration; `None` asks for x(t1).
@@ -57,7 +59,14 @@ def solve(
     Raises:
       ValueError: at trace time, for bad shapes, dtypes, names and known times; see `make_problem`.
     """
+    if isinstance(solver, type) or not isinstance(solver, FixedStep | Adaptive | CustomSolver):
+        raise ValueError(
+            f"solver={solver!r}: expected FixedStep('rk4', n_steps), Adaptive('dopri5', rtol, atol) or another "
+            "solver of this library"
+        )
+    if isinstance(gradient, type) or not isinstance(gradient, GradientMethod):
+        raise ValueError(f"gradient={gradient!r}: expected Direct(), Checkpointed(), ACA() or Backsolve()")
     problem = make_problem(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
-    if isinstance(solver, ForeignSolver):
+    if isinstance(solver, CustomSolver):
         return solver.run(problem, gradient)
     return gradient.run(problem, solver)

@@ -12,6 +12,7 @@ nothing for n <= S, at most one pass, extra <= n, for n <= S^2 / 4, and from n =
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -45,15 +46,17 @@ def slots_of_steps(n_slots: int, max_steps: int) -> np.ndarray:
     slots[:n_slots] = np.arange(min(n_slots, max_steps))
     if n_slots == 1:
         return slots
-    # In the order of their steps: (level, slot) of every stored state but the first, which is never given up.
-    kept = [(0, slot) for slot in range(1, n_slots)]
+    # (level, slot) of stored states in the order of their steps, but the first, which is never given up: those
+    # that no later one tops, whose levels therefore fall, and slots of the others, which may be given up.
+    kept, spare = [(0, slot) for slot in range(1, n_slots)], deque[int]()
     for step in range(n_slots, max_steps):
-        highest, spare = -1, None
-        for i in range(len(kept) - 1, -1, -1):
-            if kept[i][0] < highest:
-                spare = i
-            highest = max(highest, kept[i][0])
-        level, slot = (kept[-1][0] + 1, kept.pop()[1]) if spare is None else (0, kept.pop(spare)[1])
+        if spare:
+            level, slot = 0, spare.popleft()
+        else:
+            level, slot = kept.pop()
+            level += 1
+            while kept and kept[-1][0] < level:
+                spare.appendleft(kept.pop()[1])
         kept.append((level, slot))
         slots[step] = slot
     return slots

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ode_nets.integrate.problem import Problem, PyTree, Result, Solution
 from ode_nets.integrate.solvers import Adaptive
-from ode_nets.integrate.trial import Taken, Trial, attempt, begin, is_running, stops_of
+from ode_nets.integrate.trial import Taken, Trial, attempt, begin, is_running, outcome, stops_of
 from ode_nets.stepping import Stage
 from ode_nets.tableaus import Tableau
 
@@ -137,15 +137,13 @@ def finish(problem: Problem, solver: Adaptive, stops: jax.Array, run: Run) -> So
         slot = jnp.argmax(stops == stops[:-1, None], axis=1)
         x, reached = jax.tree.map(lambda leaf: leaf[slot], run.landed), slot < trial.stop
     reached = reached & (trial.result != Result.UNSORTED_TIMES)
-    unfinished = trial.stop < len(stops)
-    result = jnp.where((trial.result == Result.SUCCESS) & unfinished, Result.MAX_STEPS, trial.result)
     return Solution(
         x=poison(x, reached),
         aux=trial.aux,
         nfe=trial.nfe,
         n_accepted=trial.n_accepted,
         n_rejected=trial.n_rejected,
-        result=result.astype(jnp.int32),
+        result=outcome(trial, len(stops)),
     )
 
 

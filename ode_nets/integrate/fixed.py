@@ -40,8 +40,8 @@ def integrate_fixed(
       transform: wraps the function of one step, e.g. `jax.checkpoint`.
 
     Returns:
-      `Solution` with nfe = n_steps * `n_propagating(tableau)`; result `NON_FINITE` if the state left the
-      finite numbers.
+      `Solution` with nfe = n_steps * `n_propagating(tableau)`; result `NON_FINITE` if the state, at any asked
+      time or at t1, or what the field reported left the finite numbers.
 
     Raises:
       ValueError: at trace time, if `ts` is not on the grid or not known.
@@ -84,15 +84,17 @@ def integrate_fixed(
         )
         states = jax.tree.map(lambda leaf: leaf.reshape(n_steps, *leaf.shape[2:]), states)
     x, aux = carry
+    good = is_finite(x, aux)
     if asked is not None:
         x = jax.tree.map(lambda start, rest: jnp.concatenate([start[None], rest])[asked], problem.x0, states)
+        good &= is_finite(x)
     return Solution(
         x=x,
         aux=aux,
         nfe=jnp.int32(n_steps * n_propagating(solver.tableau)),
         n_accepted=jnp.int32(n_steps),
         n_rejected=jnp.int32(0),
-        result=jnp.where(is_finite(x), Result.SUCCESS, Result.NON_FINITE).astype(jnp.int32),
+        result=jnp.where(good, Result.SUCCESS, Result.NON_FINITE).astype(jnp.int32),
     )
 
 

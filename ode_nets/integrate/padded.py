@@ -21,7 +21,7 @@ from ode_nets.integrate.problem import (
     theta_at,
 )
 from ode_nets.integrate.solvers import FixedStep
-from ode_nets.stepping import n_propagating
+from ode_nets.stepping import n_propagating, weighted_sum
 
 _DENOMINATOR = 2**15
 
@@ -45,6 +45,10 @@ class PaddedStep:
     denominators: Any
     n_stages: Any
     n_steps: Any
+
+    def run(self, problem: Problem, gradient: Any = None) -> Solution:
+        """Solve `problem`, whichever the gradient method: forward mode works under all, reverse mode under none."""
+        return integrate_padded(problem, self)
 
 
 def pad(solver: FixedStep, n_stages: int) -> PaddedStep:
@@ -105,7 +109,7 @@ def integrate_padded(problem: Problem, solver: PaddedStep) -> Solution:
     n_stages = solver.a.shape[-1]
 
     def moved(x: PyTree, row: jax.Array, slopes: PyTree) -> PyTree:
-        return jax.tree.map(lambda x, k: x + jnp.tensordot((h * row).astype(x.dtype), k, 1), x, slopes)
+        return jax.tree.map(lambda x, k: x + weighted_sum((h * row).astype(x.dtype), k), x, slopes)
 
     def step(k: jax.Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         x, total = carry
@@ -136,5 +140,5 @@ def integrate_padded(problem: Problem, solver: PaddedStep) -> Solution:
         nfe=jnp.asarray(solver.n_steps * solver.n_stages, jnp.int32),
         n_accepted=jnp.asarray(solver.n_steps, jnp.int32),
         n_rejected=jnp.int32(0),
-        result=jnp.where(is_finite(x), Result.SUCCESS, Result.NON_FINITE).astype(jnp.int32),
+        result=jnp.where(is_finite(x, aux), Result.SUCCESS, Result.NON_FINITE).astype(jnp.int32),
     )

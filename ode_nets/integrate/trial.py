@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ode_nets.control import initial_step, scaled_norm
-from ode_nets.integrate.problem import Problem, PyTree, Result, theta_at
+from ode_nets.integrate.problem import Problem, PyTree, Result, is_finite, theta_at
 from ode_nets.integrate.solvers import Adaptive
 from ode_nets.stepping import Stage, Step, rk_step
 from ode_nets.tableaus import Tableau
@@ -119,9 +119,12 @@ def is_running(trial: Trial, solver: Adaptive, n_stops: int) -> jax.Array:
     return (trial.stop < n_stops) & (trial.result == Result.SUCCESS) & (tried < solver.max_steps)
 
 
-def succeeded(trial: Trial, n_stops: int) -> jax.Array:
-    """Whether a solve has landed on all of its stops, none of them out of order."""
-    return (trial.stop >= n_stops) & (trial.result == Result.SUCCESS)
+def outcome(trial: Trial, n_stops: int) -> jax.Array:
+    """The `Result` of a solve after its loop: success once it has landed on all of its stops."""
+    unfinished = jnp.where(trial.stop < n_stops, Result.MAX_STEPS, Result.SUCCESS)
+    if jax.tree.leaves(trial.aux):
+        unfinished = jnp.where(is_finite(trial.aux), unfinished, Result.NON_FINITE)
+    return jnp.where(trial.result == Result.SUCCESS, unfinished, trial.result).astype(jnp.int32)
 
 
 def attempt(problem: Problem, solver: Adaptive, stops: jax.Array, trial: Trial) -> tuple[Trial, Taken]:

@@ -11,6 +11,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod
 from ode_nets.gradients.closure import Closed
@@ -25,7 +26,7 @@ UNKNOWN = -1
 """`nfe` of a solver whose evaluations cannot be told from its steps."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DiffraxSolver:
     """A solver and a step size controller of diffrax, wherever `solve` and `OdeBlock` take a solver.
 
@@ -85,6 +86,19 @@ class DiffraxSolver:
             raise ValueError("dt0=None: diffrax.ConstantStepSize() takes steps of size dt0; give one")
         if self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps}: expected at least 1")
+
+    def _values(self) -> Any:
+        # Controllers hold arrays, such as jump times, which neither compare nor hash.
+        leaves, structure = jax.tree.flatten((self.solver, self.stepsize_controller, self.adjoint))
+        plain = lambda leaf: (leaf.shape, str(leaf.dtype), np.asarray(leaf).tobytes()) if eqx.is_array(leaf) else leaf
+        return structure, [plain(leaf) for leaf in leaves], self.dt0, self.max_steps
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DiffraxSolver) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        structure, leaves, *rest = self._values()
+        return hash((structure, *leaves, *rest))
 
     def run(self, problem: Problem, gradient: GradientMethod) -> Solution:
         """Solve `problem`, differentiable by `gradient`."""

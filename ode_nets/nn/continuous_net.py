@@ -6,15 +6,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ode_nets.fields import ResidualUnit
 from ode_nets.fields.residual import Order
 from ode_nets.gradients import Checkpointed, GradientMethod
 from ode_nets.integrate import FixedStep
-from ode_nets.nn.layers import Stem, Stitch
+from ode_nets.nn.layers import Stem, Stitch, check_images
 from ode_nets.nn.ode_block import OdeBlock
-from ode_nets.weights import Basis, PiecewiseConstant
+from ode_nets.weights import Basis, Evolution, PiecewiseConstant
 
 
 class ContinuousNet(nn.Module):
@@ -38,6 +37,7 @@ class ContinuousNet(nn.Module):
       order, skip_init: of the units, see `ResidualUnit`.
       momentum: of all running batch statistics.
       dtype: what convolutions compute in, e.g. `"bfloat16"`; `None` for that of their inputs.
+      evolution: how the kernels of every block evolve in depth (ANODEV2); `None` for kernels in `basis`.
     """
 
     n_classes: int = 10
@@ -51,6 +51,7 @@ class ContinuousNet(nn.Module):
     skip_init: bool = True
     momentum: float = 0.9
     dtype: str | None = None
+    evolution: Evolution | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -58,11 +59,7 @@ class ContinuousNet(nn.Module):
 
         With `train`, batch norms use the batch's statistics and `batch_stats` must be mutable.
         """
-        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(
-                f"images have shape {images.shape} and dtype {images.dtype}: expected floating-point "
-                "[batch, height, width, channels]; scale uint8 images first"
-            )
+        check_images(images)
         x = Stem(self.widths[0], self.momentum, self.dtype, name="stem")(images, train=train)
         for i, width in enumerate(self.widths):
             if i > 0:
@@ -75,6 +72,7 @@ class ContinuousNet(nn.Module):
                 gradient=self.gradient,
                 epsilon=self.epsilon,
                 momentum=self.momentum,
+                evolution=self.evolution,
                 name=f"block{i + 1}",
             )
             x = block(x, train=train)

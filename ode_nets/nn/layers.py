@@ -33,26 +33,50 @@ def fold(running: PyTree, batch: PyTree, momentum: float, seen: jax.Array | bool
     return jax.tree.map(leaf, running, batch)
 
 
-class Stem(nn.Module):
-    """The first layer of an image network: relu(bn(conv3x3(x))), the convolution without bias.
+def check_images(images: jax.Array) -> None:
+    """Refuse, at trace time, what is not floating-point `[batch, height, width, channels]`."""
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images have shape {images.shape} and dtype {images.dtype}: expected floating-point "
+            "[batch, height, width, channels]; scale uint8 images first"
+        )
 
-    `[batch, height, width, inputs]` to `[batch, height, width, channels]`.
+
+class ConvNorm(nn.Module):
+    """bn(conv(x)), the convolution without bias.
+
+    `[batch, height, width, inputs]` to `[batch, height / stride, width / stride, channels]`.
     """
 
     channels: int
     momentum: float = 0.9
     dtype: str | None = None
+    kernel_size: int = 3
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Features of a batch of images."""
-        kernel = self.param("kernel", fan_out_normal, (3, 3, x.shape[-1], self.channels))
+        """Normalized features."""
+        size = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
+        kernel = self.param("kernel", fan_out_normal, size)
         params = self.param("bn", lambda key: init_batch_norm(self.channels))
         stats = self.variable("batch_stats", "bn", lambda: init_statistics(self.channels))
-        y, used = batch_norm(convolution(x, kernel, dtype=self.dtype), params, None if train else stats.value)
+        y = convolution(x, kernel, strides=self.stride, dtype=self.dtype)
+        y, used = batch_norm(y, params, None if train else stats.value)
         if train and not self.is_initializing():
             stats.value = fold(stats.value, used, self.momentum)
-        return jax.nn.relu(y)
+        return y
+
+
+class Stem(ConvNorm):
+    """The first layer of an image network: relu(bn(conv3x3(x))).
+
+    `[batch, height, width, inputs]` to `[batch, height, width, channels]`.
+    """
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Features of a batch of images."""
+        return jax.nn.relu(super().__call__(x, train=train))
 
 
 class Stitch(nn.Module):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from ode_nets.fields import Unit
 from ode_nets.gradients import Checkpointed, GradientMethod, solve
+from ode_nets.nn.evolving import init_evolved, join_kernels, split_kernels
 from ode_nets.nn.layers import fold
-from ode_nets.weights import Basis, BasisExpansion, Joint, PiecewiseConstant
+from ode_nets.weights import Basis, BasisExpansion, Evolution, Evolved, Joint, PiecewiseConstant
 
 PyTree = Any
 
@@ -41,8 +42,11 @@ class OdeBlock(nn.Module):
       gradient: how the block is differentiated.
       epsilon: the paper's eps.
       momentum: of the running batch statistics.
+      evolution: how the unit's kernels evolve in depth (ANODEV2), or `None` for kernels in `basis` like all
+        other parameters.
 
-    Variables: `params/coefficients` and `batch_stats/coefficients`, leaves `[M, ...]`.
+    Variables: `params/coefficients` and `batch_stats/coefficients`, leaves `[M, ...]`; with an evolution the
+    kernels are in `params/evolved` instead, as `w0` and `p`, and the former are named by path.
     In training each interval's running statistics take in, once a call, the mean of what the stages of
     accepted steps inside that interval saw, under every gradient method alike; the collection `solution`,
     where mutable, receives `nfe`, `n_accepted`, `n_rejected` and `result`.
@@ -54,11 +58,25 @@ class OdeBlock(nn.Module):
     gradient: GradientMethod = Checkpointed()
     epsilon: float = 1.0
     momentum: float = 0.9
+    evolution: Evolution | None = None
+
+    def _theta(self) -> dict[str, Any]:
+        """The weight functions of the unit's parameters."""
+
+        def init(key: jax.Array) -> PyTree:
+            drawn = init_coefficients(self.unit, self.basis, key)
+            return drawn if self.evolution is None else split_kernels(drawn)[1]
+
+        parts: dict[str, Any] = {"params": BasisExpansion(self.basis, self.param("coefficients", init))}
+        if (evolution := self.evolution) is not None:
+            arrays = self.param("evolved", lambda key: init_evolved(self.unit, evolution, key))
+            parts["evolved"] = Evolved(arrays["w0"], arrays["p"], evolution)
+        return parts
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """The state after unit time: the shape and dtype of `x`."""
-        coefficients = self.param("coefficients", lambda key: init_coefficients(self.unit, self.basis, key))
+        parts = self._theta()
         intervals = PiecewiseConstant(self.basis.n_basis)
         running = self.variable(
             "batch_stats",
@@ -68,12 +86,15 @@ class OdeBlock(nn.Module):
         # A one-hot weight function tells the field which interval it is in, exactly as it tells it theta.
         extra = {"interval": jnp.eye(intervals.n_basis)} if train else {"stats": running.value}
         weights = Joint(
-            {"params": BasisExpansion(self.basis, coefficients)}
+            parts
             | {name: BasisExpansion(intervals, tree) for name, tree in extra.items() if jax.tree.leaves(tree)}
         )
 
         def field(t: Any, x: jax.Array, theta: PyTree) -> tuple[jax.Array, PyTree]:
-            dx, used = self.unit.apply(theta["params"], x, t, theta.get("stats"))
+            params = theta["params"]
+            if "evolved" in theta:
+                params = join_kernels(self.unit, params | theta["evolved"])
+            dx, used = self.unit.apply(params, x, t, theta.get("stats"))
             if not train:
                 return self.epsilon * dx, ()
             seen = theta["interval"]

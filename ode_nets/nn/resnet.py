@@ -74,7 +74,8 @@ def as_resnet(net: ContinuousNet, variables: PyTree) -> tuple[ResNet, PyTree]:
     """The ResNet that an Euler ContinuousNet with M = N_t and epsilon = N_t is, with its variables.
 
     Raises:
-      ValueError: if `net` is no ResNet: another scheme, basis, epsilon, order or stitch scale.
+      ValueError: if `net` is no ResNet: another scheme, basis, epsilon, order, stitch scale or dtype, or kernels
+        that evolve.
     """
     m = net.basis.n_basis
     wanted = {
@@ -83,6 +84,8 @@ def as_resnet(net: ContinuousNet, variables: PyTree) -> tuple[ResNet, PyTree]:
         "epsilon": m,
         "order": "bn-relu-conv",
         "stitch_scale": 1,
+        "dtype": None,
+        "evolution": None,
     }
     for name, value in wanted.items():
         if getattr(net, name) != value:

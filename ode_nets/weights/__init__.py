@@ -1,4 +1,4 @@
-"""Weight functions theta(t): constants, expansions in a basis, and several of them side by side."""
+"""Weight functions theta(t): constants, expansions in a basis, evolving weights, and several side by side."""
 
 from ode_nets.weights.basis import (
     Basis,
@@ -12,6 +12,16 @@ from ode_nets.weights.basis import (
     stage_offset,
 )
 from ode_nets.weights.constant import Constant
+from ode_nets.weights.evolved import (
+    Evolution,
+    Evolved,
+    Flattened,
+    FlowStep,
+    Still,
+    WeightField,
+    configuration_1,
+    configuration_2,
+)
 from ode_nets.weights.expansion import (
     BasisExpansion,
     interpolate,
@@ -23,21 +33,38 @@ from ode_nets.weights.expansion import (
     transform,
 )
 from ode_nets.weights.joint import Joint
+from ode_nets.weights.kernel import Box, Dirac, Exponential, Kernel, kernel_matrix
+from ode_nets.weights.rda import RDA, advance_filter
 
 __all__ = [
+    "RDA",
     "Basis",
     "BasisExpansion",
+    "Box",
     "Chebyshev",
     "Constant",
+    "Dirac",
+    "Evolution",
+    "Evolved",
+    "Exponential",
+    "Flattened",
+    "FlowStep",
     "Fourier",
     "Joint",
+    "Kernel",
     "Legendre",
     "PiecewiseConstant",
     "PiecewiseLinear",
+    "Still",
+    "WeightField",
+    "advance_filter",
+    "configuration_1",
+    "configuration_2",
     "gram_matrix",
     "interpolate",
     "interpolation_matrix",
     "interval_index",
+    "kernel_matrix",
     "project",
     "projection_matrix",
     "refine",

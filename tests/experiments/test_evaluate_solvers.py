@@ -6,6 +6,7 @@ import io
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -74,7 +75,7 @@ def test_swap_files_hold_every_manifestation_with_its_cost_and_provenance(out):
     results = read_manifest(out / "refined")["results"]
     rows = {(row["scheme"], row["n_steps"]): row for row in record["rows"]}
     assert set(rows) == {(s, n) for s in ("euler", "midpoint", "rk4", "rk4_38") for n in quickstart.N_STEPS}
-    for (scheme, n_steps), stages in zip((("euler", 3), ("rk4_38", 16)), (1, 4), strict=True):
+    for (scheme, n_steps), stages in zip((("euler", 3), ("rk4_38", 11)), (1, 4), strict=True):
         assert rows[scheme, n_steps]["nfe"] == stages * n_steps * len(TINY.widths)
     # As trained, the swap is the test that the run itself made.
     assert rows["rk4", 2]["accuracy"] == results["test_accuracy"]
@@ -109,6 +110,30 @@ def test_fig_9_draws_each_run_under_its_own_scheme_left_and_under_the_others_rig
     np.testing.assert_array_equal(own.get_xdata(), steps)
     np.testing.assert_allclose(own.get_ydata(), errors)
     assert errors[steps.index(2)] == pytest.approx(100 * (1 - swaps[0].own["accuracy"]))
+
+
+def test_images_that_are_not_finite_are_misses_of_any_class():
+    logits = np.array([[np.nan] * 3, [np.inf, 0, 0], [0, 2, 1], [2, 0, 1], [np.nan] * 3])
+    sums = evaluate_solvers.score(jnp.asarray(logits), jnp.array([0, 0, 1, 1, -1]))
+    assert (int(sums["hits"]), int(sums["diverged"])) == (1, 2)
+
+
+def test_a_manifestation_that_diverges_is_marked_and_does_not_score_as_class_0(out):
+    config, net, variables, _ = load_run(out / "refined")
+    variables["params"]["head"] = jax.tree.map(lambda leaf: leaf * np.inf, variables["params"]["head"])
+    batches, n_images = evaluate_solvers.make_batches(evaluate_solvers.dataset_of(config), "test")
+    (row,), _ = evaluate_solvers.evaluate_grid(net, variables, [("rk4", 2)], batches, n_images)
+    assert (row["accuracy"], row["loss"], row["diverged"]) == (0, None, n_images)
+
+    swapped = evaluate_solvers.read_swap(out / "refined")
+    diverged = row | {"scheme": "euler", "n_steps": 7}
+    swapped = dataclasses.replace(swapped, rows=[*swapped.rows, diverged])
+    _, text = say(evaluate_solvers.print_table, swapped)
+    assert f"0.00 {n_images} diverged" in text
+    left, right = pictures.draw_swap([swapped]).axes
+    crosses = [line.get_xydata().tolist() for axes in (left, right) for line in axes.lines if line.get_marker() == "x"]
+    assert crosses == [[[7, 100]]]
+    assert quickstart.largest_loss(swapped, 4) == (100 * swapped.own["accuracy"], "euler, N_t = 7")
 
 
 @pytest.mark.parametrize("bad", [{"schemes": ("rk5",)}, {"n_steps": (0,)}, {"lanes": 0}, {"memory_gib": -1.0}])
@@ -176,7 +201,7 @@ def test_compression_saves_a_run_that_loads_and_an_exported_function(out):
 
 ROWS = [
     {"basis": "piecewise_constant", "n_basis": m, "scheme": s, "n_steps": n, "nfe": nfe, "accuracy": a,
-     "n_parameters": 10 * m, "loss": 0.0}
+     "n_parameters": 10 * m, "loss": 0.0, "diverged": 0}
     for m, s, n, nfe, a in [(4, "rk4", 4, 32, 0.98), (2, "rk4", 2, 16, 0.975), (1, "rk4", 2, 16, 0.975),
                             (2, "euler", 4, 8, 0.93), (4, "euler", 8, 16, 0.96)]
 ]  # fmt: skip
@@ -191,6 +216,12 @@ def test_the_cheapest_within_the_drop_is_chosen():
     assert choose(**only) == ROWS[4]
     with pytest.raises(RunError, match=r"0\.50 points"):
         choose(max_drop=0.4)
+
+
+def test_what_diverged_is_never_chosen_nor_in_the_front():
+    rows = [*ROWS, ROWS[3] | {"nfe": 1, "accuracy": 0.99, "diverged": 1, "loss": None}]
+    assert compress.front_of(rows) == compress.front_of(ROWS)
+    assert compress.choose(rows, compress.Options("run")) == ROWS[2]
 
 
 def test_the_front_is_drawn_through_the_rows_that_are_in_it():

@@ -103,11 +103,11 @@ def test_absent_set_says_what_was_looked_for_and_how_to_get_it(prepared, tmp_pat
     root, _ = prepared
     with pytest.raises(FileNotFoundError) as caught:
         load("mnist", data_dir=root)
-    message, options = str(caught.value), f"--name mnist --data-dir {root}"
+    message, options = str(caught.value), f"--data-dir {root}"
     assert f"{root}/mnist/<version>/dataset_info.json" in message
-    assert f"python -m experiments.prepare_data from-archive {options} --path FOLDER" in message
-    assert f"python -m experiments.prepare_data from-arrays {options} --npz FILE.npz" in message
-    assert f"python -m experiments.prepare_data download {options}" in message
+    assert f"python -m experiments.prepare_data from-archive mnist FOLDER_OF_THE_FOUR_GZ_FILES {options}" in message
+    assert f"python -m experiments.prepare_data from-arrays mnist FILE.npz {options}" in message
+    assert f"python -m experiments.prepare_data download mnist {options}" in message
     assert f"Prepared in {root}: cifar10/" in message
     with pytest.raises(FileNotFoundError, match=r"Did you mean 'cifar10'\?"):
         load("cifra10", data_dir=tmp_path)
@@ -174,8 +174,8 @@ def test_a_killed_preparation_leaves_nothing_that_looks_prepared(tmp_path):
     import tensorflow_datasets as tfds
 
     np.savez(tmp_path / "a.npz", **make_arrays(30_000, 4, (28, 28, 1), 4))
-    command = [sys.executable, "-m", "experiments.prepare_data", "from-arrays", "--name", "mnist"]
-    command += ["--npz", str(tmp_path / "a.npz"), "--data-dir", str(tmp_path / "tfds")]
+    command = [sys.executable, "-m", "experiments.prepare_data", "from-arrays", "mnist", str(tmp_path / "a.npz")]
+    command += ["--data-dir", str(tmp_path / "tfds")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("tfds/.preparing-*/mnist/*")) and time.monotonic() < deadline:
@@ -187,9 +187,18 @@ def test_a_killed_preparation_leaves_nothing_that_looks_prepared(tmp_path):
     assert not tfds.builder("mnist", data_dir=tmp_path / "tfds").is_prepared()
 
 
+def test_the_command_line_prepares_what_it_is_told(tmp_path, monkeypatch):
+    save(tmp_path / "a.npz")
+    arguments = ["from-arrays", "my_set", str(tmp_path / "a.npz"), "--data-dir", str(tmp_path / "tfds")]
+    monkeypatch.setattr(sys, "argv", ["prepare_data", *arguments, "--source", "a random generator"])
+    prepare_data.main()
+    found = load("my_set", data_dir=tmp_path / "tfds", validation_fraction=0)
+    np.testing.assert_array_equal(found.x_train, GOOD["x_train"])
+    assert "a random generator" in found.source
+
+
 def test_the_command_line_names_a_fault_in_a_sentence(tmp_path, monkeypatch, capsys):
-    arguments = ["from-arrays", "--name", "mnist", "--npz", str(tmp_path / "none.npz")]
-    monkeypatch.setattr(sys, "argv", ["prepare_data", *arguments])
+    monkeypatch.setattr(sys, "argv", ["prepare_data", "from-arrays", "mnist", str(tmp_path / "none.npz")])
     with pytest.raises(SystemExit) as caught:
         prepare_data.main()
     assert caught.value.code == 1

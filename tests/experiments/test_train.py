@@ -256,6 +256,30 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_last_good_
         assert read_manifest(folder)["status"] == "failed: NonFiniteError"
 
 
+def test_a_solver_that_fails_stops_the_run_and_its_block_is_named(tmp_path):
+    changes = {"architecture": "node18", "scheme": "heun_euler", "rtol": 1e-2, "gradient": "aca", "max_steps": 1}
+    config = dataclasses.replace(CONFIG, widths=(2,), refine_epochs=(), epochs=1, **changes)
+    with pytest.raises(NonFiniteError, match=r"of block ode1_1 ended with MAX_STEPS at step 1;.*--max-steps"):
+        train(config, EACH_STEP, tmp_path / "failed")
+    assert read_manifest(tmp_path / "failed")["status"] == "failed: NonFiniteError"
+    assert not list((tmp_path / "failed" / "checkpoints").glob("*/[0-9]*"))
+    # In evaluation no step number is known, but the block is.
+    task = loop.Task(config)
+    with pytest.raises(NonFiniteError, match="validation images the solver of block ode1_1 ended with MAX_STEPS"):
+        task.evaluate(0, jax.jit(lambda: task.init(0))(), "validation")
+
+
+def test_several_steps_a_dispatch_are_the_same_run(reference, tmp_path):
+    before = loop.train_steps._cache_size()
+    config = dataclasses.replace(CONFIG, epochs=1)
+    train(config, Options(steps_per_dispatch=5, quiet=True), tmp_path / "run")
+    assert loop.train_steps._cache_size() == before + 1, "5, 5 and 2 steps are one program"
+    (line,), expected = read_metrics(tmp_path / "run"), read_metrics(reference[0])[0]
+    assert line.keys() == expected.keys()
+    for key in expected.keys() - set(TIMES):
+        np.testing.assert_allclose(line[key], expected[key], rtol=1e-4, err_msg=key)
+
+
 def test_a_run_is_never_overwritten_without_being_told(reference, tmp_path):
     folder, _ = reference
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, solve
-from ode_nets.integrate import Adaptive, FixedStep, Result
+from ode_nets.integrate import Adaptive, FixedStep, PaddedStep, Result, pad
 
 METHODS = {
     "direct": Direct(),
@@ -194,6 +194,38 @@ def test_a_state_that_leaves_the_numbers_on_a_fixed_grid_has_nan_gradients(x64, 
     (_, result), gradients = run(1.0, RATE, 1.0, list(FIELDS).index("decay"))
     assert Result(int(result)) == Result.SUCCESS
     assert np.isfinite(gradients).all()
+
+
+@pytest.mark.parametrize("method", [Direct(), ACA(3), ACA(None), Backsolve()])
+def test_a_fixed_grid_tells_of_what_happens_after_the_last_asked_time(x64, method):
+    """The blow-up reaches the gradient of the state before it: 0 times infinity."""
+
+    @jax.jit
+    @jax.value_and_grad
+    def run(x0):
+        solver = FixedStep("euler", 8)
+        solution = solve(lambda t, x, _: 1e200 * x**3, x0, solver=solver, gradient=method, ts=[0.125])
+        return jnp.sum(jnp.where(solution.result == Result.NON_FINITE, solution.x, 0))
+
+    value, gradient = run(1.0)
+    np.testing.assert_allclose(value, 1.25e199)
+    assert np.isnan(gradient)
+
+
+@pytest.mark.parametrize("solver", [FixedStep("euler", 4), Adaptive("heun_euler"), pad(FixedStep("euler", 4), 2)])
+@pytest.mark.parametrize("method", [Direct(), ACA(3), Backsolve()])
+def test_a_report_that_leaves_the_numbers_is_a_failure(method, solver):
+    def run(rate):
+        field = lambda t, x, rate: (-rate * x, jnp.where(t > 0.5, jnp.nan, x))
+        solution = solve(field, 1.0, rate, solver=solver, gradient=method, has_aux=True)
+        return solution.x, solution
+
+    if isinstance(solver, PaddedStep):
+        assert Result(int(jax.jit(run)(0.3)[1].result)) == Result.NON_FINITE
+        return
+    (_, solution), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))(0.3)
+    assert Result(int(solution.result)) == Result.NON_FINITE
+    assert np.isnan(gradient)
 
 
 def test_one_failure_of_many_leaves_the_others_alone(x64):

@@ -108,7 +108,7 @@ def test_methods_agree_with_a_plain_theta_on_negative_times(x64):
 
 
 def test_as_many_checkpoints_as_steps_or_more_are_checkpointed_steps(x64):
-    """They run the same program, in both modes of differentiation."""
+    """They run the same program."""
 
     def program(method):
         run = lambda p: solve(lambda t, x, p: p * x, 1.0, p, solver=FixedStep("euler", 7), gradient=method).x

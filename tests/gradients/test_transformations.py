@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ode_nets.gradients import ACA, Checkpointed, Direct, solve
+from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, solve
 from ode_nets.integrate import Adaptive, FixedStep
 from ode_nets.weights import BasisExpansion, PiecewiseConstant
 
@@ -44,10 +44,13 @@ FORWARD = {
 
 
 @pytest.mark.parametrize("transform", FORWARD)
-def test_forward_mode_through_aca_is_refused_and_told_what_has_it(transform):
+@pytest.mark.parametrize("method", [ACA(2), ACA(None), Backsolve()], ids=["aca, 2", "aca", "backsolve"])
+def test_forward_mode_through_reverse_only_methods_is_refused_and_told_what_has_it(transform, method):
+    """Whatever the number of steps: `ACA(None)` keeps every state of a fixed grid."""
     solver = ADAPTIVE if transform in ("jvp", "jvp of jit") else FIXED
-    with pytest.raises(ValueError, match=r"forward-mode.*gradient=ACA\(\.\.\.\).*gradient=Direct\(\) or Checkpointed"):
-        FORWARD[transform](lambda x: end(x, 1.0, solver, ACA(2)))
+    name = type(method).__name__ + r"\(\.\.\.\)"
+    with pytest.raises(ValueError, match=rf"forward-mode.*gradient={name}.*gradient=Direct\(\) or Checkpointed"):
+        FORWARD[transform](lambda x: end(x, 1.0, solver, method))
 
 
 @pytest.mark.parametrize("solver", [ADAPTIVE, FIXED], ids=["adaptive", "fixed"])
@@ -108,6 +111,18 @@ def test_methods_out_of_range_are_refused(checkpoints):
         ACA(checkpoints)
     with pytest.raises(ValueError, match="unit='layer': expected 'step' or 'block'"):
         Checkpointed("layer")
+
+
+@pytest.mark.parametrize("wrong", ["rk4", FixedStep, None])
+def test_what_is_no_solver_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"solver=.*: expected FixedStep\('rk4', n_steps\), Adaptive"):
+        end(1.0, 1.0, wrong, Direct())
+
+
+@pytest.mark.parametrize("wrong", ["aca", ACA, None])
+def test_what_is_no_gradient_method_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"gradient=.*: expected Direct\(\), Checkpointed\(\), ACA\(\) or Backsolve"):
+        end(1.0, 1.0, FIXED, wrong)
 
 
 def test_methods_are_hashable_values():

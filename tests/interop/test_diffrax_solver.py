@@ -169,6 +169,17 @@ def test_stepping_onto_jumps_keeps_the_order(x64):
     assert errors[0] < 1e-7 < 1e-3 < errors[1]
 
 
+def test_solvers_are_values_whatever_arrays_their_controllers_hold():
+    """They are static arguments of jit, in modules and by themselves."""
+
+    def solver(at):
+        controller = diffrax.PIDController(rtol=1e-3, atol=1e-6)
+        return DiffraxSolver(diffrax.Tsit5(), diffrax.ClipStepSizeController(controller, jump_ts=jnp.array([at])))
+
+    assert solver(0.5) == solver(0.5) != solver(0.25)
+    assert len({solver(0.5), solver(0.5), solver(0.25)}) == 2
+
+
 @pytest.mark.parametrize(
     ("message", "scheme", "method", "has_aux"),
     [

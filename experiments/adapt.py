@@ -1,0 +1,103 @@
+"""Adaption of the step or the tolerance inside the training step of `experiments.train` (Ott algorithm 1).
+
+The step count and the tolerance are arrays, so no change of them compiles anything: fixed steps are taken by a
+`TracedStep`, and `Adaptive` takes traced tolerances as it is. The check every 50 steps is a branch of the compiled
+training step; it reads the batch that was just trained on, with running batch statistics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.config import Config
+from ode_nets import Adaptive, FixedStep, TracedStep, validity
+from ode_nets.integrate import theta_at
+from ode_nets.tableaus import get_tableau
+
+PyTree = Any
+EVERY = 50
+"""Training steps between two checks (Ott sec. 5)."""
+
+
+def controller(config: Config) -> validity.Adaption:
+    """The controller of `config.adapt`."""
+    if config.adapt == "tolerance":
+        return validity.tolerance_adaption()
+    make = validity.settled_step_adaption if config.adapt == "settled_step" else validity.step_adaption
+    return make(config.adapt_max_steps)
+
+
+def begin(config: Config, net: Any, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+    """State before the first step: Hairer's initial step of the block that needs the shortest, or the tolerance.
+
+    A field that starts at zero (skip-init) has no scale of its own; then it is the step of `config.n_steps`.
+    """
+    if config.adapt == "tolerance":
+        return controller(config).init(config.rtol)._asdict()
+    problems = validity.of_model(net, variables, images).problems(FixedStep("euler", 1))
+    steps = []
+    for problem in problems:
+        slope = problem.field(problem.t0, problem.x0, theta_at(problem.weights, problem.t0))[0]
+        moves = jnp.any(jnp.abs(slope) > 0)
+        steps.append(jnp.where(moves, validity.first_step(problem, config.scheme), 1 / config.n_steps))
+    return controller(config).init(jnp.min(jnp.stack(steps)))._asdict()
+
+
+def solved(net: Any, adaption: dict[str, Any] | None, room: int = 4096) -> Any:
+    """The network with the solver that the adaption stands at; itself without one.
+
+    Args:
+      room: most steps, of a net with fixed steps; costs memory only where the net is differentiated.
+    """
+    if adaption is None:
+        return net
+    return net.clone(solver=_solver(net.solver, adaption["value"], room))
+
+
+def settled(net: Any, value: float) -> Any:
+    """The network with the solver that a finished adaption ended at, for evaluation."""
+    if isinstance(net.solver, Adaptive):
+        return net.clone(solver=dataclasses.replace(net.solver, rtol=value, atol=value))
+    return net.clone(solver=FixedStep(net.solver.tableau, int(validity.steps_of(value))))
+
+
+def checked(
+    config: Config, net: Any, adaption: dict[str, Any], variables: PyTree, x: jax.Array, y: jax.Array, step: jax.Array
+) -> dict[str, Any]:
+    """The adaption after so many training steps: judged anew every 50, on images `x` and labels `y`."""
+    control = controller(config)
+
+    def gap(state: validity.AdaptionState) -> jax.Array:
+        hits = []
+        for solver in (_solver(net.solver, state.value, 4096), _finer(config, net.solver, state.value)):
+            logits = net.clone(solver=solver).apply(variables, x)
+            hits.append(jnp.mean(jnp.where(jnp.isfinite(logits).all(-1), jnp.argmax(logits, -1) == y, False)))
+        return hits[0] - hits[1]
+
+    def judge(state: validity.AdaptionState) -> validity.AdaptionState:
+        state = control.update(gap(state), state)
+        return jax.lax.cond(state.on_trial, lambda state: control.update(gap(state), state), lambda state: state, state)
+
+    now = validity.AdaptionState(**adaption)
+    return jax.lax.cond(step % EVERY == 0, judge, lambda state: state, now)._asdict()
+
+
+def _solver(solver: Any, value: Any, room: int) -> Any:
+    if isinstance(solver, Adaptive):
+        return dataclasses.replace(solver, rtol=value, atol=value)
+    return TracedStep(solver.tableau, validity.steps_of(value), room)
+
+
+def _finer(config: Config, solver: Any, value: Any) -> Any:
+    """A solver of smaller error: the next order; beyond the second, twice the steps; Dopri5 at a fifth or a tenth."""
+    if isinstance(solver, Adaptive):
+        tolerance = value / (10 if config.scheme == "dopri5" else 5)
+        return dataclasses.replace(solver, tableau=get_tableau("dopri5"), rtol=tolerance, atol=tolerance)
+    n, order = validity.steps_of(value), solver.tableau.order
+    if order > 2:
+        return TracedStep(solver.tableau, 2 * n, 4096)
+    return TracedStep(get_tableau("midpoint" if order == 1 else "rk4"), n, 4096)

@@ -1,0 +1,23 @@
+"""A narrow NODE18 by ACA on 5,000 images of CIFAR-10: the whole path of NODE18 on two cores.
+
+    python -m experiments.train node18_small
+    python -m experiments.node18_swap runs/node18_small
+    python -m experiments.linear_classifier node18_small
+"""
+
+from experiments.config import Config
+
+CONFIG = Config(
+    dataset="cifar10",
+    limit=5000,
+    validation_fraction=0.02,
+    architecture="node18",
+    widths=(8, 16, 32, 64),
+    scheme="heun_euler",
+    rtol=1e-2,
+    gradient="aca",
+    epochs=12,
+    batch_size=50,
+    learning_rate=0.05,
+    decay_epochs=(7, 10),
+)

@@ -1,0 +1,181 @@
+"""Is a trained network an ODE, or tied to its solver? One report on any run of `experiments.train`.
+
+    python -m experiments.quickstart
+    python -m experiments.train node18_small --dataset digits --limit None --crop-pad 1 --no-flip \
+        --widths 8 16 32 --batch-size 32 --run-dir runs/node18_digits
+    python -m experiments.is_ode runs/quickstart/digits_euler runs/quickstart/digits runs/node18_digits
+
+Each network is evaluated on test images under its own solver and under others, its trajectories are searched for
+crossings, and `validity.examine` says from the measures alone whether it is an ODE. Prints a table with a line a
+network and the sentences, and writes is_ode.json and is_ode.png into --out: accuracy of all manifestations, and the
+distance of their outputs from those of the finest one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments import data
+from experiments.environment import environment
+from experiments.run import RunError, load_run, write_json
+from ode_nets import Adaptive, validity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to examine."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs."""
+    images: int = 359
+    """Test images, the first ones; all of the digits' by default."""
+    schemes: tuple[str, ...] = ("euler", "midpoint", "rk4")
+    """Runge-Kutta schemes to exchange for the trained one."""
+    factors: tuple[float, ...] = validity.FACTORS
+    """Step counts, in units of the trained one."""
+    samples: int = 8
+    """Images whose trajectories are searched for crossings, an eighth of them beyond two dimensions; 0 for none."""
+    out: Path = Path("results/is_ode")
+    """Folder of the results."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("runs=(): expected at least one folder of a run")
+        for name, least in (("images", 1), ("samples", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+
+
+def examine(options: Options, folder: Path) -> Record:
+    """The report on one run, as plain data."""
+    began = time.perf_counter()
+    config, net, variables, _ = load_run(folder)
+    dataset = data.load(config.dataset, data_dir=config.data_dir, limit=config.limit, seed=config.seed)
+    images = data.normalize(jnp.asarray(dataset.x_test[: options.images]), dataset.mean, dataset.std)
+    labels = jnp.asarray(dataset.y_test[: options.images])
+    report = validity.examine(
+        validity.of_model(net, variables, images),
+        labels=labels,
+        schemes=options.schemes,
+        factors=options.factors,
+        n_samples=options.samples,
+    )
+    solver: Any = net.solver
+    record: Record = {
+        "run": str(folder),
+        "trained": dict(zip(("scheme", "n_steps"), report.trained, strict=True)),
+        "rtol": solver.rtol if isinstance(solver, Adaptive) else None,
+        "verdict": report.verdict,
+        "sentence": report.sentence,
+        "n_images": len(labels),
+        "rows": report.rows,
+        "exchange": None,
+    }
+    if report.exchange is not None:
+        record["exchange"] = dataclasses.asdict(report.exchange)
+    if report.convergence is not None:
+        record["slopes"] = {scheme: slope.order for scheme, slope in report.convergence.slopes.items()}
+    if report.dip is not None:
+        record["dip"] = dataclasses.asdict(report.dip)
+    if report.crossings is not None:
+        record["crossings"] = [{"test": c.test, "count": c.count, "examined": c.examined} for c in report.crossings]
+    return record | {"seconds": time.perf_counter() - began}
+
+
+def print_table(records: list[Record], console: Console) -> None:
+    """A line a network, and what its report says.
+
+    "worst" is what a solver of equal or smaller error is left with, "finer loss" the largest ratio of the
+    cross-entropy at finer steps to that as trained, "folds" steps whose Jacobian lost its sign, of those examined.
+    """
+    title = "solver exchange: what solvers of equal or smaller error do to a network"
+    table = Table(title=title, title_justify="left")
+    table.add_column("run")
+    columns = ("trained with", "accuracy [%]", "worst [%]", "under", "finer loss", "h*", "folds", "verdict")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for record in records:
+        trained, test, dip = record["trained"], record["exchange"], record.get("dip")
+        rtol = "" if record["rtol"] is None else f" at {record['rtol']:g}"
+        cells = [f"{trained['scheme']} {trained['n_steps']}{rtol}"]
+        if test is None:
+            cells += [""] * 4
+        else:
+            worst = f"{100 * (test['own'] - test['loss']):.1f}"
+            cells += [f"{100 * test['own']:.1f}", worst, "{} {}".format(*test["worst"])]
+            cells += ["" if dip is None else f"x {dip['worst']:.2g}"]
+        critical = math.nan if test is None else test["critical_step"]
+        cells += [f"{critical:.3g}" if math.isfinite(critical) else "-"]
+        cells += [", ".join(f"{c['count']}/{c['examined']}" for c in record.get("crossings", ())) or "-"]
+        table.add_row(Path(record["run"]).name, *cells, record["verdict"])
+    console.print(table)
+    for record in records:
+        console.print(f"[bold]{Path(record['run']).name}[/]: {record['sentence']}", soft_wrap=True)
+
+
+def draw(records: list[Record]) -> Figure:
+    """Accuracy (top) and distance from the finest manifestation's outputs (bottom), a column a run."""
+    from matplotlib.figure import Figure
+
+    marks = {"euler": "o", "midpoint": "x", "rk4": "^"}
+    figure = Figure(figsize=(4 * len(records), 6.4), layout="constrained")
+    panels = figure.subplots(2, len(records), sharey="row", squeeze=False)
+    for (top, bottom), record in zip(panels.T, records, strict=True):
+        trained = record["trained"]
+        for i, scheme in enumerate(dict.fromkeys((row["scheme"], "rtol" in row) for row in record["rows"])):
+            rows = [row for row in record["rows"] if (row["scheme"], "rtol" in row) == scheme]
+            rows.sort(key=lambda row: row["n_steps"])
+            label = scheme[0] + (" (adaptive)" if scheme[1] else "")
+            style = {"color": f"C{i}", "marker": marks.get(scheme[0], "s"), "ms": 5, "lw": 1, "label": label}
+            n = [row["n_steps"] for row in rows]
+            top.plot(n, [100 * row["accuracy"] for row in rows], **style)
+            # The finest is no distance from itself, which a logarithm cannot show.
+            bottom.plot(n, [row["relative_error"] or math.nan for row in rows], **style)
+        for axes in (top, bottom):
+            axes.set_xscale("log", base=2)
+            axes.axvline(trained["n_steps"], color="0.7", lw=0.8, ls=":")
+            axes.spines[["top", "right"]].set_visible(False)
+        bottom.set_yscale("log")
+        bottom.set_xlabel("steps a block; dotted: as trained")
+        top.set_title(f"{Path(record['run']).name}: {record['verdict']}", fontsize=10)
+        top.legend(frameon=False, fontsize=8)
+    panels[0, 0].set_ylabel("test accuracy [%]")
+    panels[1, 0].set_ylabel("relative distance from the finest outputs")
+    return figure
+
+
+def main() -> None:
+    """The command line."""
+    console, began = Console(width=None if sys.stdout.isatty() else 150, highlight=False), time.perf_counter()
+    try:
+        options = tyro.cli(Options, prog="python -m experiments.is_ode", description=__doc__)
+        records = [examine(options, folder) for folder in options.runs]
+    except (RunError, ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print_table(records, console)
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = {"images": options.images, "schemes": options.schemes, "factors": options.factors}
+    settings |= {"samples": options.samples}
+    write_json(options.out / "is_ode.json", {"settings": settings, "environment": environment(), "reports": records})
+    if any(record["rows"] for record in records):
+        draw([record for record in records if record["rows"]]).savefig(options.out / "is_ode.png", dpi=110)
+    console.print(f"{time.perf_counter() - began:.0f} s; written: {options.out}/is_ode.json, is_ode.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The nonlinear pendulum of the ContinuousNet paper, with its exact elliptic solution and one-step training pairs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+GRAVITY = -9.81
+"""g of ContinuousNet eq. 12, in 1 / s^2 for a pendulum of unit mass and length."""
+START = 3 * math.pi / 4
+"""rho(0) of ContinuousNet sec. 3.3.1, in radians; released from rest."""
+_HALVINGS = 7
+"""Steps of the arithmetic-geometric mean: each doubles the digits, so that float64 is full at |rho(0)| < pi - 1e-6."""
+
+
+def field(t: Any, x: jax.Array, g: Any = GRAVITY) -> jax.Array:
+    """The pendulum as a system of first order.
+
+        rho' = v
+        v'   = g sin(rho)                                    (ContinuousNet eq. 12)
+
+    Args:
+      t: time, not read.
+      x: `[..., 2]`, angle rho (0 is the lowest position) and angular velocity v.
+      g: scalar below 0, the theta of this field.
+
+    Returns:
+      Like `x`.
+    """
+    return jnp.stack([x[..., 1], g * jnp.sin(x[..., 0])], axis=-1)
+
+
+def energy(x: jax.Array, g: Any = GRAVITY) -> jax.Array:
+    """What a solution conserves: v^2 / 2 + g cos(rho), `[...]` of states `[..., 2]`."""
+    return x[..., 1] ** 2 / 2 + g * jnp.cos(x[..., 0])
+
+
+def elliptic(u: Any, k: Any) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Jacobi's functions of modulus k and the complete integral of the first kind.
+
+    By the arithmetic-geometric mean and descending Landen steps (Abramowitz & Stegun 16.4, 17.6).
+
+    Args:
+      u: real argument, any shape.
+      k: modulus in [0, 1), scalar.
+
+    Returns:
+      sn(u), cn(u), dn(u), each like `u`, and the scalar K.
+    """
+    a, b, c = jnp.ones_like(k), jnp.sqrt(1 - k**2), k
+    ratios = []
+    for _ in range(_HALVINGS):
+        a, b, c = (a + b) / 2, jnp.sqrt(a * b), (a - b) / 2
+        ratios.append(c / a)
+    phi = 2**_HALVINGS * a * u
+    for ratio in reversed(ratios):
+        phi = (phi + jnp.arcsin(ratio * jnp.sin(phi))) / 2
+    sn, cn = jnp.sin(phi), jnp.cos(phi)
+    return sn, cn, jnp.sqrt(1 - (k * sn) ** 2), jnp.pi / (2 * a)
+
+
+def period(rho0: Any = START, g: Any = GRAVITY) -> jax.Array:
+    """Time of one swing there and back, 4 K(k) / w0; scalar."""
+    _check(rho0, g)
+    k = jnp.sin(jnp.abs(jnp.asarray(rho0, float)) / 2)
+    return 4 * elliptic(jnp.zeros(()), k)[3] / jnp.sqrt(jnp.abs(jnp.asarray(g, float)))
+
+
+def solution(t: Any, rho0: Any = START, g: Any = GRAVITY) -> jax.Array:
+    """State at time t of a pendulum released from rest, exactly.
+
+        rho(t) = 2 arcsin(k sn(K - w0 t; k)),  k = sin(rho0 / 2),  w0 = sqrt(|g|)
+        v(t)   = -2 k w0 cn(K - w0 t; k)
+
+    ContinuousNet eq. 13 with its typographical errors mended: k is that of rho0 in both places.
+
+    Args:
+      t: times of any shape `[...]`; may be negative.
+      rho0: angle of release, scalar within (-pi, pi).
+      g: scalar below 0.
+
+    Returns:
+      `[..., 2]` in the default floating dtype.
+
+    Raises:
+      ValueError: for known `rho0` or `g` out of range; traced ones give NaN.
+    """
+    _check(rho0, g)
+    w0, k = jnp.sqrt(-jnp.asarray(g, float)), jnp.sin(jnp.asarray(rho0, float) / 2)
+    quarter = elliptic(jnp.zeros(()), jnp.abs(k))[3]
+    sn, cn, _, _ = elliptic(quarter - w0 * jnp.asarray(t, float), jnp.abs(k))
+    return jnp.stack([2 * jnp.arcsin(k * sn), -2 * k * w0 * cn], axis=-1)
+
+
+def pairs(
+    n: int, dt: float, *, key: jax.Array | None = None, rho0: float = START, g: float = GRAVITY
+) -> tuple[jax.Array, jax.Array]:
+    """States and their successors after a time dt, to fit a one-step model to (ContinuousNet eq. 17).
+
+    Args:
+      n: number of pairs, at least 1.
+      dt: sampling interval, above 0.
+      key: PRNG key: pairs start at random times of one period; `None`: at t_k = k dt, one trajectory.
+      rho0, g: as in `solution`.
+
+    Returns:
+      x_k and x_{k+1}, `[n, 2]` each.
+
+    Raises:
+      ValueError: for n below 1, dt not above 0, and as `solution`.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n={n!r}: expected at least 1 pair")
+    if not 0 < dt < math.inf:
+        raise ValueError(f"dt={dt}: expected a finite time above 0")
+    t = jnp.arange(n) * dt if key is None else jax.random.uniform(key, (n,)) * period(rho0, g)
+    return solution(t, rho0, g), solution(t + dt, rho0, g)
+
+
+def _check(rho0: Any, g: Any) -> None:
+    if not isinstance(rho0, jax.core.Tracer) and not abs(float(rho0)) < math.pi:
+        raise ValueError(f"rho0={rho0}: expected an angle within (-pi, pi); at pi the pendulum stands")
+    if not isinstance(g, jax.core.Tracer) and not -math.inf < float(g) < 0:
+        raise ValueError(f"g={g}: expected a finite number below 0, which pulls towards rho = 0")

@@ -1,0 +1,72 @@
+"""Is this model an ODE, or tied to its solver?
+
+    report = validity.examine(validity.of_model(net, variables, images), labels=labels)
+    print(report.sentence)
+
+`examine` runs three tests on a trained model or a bare field: convergence of its manifestations with the dip at
+the training step (ContinuousNet sec. 3), the exchange of its solver for ones of equal or smaller error (Ott sec. 4),
+and crossings of its trajectories. Each is a function of its own. `step_adaption` and its kin keep a model an ODE
+while it trains (Ott algorithm 1).
+"""
+
+from ode_nets.validity.adaption import (
+    Adaption,
+    AdaptionState,
+    adaption,
+    first_step,
+    settled_step_adaption,
+    step_adaption,
+    steps_of,
+    tolerance_adaption,
+)
+from ode_nets.validity.convergence import Convergence, Dip, Slope, convergence, distance, find_dip, fit_slope
+from ode_nets.validity.crossings import (
+    Crossings,
+    crossings,
+    folds,
+    is_autonomous,
+    order_changes,
+    orientation,
+    segment_crossings,
+    trajectories,
+)
+from ode_nets.validity.exchange import Exchange, critical_training_step, exchange
+from ode_nets.validity.report import FACTORS, Report, examine, judge
+from ode_nets.validity.subjects import Subject, of_field, of_model, own_grid
+
+__all__ = [
+    "FACTORS",
+    "Adaption",
+    "AdaptionState",
+    "Convergence",
+    "Crossings",
+    "Dip",
+    "Exchange",
+    "Report",
+    "Slope",
+    "Subject",
+    "adaption",
+    "convergence",
+    "critical_training_step",
+    "crossings",
+    "distance",
+    "examine",
+    "exchange",
+    "find_dip",
+    "first_step",
+    "fit_slope",
+    "folds",
+    "is_autonomous",
+    "judge",
+    "of_field",
+    "of_model",
+    "order_changes",
+    "orientation",
+    "own_grid",
+    "segment_crossings",
+    "settled_step_adaption",
+    "step_adaption",
+    "steps_of",
+    "tolerance_adaption",
+    "trajectories",
+]

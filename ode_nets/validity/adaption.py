@@ -1,0 +1,186 @@
+"""Adaption of the step or the tolerance while a model trains, as pure controllers: `init` and `update`.
+
+    controller = step_adaption()
+    state = controller.init(h)                                    # Hairer's initial step: `first_step`
+    every 50 iterations:
+        state = controller.update(difference(state.value), state)
+        if state.on_trial:                                        # a larger step, to be looked at at once
+            state = controller.update(difference(state.value), state)
+
+with `difference(h)` the gap between the accuracies of one batch under the training solver at step h and under one
+of smaller error. Everything is an array: both functions work under jit, vmap and scan, where the second update
+can always be made, as it leaves a state that is not on trial alone with `where`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ode_nets.control import initial_step
+from ode_nets.integrate import Problem, theta_at
+from ode_nets.tableaus import Tableau, get_tableau
+
+PyTree = Any
+
+
+class AdaptionState(NamedTuple):
+    """Where a controller stands; scalars."""
+
+    value: jax.Array
+    """Step size h, or tolerance, to train with."""
+    on_trial: jax.Array
+    """Whether `value` has just been raised and is to be judged by another `update` before training goes on."""
+    before: jax.Array
+    """The value to go back to, if the trial fails."""
+    ceiling: jax.Array
+    """The value is not raised beyond this."""
+    checks: jax.Array
+    """Updates so far, trials not counted."""
+    n_shrunk: jax.Array
+    """How often the value was halved."""
+    n_reverted: jax.Array
+    """How many trials failed."""
+
+
+class Adaption(NamedTuple):
+    """A pair of pure functions, as optax has them.
+
+    Attributes:
+      init: `init(value) -> state`.
+      update: `update(difference, state) -> state`, with the difference between the accuracies under the
+        training solver and under the more exact one at `state.value`, a scalar; NaN counts as too large.
+    """
+
+    init: Callable[[Any], AdaptionState]
+    update: Callable[[Any, AdaptionState], AdaptionState]
+
+
+def adaption(
+    lowest: float,
+    highest: float,
+    *,
+    threshold: float = 0.1,
+    shrink: float = 0.5,
+    grow: float = 1.1,
+    revert: bool = True,
+    calm: float = 1.0,
+    memory: float | None = None,
+) -> Adaption:
+    """The controller of Ott's algorithm 1, for any positive quantity that errors grow with.
+
+        |difference| > threshold:  value <- shrink * value
+        otherwise:                 value <- grow * value, on trial; back again if the trial fails
+
+    The paper's text has no trial (`revert=False`); its published code has. Both go up and down forever: a model
+    follows the solver it is trained with, so a value that was too large is found too small a while later, and
+    tried again. Two additions, off by default, end that (`calm` and `memory`, see `settled_step_adaption`):
+
+    - hysteresis: the value is only raised where |difference| <= calm * threshold, and kept in between;
+    - memory: a value that failed, with training on it, at once lowers a ceiling to memory * value, for good. Each
+      failure lowers it by that factor at least, so there are at most log(highest / lowest) / log(1 / memory) of
+      them, and after the last the value is monotone and bounded: it comes to rest.
+
+    Args:
+      lowest, highest: bounds of the value, 0 < lowest < highest.
+      threshold: largest difference of accuracies, in (0, 1).
+      shrink, grow: factors, 0 < shrink < 1 < grow.
+      revert: whether a raised value is tried first.
+      calm: share of the threshold up to which the value is raised, in (0, 1].
+      memory: factor of the ceiling, in [shrink, 1), or `None` for no ceiling.
+
+    Raises:
+      ValueError: for numbers out of range.
+    """
+    for name, value, good, allowed in (
+        ("lowest", lowest, 0 < lowest < highest < math.inf, f"a number above 0 and below highest={highest}"),
+        ("threshold", threshold, 0 < threshold < 1, "a number in (0, 1)"),
+        ("shrink", shrink, 0 < shrink < 1, "a number in (0, 1)"),
+        ("grow", grow, 1 < grow < math.inf, "a number above 1"),
+        ("calm", calm, 0 < calm <= 1, "a number in (0, 1]"),
+        ("memory", memory, memory is None or shrink <= memory < 1, f"None or a number in [shrink={shrink}, 1)"),
+    ):
+        if not good:
+            raise ValueError(f"{name}={value}: expected {allowed}")
+
+    def init(value: Any) -> AdaptionState:
+        start = jnp.clip(jnp.asarray(value, float), lowest, highest)
+        no, none = jnp.asarray(False), jnp.int32(0)
+        return AdaptionState(start, no, start, jnp.asarray(highest, start.dtype), none, none, none)
+
+    def update(difference: Any, state: AdaptionState) -> AdaptionState:
+        gap = jnp.abs(jnp.asarray(difference))
+        failed = ~(gap <= threshold)
+        judged, checked = state.on_trial, ~state.on_trial
+        shrunk, reverted = checked & failed, judged & failed
+        raised = checked & (gap <= calm * threshold)
+        ceiling = state.ceiling
+        if memory is not None:
+            ceiling = jnp.where(failed, jnp.maximum(jnp.minimum(ceiling, memory * state.value), lowest), ceiling)
+        larger = jnp.maximum(jnp.minimum(grow * state.value, jnp.minimum(highest, ceiling)), state.value)
+        value = jnp.where(shrunk, jnp.maximum(shrink * state.value, lowest), state.value)
+        value = jnp.where(reverted, state.before, jnp.where(raised, larger, value))
+        return AdaptionState(
+            value=value,
+            on_trial=raised & (larger > state.value) & revert,
+            before=jnp.where(checked, state.value, state.before),
+            ceiling=ceiling,
+            checks=state.checks + checked,
+            n_shrunk=state.n_shrunk + shrunk,
+            n_reverted=state.n_reverted + reverted,
+        )
+
+    return Adaption(init, update)
+
+
+def step_adaption(max_steps: int = 500, span: float = 1.0, **changes: Any) -> Adaption:
+    """Ott's algorithm 1 on the step size h, from span / max_steps to span, with the trial of the published code.
+
+    Args:
+      max_steps: most steps; the code's 500.
+      span: t1 - t0.
+      **changes: arguments of `adaption` to set otherwise.
+    """
+    return adaption(span / max_steps, span, **changes)
+
+
+def settled_step_adaption(max_steps: int = 500, span: float = 1.0, **changes: Any) -> Adaption:
+    """The same without its oscillation: raised at a quarter of the threshold only, never again beyond 0.8 of a failure.
+
+    The paper hopes for such a variant (Ott sec. 6); the numbers are ours. Arguments as in `step_adaption`.
+    """
+    return adaption(span / max_steps, span, **({"calm": 0.25, "memory": 0.8} | changes))
+
+
+def tolerance_adaption(lowest: float = 1e-9, highest: float = 1e-1, **changes: Any) -> Adaption:
+    """Algorithm 1 on the tolerance of an adaptive solver (Ott, published code).
+
+    Start at 1e-6. Fehlberg2(1) is checked by Dopri5 at a fifth of the tolerance, Dopri5 by itself at a tenth.
+    `rtol` and `atol` of `Adaptive` may be traced, so no change of them compiles anything again.
+    """
+    return adaption(lowest, highest, **changes)
+
+
+def steps_of(h: Any, span: float = 1.0) -> jax.Array:
+    """The number of equal steps for a step size: the least that makes steps of at most h; int32."""
+    return jnp.maximum(jnp.ceil(span / jnp.asarray(h, float) * (1 - 1e-6)), 1).astype(jnp.int32)
+
+
+def first_step(problem: Problem, scheme: Tableau | str, tolerance: Any = 1e-3) -> jax.Array:
+    """Hairer's initial step of a problem, on the whole batch; a scalar above 0.
+
+    Hairer, Norsett, Wanner I, p. 169 (Ott algorithm 1), with rtol = atol = tolerance, which the paper does not
+    name, and the order of the scheme.
+    """
+    t0, span = jnp.asarray(problem.t0), jnp.asarray(problem.t1 - problem.t0)
+
+    def slope(t: jax.Array, x: PyTree) -> PyTree:
+        return problem.field(t, x, theta_at(problem.weights, t))[0]
+
+    order = get_tableau(scheme).order
+    f0 = slope(t0, problem.x0)
+    return jnp.abs(initial_step(slope, t0, problem.x0, f0, span, order, tolerance, tolerance))

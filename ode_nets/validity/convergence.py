@@ -1,0 +1,187 @@
+"""Errors against step counts: slopes fitted to them, and the dip at the training step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from ode_nets.integrate import FixedStep
+
+LEAST_POINTS = 4
+"""Points that a slope is fitted to, at least."""
+STRAIGHT = 1.15
+"""Factor within which all of them lie on the line."""
+FLAT = 0.5
+"""Slopes below this are a floor and no convergence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slope:
+    """The order of convergence that errors show.
+
+    Attributes:
+      order: slope r of log E = r log h + c (ContinuousNet eq. 19); NaN where no stretch of the errors is straight.
+      first, last: indices of the stretch it was fitted to, both included; -1 where there is none.
+    """
+
+    order: float
+    first: int = -1
+    last: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Dip:
+    """How much better a model is at its training step than at finer ones.
+
+    Attributes:
+      error: at the training step.
+      at_half: the error at half the training step, or at the nearest step measured to it, over `error`.
+      worst: the largest error at any finer step, over `error`.
+      detected: whether `worst` exceeds the tolerance: a discretization of an ODE gets better with finer steps.
+    """
+
+    error: float
+    at_half: float
+    worst: float
+    detected: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Convergence:
+    """Errors of manifestations of one model.
+
+    Attributes:
+      h: step sizes, falling, `[n]`.
+      n_steps: step counts, rising, of the same length.
+      errors: by scheme, `[n]`.
+      slopes: by scheme.
+      dip: at the training step under the training scheme; `None` where either was not measured.
+    """
+
+    h: np.ndarray
+    n_steps: tuple[int, ...]
+    errors: dict[str, np.ndarray]
+    slopes: dict[str, Slope]
+    dip: Dip | None
+
+
+def fit_slope(h: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndarray) -> Slope:
+    """The slope of the longest straight stretch of errors in logarithmic axes.
+
+        log E(h) = r log h + c                               (ContinuousNet eq. 19)
+
+    A stretch is at least four successive steps whose errors all lie within a factor 1.15 of their common
+    least-squares line, with a slope of at least 0.5. So neither the saturated errors of coarse steps nor the
+    floor of rounding or of training enter. Of stretches of one length the finest counts.
+
+    Args:
+      h: step sizes, falling, above 0.
+      errors: at least 0; entries that are not finite or 0 belong to no stretch.
+
+    Returns:
+      `Slope`, with NaN for its order if there is no straight stretch.
+
+    Raises:
+      ValueError: for lengths that differ or steps that do not fall.
+    """
+    x, y = np.asarray(h, float), np.asarray(errors, float)
+    if x.shape != y.shape or x.ndim != 1 or (np.diff(x) >= 0).any() or (x <= 0).any():
+        raise ValueError(f"h={x.tolist()} with {y.size} errors: expected falling steps above 0, one an error")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x, y = np.log(x), np.log(y)
+    for length in range(len(x), LEAST_POINTS - 1, -1):
+        for first in range(len(x) - length, -1, -1):
+            window = slice(first, first + length)
+            if not np.isfinite(y[window]).all():
+                continue
+            order, constant = np.polyfit(x[window], y[window], 1)
+            residual = np.abs(y[window] - order * x[window] - constant).max()
+            if order >= FLAT and residual <= math.log(STRAIGHT):
+                return Slope(float(order), first, first + length - 1)
+    return Slope(math.nan)
+
+
+def find_dip(
+    n_steps: Sequence[int], errors: Sequence[float] | np.ndarray, trained: int, tolerance: float = 3.0
+) -> Dip:
+    """Compare the error at the training step with those at finer steps (ContinuousNet Fig. 4a).
+
+    Args:
+      n_steps: step counts, rising; one of them is `trained`.
+      errors: of the training scheme, one a step count: global errors, losses, or any number above 0 that
+        falls with quality.
+      trained: N_t of training.
+      tolerance: ratio of errors above which a dip counts as one.
+
+    Raises:
+      ValueError: if `trained` was not measured, or nothing finer was.
+    """
+    n, e = list(n_steps), np.asarray(errors, float)
+    if trained not in n or max(n) == trained:
+        raise ValueError(f"n_steps={n}: expected the training step count {trained} and finer ones")
+    own = float(e[n.index(trained)])
+    finer = [i for i, steps in enumerate(n) if steps > trained]
+    half = min(finer, key=lambda i: abs(math.log(n[i] / (2 * trained))))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = e / own
+    worst = float(np.max(ratios[finer]))
+    return Dip(own, float(ratios[half]), worst, bool(worst > tolerance) or not math.isfinite(worst))
+
+
+def distance(outputs: jax.Array, reference: jax.Array) -> float:
+    """E = sqrt(mean over the batch of |outputs - reference|^2), the root mean square of global errors.
+
+    The norm itself, whose slopes are the orders; ContinuousNet eq. 18 prints its square.
+
+    Args:
+      outputs, reference: `[batch, ...]`.
+    """
+    gap = (np.asarray(outputs, float) - np.asarray(reference, float)).reshape(len(outputs), -1)
+    return float(np.sqrt(np.mean(np.sum(gap**2, axis=1))))
+
+
+def convergence(
+    run: Callable[[FixedStep], jax.Array],
+    schemes: Sequence[str],
+    n_steps: Sequence[int],
+    *,
+    truth: jax.Array | None = None,
+    trained: FixedStep | None = None,
+    span: float = 1.0,
+    tolerance: float = 3.0,
+) -> Convergence:
+    """Global errors, or disagreement with the finest manifestation, against N_t (ContinuousNet eq. 18, Fig. 4).
+
+    Args:
+      run: `run(solver) -> outputs`, `[batch, ...]`, as of a `Subject`.
+      schemes: keys of tableaus.
+      n_steps: step counts; measured in rising order, each once.
+      truth: the outputs that a perfect model would give; `None` measures the distance from the last scheme at
+        twice the most steps, under which every model converges, tied to its solver or not.
+      trained: the training manifestation, for the dip, which takes a `truth`.
+      span: t1 - t0.
+      tolerance: of `find_dip`.
+
+    Raises:
+      ValueError: for no schemes or steps, or a `truth` of another shape.
+    """
+    steps = tuple(sorted(set(n_steps)))
+    if not schemes or not steps:
+        raise ValueError(f"schemes={tuple(schemes)}, n_steps={steps}: expected at least one of each")
+    reference = run(FixedStep(schemes[-1], 2 * steps[-1])) if truth is None else truth
+    errors = {}
+    for scheme in schemes:
+        outputs = [run(FixedStep(scheme, n)) for n in steps]
+        if np.shape(outputs[0]) != np.shape(reference):
+            raise ValueError(f"truth has shape {np.shape(reference)}: expected that of the outputs, {outputs[0].shape}")
+        errors[scheme] = np.array([distance(out, reference) for out in outputs])
+    h = span / np.array(steps, float)
+    dip = None
+    if truth is not None and trained is not None and trained.scheme in errors and trained.n_steps in steps[:-1]:
+        dip = find_dip(steps, errors[trained.scheme], trained.n_steps, tolerance)
+    slopes = {scheme: fit_slope(h, values) for scheme, values in errors.items()}
+    return Convergence(h, steps, errors, slopes, dip)

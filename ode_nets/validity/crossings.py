@@ -1,0 +1,269 @@
+"""Trajectories that cross: the sign that a numerical solution has stopped to be one of an ODE."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ode_nets.integrate import FixedStep, Problem, integrate_fixed, theta_at
+from ode_nets.stepping import rk_step
+
+PyTree = Any
+Test = Literal["order", "segments", "jacobian"]
+_ROUNDING = (3 + 16 * 2.0**-53) * 2.0**-53
+"""Bound of the rounding error of an orientation, relative to the sum of its terms (Shewchuk 1997, sec. 4.1)."""
+NOISE = 64
+"""Multiples of a state's rounding error below which `crossings` tells no two trajectories apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossings:
+    """Where numerical trajectories meet without coinciding (Ott sec. 4).
+
+    Attributes:
+      test: `"order"` (1-D: two trajectories change places in a step), `"segments"` (2-D: two steps intersect),
+        both exact for the polygons that are tested, up to a margin; `"jacobian"`: det D Psi_h <= 0 for a step
+        Psi_h, which is sufficient and not necessary (see `folds`).
+      count: number found.
+      places: `[count, ...]`: (t, x) in one dimension, points in two, states of folding steps beyond.
+      members: int `[count, 4]`: trajectory and step of the one, and of the other; beyond two dimensions
+        (n, k, n, k) of the step that folds.
+      examined: number of pairs of steps, or of steps, that were tested.
+    """
+
+    test: Test
+    count: int
+    places: np.ndarray
+    members: np.ndarray
+    examined: int
+
+
+def order_changes(states: np.ndarray, t: np.ndarray, margin: float = 0.0) -> Crossings:
+    """Crossings of trajectories in one dimension: a pair that changes places within a step.
+
+    Exact with margin 0: comparisons of floating-point numbers. Two trajectories that start in one point coincide, and a
+    pair that merges without passing does not cross. Right for fields that depend on time, too.
+
+    Args:
+      states: `[n, n_steps + 1]`, at common times.
+      t: `[n_steps + 1]`.
+      margin: a pair must be further apart than this before and after.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+    """
+    x = np.asarray(states, float)
+    if x.ndim != 2 or x.shape[1] != len(t):
+        raise ValueError(f"states have shape {x.shape} at {len(t)} times: expected [n, n_times]")
+    first, second = np.triu_indices(len(x), 1)
+    gap = x[first] - x[second]
+    side = np.where(np.abs(gap) > margin, np.sign(gap), 0)
+    pair, k = np.nonzero(side[:, :-1] * side[:, 1:] < 0)
+    n, m = first[pair], second[pair]
+    before, after = x[n, k] - x[m, k], x[n, k + 1] - x[m, k + 1]
+    tau = before / (before - after)
+    places = np.stack([t[k] + tau * (t[k + 1] - t[k]), x[n, k] + tau * (x[n, k + 1] - x[n, k])], axis=-1)
+    return Crossings("order", len(k), places, np.stack([n, k, m, k], axis=-1), side[:, 1:].size)
+
+
+def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float = 0.0) -> np.ndarray:
+    """On which side of the line from a to b the point c lies: 1 left, -1 right, 0 within a margin; exact.
+
+    The sign of (a - c) x (b - c). Where floating-point arithmetic cannot be sure of it, it is computed again in
+    fractions.
+
+    Args:
+      a, b, c: `[n, 2]`, finite.
+      margin: distance from the line up to which a point counts as on it; that distance is rounded.
+
+    Returns:
+      int `[n]`.
+    """
+    left = (a[:, 0] - c[:, 0]) * (b[:, 1] - c[:, 1])
+    right = (a[:, 1] - c[:, 1]) * (b[:, 0] - c[:, 0])
+    area = left - right
+    far = np.abs(area) > margin * np.linalg.norm(b - a, axis=1) if margin else np.ones(len(area), bool)
+    sign = np.where(far, np.sign(area), 0).astype(int)
+    for i in np.flatnonzero(far & (np.abs(area) <= _ROUNDING * (np.abs(left) + np.abs(right)))):
+        (ax, ay), (bx, by), (cx, cy) = (map(Fraction, map(float, p[i])) for p in (a, b, c))
+        exact = (ax - cx) * (by - cy) - (ay - cy) * (bx - cx)
+        sign[i] = (exact > 0) - (exact < 0)
+    return sign
+
+
+def segment_crossings(states: np.ndarray, margin: float = 0.0) -> Crossings:
+    """Crossings of trajectories in the plane: two steps whose segments intersect inside both; exact.
+
+    The definition of Ott sec. 4, whose tau and tau' lie inside (0, 1): steps that touch in an end or lie on one
+    line do not cross, neither do trajectories that share a start or an orbit. Steps of one trajectory may cross
+    each other. For fields that do not depend on time.
+
+    Args:
+      states: polygons, `[n, n_points, 2]`; not finite points belong to no step.
+      margin: the ends of each step must be further than this from the line of the other.
+
+    Raises:
+      ValueError: for another shape.
+
+    Cost: comparisons of the bounding boxes of steps that overlap along the first axis, in chunks.
+    """
+    z = np.asarray(states, float)
+    if z.ndim != 3 or z.shape[2] != 2:
+        raise ValueError(f"states have shape {z.shape}: expected [n, n_points, 2]")
+    n, k = (index.ravel() for index in np.indices((z.shape[0], z.shape[1] - 1)))
+    start, end = z[n, k], z[n, k + 1]
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    # From left to right, so that a step meets none beyond those that start before it ends.
+    order, found = np.argsort(low[:, 0], kind="stable"), []
+    left, right = low[order], high[order]
+    for first in range(0, len(n), 128):
+        rows = slice(first, first + 128)
+        columns = slice(first, int(np.searchsorted(left[:, 0], right[rows, 0].max(), side="right")))
+        near = (left[rows, None] <= right[None, columns]).all(-1) & (left[None, columns] <= right[rows, None]).all(-1)
+        one, other = np.nonzero(np.triu(near, 1))
+        found.append(order[first + np.stack([one, other])])
+    pairs = np.sort(np.concatenate(found, axis=1), axis=0) if found else np.zeros((2, 0), int)
+    i, j = pairs[:, np.lexsort(pairs[::-1])]
+    for swap in (False, True):
+        on, of = (j, i) if swap else (i, j)
+        sides = [orientation(start[on], end[on], point, margin) for point in (start[of], end[of])]
+        across = sides[0] * sides[1] < 0
+        i, j = i[across], j[across]
+    move, other = end[i] - start[i], end[j] - start[j]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tau = _cross(start[j] - start[i], other) / _cross(move, other)
+    places = start[i] + np.clip(np.nan_to_num(tau, nan=0.5), 0, 1)[:, None] * move
+    members = np.stack([n[i], k[i], n[j], k[j]], axis=-1)
+    return Crossings("segments", len(i), places, members, len(n) * (len(n) - 1) // 2)
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+
+
+def trajectories(problem: Problem, solver: FixedStep, substeps: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Numerical trajectories Psi_{tau h}(z_k), tau = j / substeps: what Ott's definition of crossings is about.
+
+    Args:
+      problem: with a state `[batch, ...]`.
+      solver: its grid.
+      substeps: points a step; Euler's partial steps lie on a line, so 1 is exact for it.
+
+    Returns:
+      States `[batch, n_steps * substeps + 1, size]`, float64, and times.
+    """
+    t0, t1, n = float(problem.t0), float(problem.t1), solver.n_steps
+    grid: Any = t0 + (t1 - t0) * np.arange(n + 1) / n
+    # Weights that jump are read by exact arithmetic on the whole grid, and partial steps start from there.
+    states = jax.jit(lambda: integrate_fixed(dataclasses.replace(problem, ts=grid), solver).x)()
+    parts = [states]
+    if substeps > 1:
+        taus = np.arange(1, substeps) / substeps
+        step = _step_map(problem, solver)
+        parts += [jax.jit(jax.vmap(step, in_axes=(0, 0, None)))(states[:-1], grid[:-1], tau) for tau in taus]
+    whole = np.asarray(states, float).reshape(n + 1, states.shape[1], -1)
+    inner = [np.asarray(part, float).reshape(n, states.shape[1], -1) for part in parts[1:]]
+    woven = np.stack([whole[:-1], *inner], axis=1).reshape(n * substeps, states.shape[1], -1)
+    t = t0 + (t1 - t0) * np.arange(n * substeps + 1) / (n * substeps)
+    return np.concatenate([woven, whole[-1:]]).swapaxes(0, 1), t
+
+
+def _step_map(problem: Problem, solver: FixedStep) -> Any:
+    """`step(x, t, tau)`: Psi_{tau h} from time t, on a batch of states."""
+    h = (float(problem.t1) - float(problem.t0)) / solver.n_steps
+
+    def step(x: jax.Array, t: jax.Array, tau: jax.Array) -> jax.Array:
+        def evaluate(i: int, t_i: jax.Array, x_i: PyTree) -> Any:
+            # Weights that jump are read a hair inside the step, where they are those of its own interval.
+            inside = t + jnp.clip((t_i - t) / h, 1e-4, 1 - 1e-4) * h
+            smooth = getattr(problem.weights, "continuous", True)
+            return problem.field(t_i, x_i, theta_at(problem.weights, t_i if smooth else inside))
+
+        return rk_step(solver.tableau, evaluate, t, x, tau * h).x
+
+    return step
+
+
+def folds(
+    problem: Problem, solver: FixedStep, *, n_samples: int = 8, n_places: int = 8, taus: Sequence[float] = (0.5, 1.0)
+) -> Crossings:
+    """Steps that turn space inside out, in any dimension: det D Psi_{tau h} <= 0.
+
+        det D phi_t = exp(int_0^t tr Df) > 0 for the flow phi_t of any ODE   (Liouville)
+
+    The determinant of a partial step is 1 at tau = 0, so where it is not positive at tau it was zero on the way:
+    there, neighbouring trajectories meet to first order. Sufficient for crossings and not necessary: steps may
+    also carry distant trajectories across each other.
+
+    Args:
+      problem: with a state `[batch, ...]` whose samples do not see each other.
+      solver: its grid.
+      n_samples: samples of the batch, the first ones.
+      n_places: steps, spread over the grid, the first and the last among them.
+      taus: fractions of a step, in (0, 1].
+
+    Cost: n_samples * n_places * len(taus) Jacobians of [size, size], one at a time: size forward derivatives and
+      a factorization each.
+    """
+    grid_problem = dataclasses.replace(problem, x0=problem.x0[:n_samples])
+    states, t = trajectories(grid_problem, solver)
+    ks = np.unique(np.linspace(0, solver.n_steps - 1, n_places).round().astype(int))
+    step, shape = _step_map(grid_problem, solver), problem.x0.shape[1:]
+
+    def sign_of(x: jax.Array, t: jax.Array, tau: jax.Array) -> jax.Array:
+        one = lambda flat: step(flat.reshape(1, *shape), t, tau).ravel()
+        return jnp.linalg.slogdet(jax.jacfwd(one)(x))[0]
+
+    x = jnp.asarray(states[:, ks].reshape(-1, states.shape[-1]), problem.x0.dtype)
+    times = jnp.asarray(np.tile(t[ks], len(states)), x.dtype)
+    all_signs = jax.jit(lambda tau: jax.lax.map(lambda at: sign_of(at[0], at[1], tau), (x, times)))
+    signs = np.stack([np.asarray(all_signs(tau)) for tau in taus])
+    bad = np.flatnonzero((signs <= 0).any(0))
+    n, k = bad // len(ks), ks[bad % len(ks)]
+    return Crossings("jacobian", len(bad), np.asarray(x)[bad], np.stack([n, k, n, k], axis=-1), signs.shape[1])
+
+
+def crossings(
+    problem: Problem,
+    solver: FixedStep,
+    *,
+    n_samples: int = 64,
+    substeps: int | None = None,
+    margin: float | None = None,
+) -> Crossings:
+    """Crossings of a problem's numerical trajectories, by the test that its dimension allows.
+
+    Args:
+      problem: with a state `[batch, ...]`.
+      solver: its grid.
+      n_samples: trajectories, the first of the batch; beyond two dimensions an eighth of them.
+      substeps: as in `trajectories`; `None` for 1 under Euler and 8 under any other scheme.
+      margin: as in `segment_crossings`; `None` for 64 times the rounding error of the largest state. Trajectories
+        that an attractor has merged cross each other at random below that, as floating-point numbers.
+
+    One dimension: `order_changes`. Two: `segment_crossings` for fields that do not depend on time. Beyond, and
+    for plane fields that do: `folds`.
+    """
+    size = int(np.prod(problem.x0.shape[1:]))
+    if size > 2 or (size == 2 and not is_autonomous(problem)):
+        return folds(problem, solver, n_samples=max(1, n_samples // 8))
+    some = dataclasses.replace(problem, x0=problem.x0[:n_samples])
+    substeps = (1 if solver.tableau.n_stages == 1 else 8) if substeps is None else substeps
+    states, t = trajectories(some, solver, substeps)
+    if margin is None:
+        largest = np.abs(states[np.isfinite(states)]).max(initial=0.0)
+        margin = NOISE * float(jnp.finfo(problem.x0.dtype).eps * largest)
+    return order_changes(states[..., 0], t, margin) if size == 1 else segment_crossings(states, margin)
+
+
+def is_autonomous(problem: Problem) -> bool:
+    """Whether the field gives the same slopes, bit by bit, at five times of the problem."""
+    times = np.linspace(float(problem.t0), float(problem.t1), 5)
+    slopes = [problem.field(t, problem.x0, theta_at(problem.weights, t))[0] for t in jnp.asarray(times)]
+    return all(bool(jnp.array_equal(slopes[0], slope)) for slope in slopes[1:])

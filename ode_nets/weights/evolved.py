@@ -1,0 +1,314 @@
+"""Weights that evolve by an ODE of their own (ANODEV2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from ode_nets.gradients import Checkpointed, GradientMethod, solve
+from ode_nets.integrate import FixedStep
+from ode_nets.tableaus import Number
+from ode_nets.weights.basis import Basis, PiecewiseConstant, PiecewiseLinear
+from ode_nets.weights.expansion import BasisExpansion, transform
+from ode_nets.weights.kernel import Dirac, Kernel, kernel_matrix
+
+PyTree = Any
+WeightField = Callable[[PyTree, PyTree], PyTree]
+"""`q(w, p) -> dw/dt`, like `w`. It may have `flow(w, p, h)`, its own step, and `init(key, w) -> p`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowStep:
+    """`n_steps` equal steps of q's own map, w <- q.flow(w, p, h): exact, or as eq. 13 of ANODEV2.
+
+    Raises:
+      ValueError: for fewer than one step.
+    """
+
+    n_steps: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_steps, bool) or not isinstance(self.n_steps, int) or self.n_steps < 1:
+            raise ValueError(f"n_steps={self.n_steps!r}: expected an integer of at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Still:
+    """q = 0: weights that stay as they are, which makes an evolved network the Neural ODE (ANODEV2 sec. 1)."""
+
+    def init(self, key: jax.Array, w: PyTree) -> PyTree:
+        """No parameters."""
+        return {}
+
+    def __call__(self, w: PyTree, p: PyTree) -> PyTree:
+        """Zero."""
+        return jax.tree.map(jnp.zeros_like, w)
+
+    def flow(self, w: PyTree, p: PyTree, h: Any) -> PyTree:
+        """`w`, bit by bit."""
+        return w
+
+
+@dataclasses.dataclass(frozen=True)
+class Flattened:
+    """A network of vectors as q: it sees all weights as one vector.
+
+        q(w; p) = unravel(unit(ravel(w); p))
+
+    One Euler step of it generates the weights of the parent network, as a HyperNetwork does (ANODEV2 sec. 1).
+
+    Args:
+      unit: `init(key) -> p` and `apply(p, x) -> (dx, ...)` on vectors `[n]` of all n weights, e.g.
+        `MLP(size=n)`.
+    """
+
+    unit: Any
+
+    def init(self, key: jax.Array, w: PyTree) -> PyTree:
+        """Parameters of the network."""
+        return self.unit.init(key)
+
+    def __call__(self, w: PyTree, p: PyTree) -> PyTree:
+        """q(w; p)."""
+        flat, unravel = ravel_pytree(w)
+        return unravel(self.unit.apply(p, flat)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Evolution:
+    """How weights evolve and when they are read: everything about `Evolved` but its arrays.
+
+        dw/dt = q(w; p),  theta(t) = int_0^t K(t - tau) w(tau) dtau          (ANODEV2 eq. 5c, 5d)
+
+    theta is computed at `times` and read between them in `basis`, so the grid of the weights and the grid of
+    the state are independent. `configuration_1` and `configuration_2` are the two pairings of the paper.
+
+    Args:
+      q: `WeightField`, hashable: `RDA()`, `Still()`, `Flattened(MLP(...))`, or any function `q(w, p)`.
+      solver: of the weight ODE over the domain: `FlowStep`, or any solver of `solve`.
+      basis: `PiecewiseConstant(M)` or `PiecewiseLinear(M)`.
+      times: when the M coefficients of theta are taken, as fractions of the domain, exact; default
+        for intervals k / M, where each begins, and for knots k / (M - 1), where they are.
+      kernel: K; see `kernel_matrix`.
+      grid: steps of the grid on which weights of an adaptive solver are kept; default as many as `times`
+        need, which is few for the quadrature of a kernel. A solver with steps of its own has them as grid.
+      gradient: how the weight ODE is differentiated; `FlowStep` keeps its states, which theta needs anyway.
+      domain: (t0, t1).
+
+    Raises:
+      ValueError: for another basis, for times that are not M fractions in [0, 1] or no points of the weight
+        grid, for a kernel that does not match that grid, for a `grid` other than the solver's own, for a
+        `FlowStep` of a q without `flow`, and for a domain without t0 < t1.
+    """
+
+    q: WeightField
+    solver: Any
+    basis: Basis
+    times: tuple[Number, ...] | None = None
+    kernel: Kernel = dataclasses.field(default=Dirac())
+    gradient: GradientMethod = dataclasses.field(default=Checkpointed())
+    domain: tuple[float, float] = (0.0, 1.0)
+    grid: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.basis, (PiecewiseConstant, PiecewiseLinear)):
+            raise ValueError(
+                f"basis={self.basis!r}: expected PiecewiseConstant or PiecewiseLinear, whose coefficients are "
+                "values of theta; project or interpolate the expanded() weights for another"
+            )
+        if not callable(self.q):
+            raise ValueError(f"q={self.q!r}: expected a function q(w, p) -> dw/dt")
+        if isinstance(self.solver, FlowStep) and not hasattr(self.q, "flow"):
+            raise ValueError(
+                f"solver={self.solver!r}: q={self.q!r} has no flow(w, p, h); use FixedStep or Adaptive"
+            )
+        t0, t1 = (float(t) for t in self.domain)
+        if not t0 < t1:
+            raise ValueError(f"domain={self.domain}: expected (t0, t1) with t0 < t1")
+        times = default_times(self.basis) if self.times is None else self.times
+        exact = tuple(Fraction(t).limit_denominator(10**6) for t in times)
+        if len(exact) != self.basis.n_basis or not all(0 <= t <= 1 for t in exact):
+            raise ValueError(
+                f"times={times}: expected {self.basis.n_basis} fractions in [0, 1], one a coefficient of "
+                f"{self.basis!r}"
+            )
+        object.__setattr__(self, "domain", (t0, t1))
+        object.__setattr__(self, "times", exact)
+        own = getattr(self.solver, "n_steps", None)
+        if self.grid is not None and (self.grid < 1 or own not in (None, self.grid)):
+            allowed = "an integer of at least 1" if own is None else f"None or {own}, the steps of {self.solver!r}"
+            raise ValueError(f"grid={self.grid}: expected {allowed}")
+        self.matrix()
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the weight grid."""
+        own = getattr(self.solver, "n_steps", None)
+        return own or self.grid or math.lcm(*(t.denominator for t in self._exact_times))
+
+    @property
+    def _exact_times(self) -> list[Fraction]:
+        return [Fraction(t) for t in self.times or ()]
+
+    def matrix(self) -> np.ndarray:
+        """What turns weights on their grid into coefficients of theta, float64 `[M, n_steps + 1]`."""
+        t0, t1 = self.domain
+        return kernel_matrix(self.kernel, self._exact_times, self.n_steps, t1 - t0)
+
+    def init(self, key: jax.Array, w0: PyTree) -> PyTree:
+        """Initial p for weights like `w0`, by `q.init`; `{}` for a q that has none."""
+        q: Any = self.q
+        return q.init(key, w0) if hasattr(q, "init") else {}
+
+    def path(self, w0: PyTree, p: PyTree) -> PyTree:
+        """w at the points of its grid, leaves `[n_steps + 1, ...]`; NaN where an adaptive solver did not arrive.
+
+        Raises:
+          ValueError: at trace time, for weights that are not floating point and a q whose output is not like
+            them, by name.
+        """
+        self._check_q(w0, p)
+        t0, t1 = self.domain
+        if not isinstance(self.solver, FlowStep):
+            grid = np.linspace(t0, t1, self.n_steps + 1)
+            field = lambda t, w, p: self.q(w, p)
+            return solve(
+                field, w0, p, solver=self.solver, gradient=self.gradient, t0=t0, t1=t1, ts=grid
+            ).x
+        q: Any = self.q
+        h = (t1 - t0) / self.n_steps
+
+        def step(w: PyTree, _: None) -> tuple[PyTree, PyTree]:
+            after = q.flow(w, p, h)
+            return after, after
+
+        after = jax.lax.scan(step, w0, None, length=self.n_steps)[1]
+        return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), w0, after)
+
+    def _check_q(self, w0: PyTree, p: PyTree) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(w0):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise ValueError(
+                    f"w0{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}: weights that evolve "
+                    "must be floating point"
+                )
+        if not jax.tree.leaves(w0):
+            raise ValueError("w0 holds no array: expected weights to evolve")
+        got: Any = jax.eval_shape(self.q, w0, p)
+        want: Any = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, w0))
+        returned: Any = jax.tree.structure(got)
+        expected: Any = jax.tree.structure(want)
+        if returned != expected:
+            raise ValueError(f"q={self.q!r} returned the structure {returned}: expected that of w0, {expected}")
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                raise ValueError(
+                    f"q={self.q!r} returned{jax.tree_util.keystr(path)} of shape {a.shape} and dtype "
+                    f"{a.dtype}: expected {b.shape} and {b.dtype}, those of w0"
+                )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evolved:
+    """The weight function of ANODEV2: theta(t) follows from w0 and p by an ODE (eq. 5c, 5d).
+
+    A pytree whose leaves are `w0` and `p`, so a gradient with respect to it has those two. `solve` computes
+    the path of the weights once, by `expanded`, and reads it like any other `BasisExpansion`: under every
+    gradient method the cotangents of theta flow back through the weight ODE once (discretize-then-optimize).
+    Where the weight ODE fails, theta is NaN, and so the result code of the state is `Result.NON_FINITE`.
+
+    Args:
+      w0: weights at the start, a pytree of floating-point arrays.
+      p: parameters of q, any pytree.
+      evolution: the rest, static.
+
+    Cost: one solve of the weight ODE a solve of the state, and memory for its `n_steps + 1` states.
+    """
+
+    w0: PyTree
+    p: PyTree
+    evolution: Evolution = dataclasses.field(metadata={"static": True})
+
+    def expanded(self) -> BasisExpansion:
+        """theta(t) with computed coefficients.
+
+        Raises:
+          ValueError: see `Evolution.path`.
+        """
+        evolution = self.evolution
+        coefficients = transform(evolution.path(self.w0, self.p), evolution.matrix())
+        return BasisExpansion(evolution.basis, coefficients, evolution.domain)
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        """The interval on which the weights evolve."""
+        return self.evolution.domain
+
+    @property
+    def continuous(self) -> bool:
+        """Whether theta(t) is read without jumps."""
+        return self.evolution.basis.continuous
+
+    def at(self, t: Any, side: Any = 1) -> PyTree:
+        """theta(t); computes the whole path, which `expanded()` does once for all times."""
+        return self.expanded().at(t, side)
+
+    def n_sections(self, n_steps: int) -> int:
+        """Sections of a grid that share no coefficient; see `WeightFunction.n_sections`."""
+        return self.evolution.basis.n_sections(n_steps)
+
+    def on_grid(self, n_steps: int, c: Sequence[Number], n_sections: int | None = None) -> tuple[PyTree, Any]:
+        """theta at the stages of a grid; see `WeightFunction.on_grid`."""
+        return self.expanded().on_grid(n_steps, c, n_sections)
+
+    def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
+        """theta at one stage node; see `WeightFunction.at_node`."""
+        return self.expanded().at_node(step, n_steps, numerator, denominator)
+
+
+def default_times(basis: Basis) -> tuple[Fraction, ...]:
+    """When coefficients of theta are taken: where an interval begins, or at the knot."""
+    m = basis.n_basis
+    pieces = m if isinstance(basis, PiecewiseConstant) or m == 1 else m - 1
+    return tuple(Fraction(k, pieces) for k in range(m))
+
+
+def configuration_1(q: WeightField, n_steps: int = 5, solver: Any = None) -> Evolution:
+    """Weights and state on one grid: step k of N_t reads w(k / N_t)         (ANODEV2 sec. 2.2, eq. 9).
+
+    Args:
+      q: the weight field.
+      n_steps: N_t, also of the state's solver.
+      solver: of the weights; default `FlowStep(n_steps)`, or explicit Euler steps for a q without `flow`.
+    """
+    return Evolution(q, solver or _default_solver(q, n_steps), PiecewiseConstant(n_steps))
+
+
+def configuration_2(q: WeightField, n_steps: int = 2, n_weight_steps: int = 10, solver: Any = None) -> Evolution:
+    """Few steps of the state, the first with w(0) and the last with w(1)    (ANODEV2 sec. 2.2, app. A.1).
+
+        z_{1/2} = z_0 + f(z_0; w(0)) / 2,   z_1 = z_{1/2} + f(z_{1/2}; w(1)) / 2
+
+    More than two steps read at as many equally spaced times, both ends included.
+
+    Args:
+      q: the weight field.
+      n_steps: N_t of the state, also of its solver.
+      n_weight_steps: steps of the weights, a multiple of `n_steps - 1`.
+      solver: of the weights; default as in `configuration_1`.
+    """
+    times = default_times(PiecewiseLinear(n_steps))
+    return Evolution(q, solver or _default_solver(q, n_weight_steps), PiecewiseConstant(n_steps), times)
+
+
+def _default_solver(q: WeightField, n_steps: int) -> Any:
+    return FlowStep(n_steps) if hasattr(q, "flow") else FixedStep("euler", n_steps)

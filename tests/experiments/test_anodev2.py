@@ -1,0 +1,135 @@
+"""ANODEV2's experiments: the optimality conditions, the cells of its tables, and seeds trained side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from experiments import anodev2, anodev2_figures, anodev2_kkt, anodev2_parameters, anodev2_rda, models
+from experiments.configs import CONFIGS
+from experiments.configs import anodev2 as cells
+from experiments.run import RunError
+from ode_nets import anodev2_net
+
+
+@pytest.mark.parametrize("scheme", ["heun", pytest.param("euler", marks=pytest.mark.slow)])
+def test_optimality_conditions_give_the_trained_gradient_to_the_order_of_the_scheme(scheme):
+    """Two discretizations of one continuous gradient, for Dirac and for a smooth kernel."""
+    rows = anodev2_kkt.measure(anodev2_kkt.Options(schemes=(scheme,), n_steps=(64, 128)))
+    for row in rows[1::2]:
+        for key in ("order_w0", "order_p"):
+            assert row[key] == pytest.approx(anodev2_kkt.ORDERS[scheme], abs=0.1), row
+
+
+def test_every_cell_of_the_tables_has_a_config_that_builds_its_network():
+    for network in cells.NETWORKS:
+        for form in cells.FORMS:
+            config = CONFIGS[f"anodev2_{network}_{form}"]
+            assert models.build(config, 10) == anodev2_net(network, form)
+            assert (config.batch_size, config.learning_rate) == (256, 0.1)
+            schedule = (120, (40, 80, 100)) if network == "alexnet" else (350, (150, 300))
+            assert (config.epochs, config.decay_epochs) == schedule
+
+
+def test_table_of_parameters_is_within_its_promise():
+    for network, forms in anodev2_parameters.counts().items():
+        for form, ours in forms.items():
+            paper = 1e3 * cells.PARAMETERS[network][form]
+            assert ours == pytest.approx(paper, abs=5 if form == "baseline" else 0.03 * paper)
+
+
+def test_small_settings_decay_at_the_papers_shares():
+    options = anodev2.Options("alexnet", epochs=12, n_seeds=5, seeds_at_once=2, seed=3)
+    assert options.config("baseline").decay_epochs == (4, 8, 10)
+    assert options.groups() == [(3, 4), (5, 6), (7,)]
+    assert dataclasses.replace(options, full=True).config("baseline").decay_epochs == (40, 80, 100)
+    with pytest.raises(ValueError, match=r"forms=.*expected some of baseline"):
+        anodev2.Options("alexnet", forms=("config1",))
+
+
+def test_gaussian_of_figure_3_does_what_its_rows_say():
+    images = anodev2_figures.gaussians((0.0, 0.5))
+    peak = lambda image: np.unravel_index(image.argmax(), image.shape)
+    diffusion, advection, reaction, _ = images
+    np.testing.assert_allclose(images[:, 0], np.broadcast_to(images[0, 0], images[:, 0].shape), atol=1e-5)
+    assert diffusion[1].max() < 0.8
+    assert diffusion[1].sum() == pytest.approx(diffusion[0].sum(), rel=1e-4)
+    assert peak(diffusion[1]) == peak(diffusion[0]) == (20, 20)
+    assert peak(advection[1]) != (20, 20)
+    assert reaction[1].max() == pytest.approx(np.exp(0.4), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_evolution_of_filters_is_that_of_other_solvers():
+    with jax.enable_x64(True):
+        for row in anodev2_rda.measure_linear(anodev2_rda.Options(extents=(3, 5))):
+            assert max(row["diffrax"], row["semigroup"], row["closed_form"]) < 1e-9, row
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Two seeds of the cheapest form on images of random pixels."""
+    rng = np.random.default_rng(0)
+    images = lambda n: rng.integers(0, 256, (n, 8, 8, 3), np.uint8)
+    path = tmp_path / "images.npz"
+    labels = np.arange(48, dtype=np.int32) % 3
+    np.savez(path, x_train=images(48), y_train=labels, x_test=images(20), y_test=labels[:20])
+    small = {"limit": 32, "n_test": 20, "epochs": 2, "batch_size": 16, "learning_rate": 0.01}
+    return anodev2.Options("resnet4", ("baseline",), 2, **small, dataset=str(path), run_dir=tmp_path / "runs")
+
+
+@pytest.mark.slow
+def test_seeds_side_by_side_are_those_by_themselves_and_stopped_ones_go_on(options, monkeypatch):
+    """In one program, one after the other, and stopped after the first epoch: the same curves."""
+    console = Console(quiet=True)
+    whole = anodev2.run(options, console)["forms"]["baseline"]
+    alone = dataclasses.replace(options, seeds_at_once=1, run_dir=options.run_dir / "alone")
+    split = anodev2.run(alone, console)["forms"]["baseline"]
+    np.testing.assert_allclose(split["training_loss"], whole["training_loss"], rtol=1e-4)
+    assert len(split["test_accuracy"]) == len(whole["test_accuracy"]) == 2
+    assert whole["training_loss"][0][0] != whole["training_loss"][0][1]
+
+    stopped = dataclasses.replace(options, run_dir=options.run_dir / "stopped", checkpoint_seconds=0.0)
+    epoch_of = anodev2.Group.epoch
+
+    def stop_after_one(self, state, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return epoch_of(self, state, epoch)
+
+    monkeypatch.setattr(anodev2.Group, "epoch", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        anodev2.run(stopped, console)
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="--resume goes on with it"):
+        anodev2.run(stopped, console)
+    resumed = dataclasses.replace(stopped, resume=True)
+    with pytest.raises(RunError, match=r"holds the seeds \[0, 1\], not \[0\]"):
+        anodev2.run(dataclasses.replace(resumed, n_seeds=1), console)
+    found = anodev2.run(resumed, console)["forms"]["baseline"]
+    for name in ("training_loss", "training_accuracy", "test_accuracy"):
+        assert found[name] == whole[name]
+    again = anodev2.run(resumed, console)["forms"]["baseline"]
+    assert again["test_accuracy"] == whole["test_accuracy"]
+    record = json.loads((stopped.run_dir / "resnet4.json").read_text())
+    assert record["environment"]["device"]
+    assert record["data"]
+
+
+@pytest.mark.slow
+def test_pictures_are_drawn_of_trained_filters_and_move(tmp_path):
+    folder = tmp_path / "resnet4_configuration_1_seed0"
+    folder.mkdir()
+    np.savez(folder / "filters.npz", filters=np.random.default_rng(0).normal(size=(6, 3, 3, 8)))
+    options = anodev2_figures.Options(runs=tmp_path, out=tmp_path / "pictures", n_filters=2, frames=3)
+    names = {path.name for path in anodev2_figures.draw(options)}
+    stem = "fig4_resnet4_configuration_1_seed0"
+    assert names == {"fig3_gaussian.png", "fig3_gaussian.gif", f"{stem}.png", f"{stem}.gif"}
+    with Image.open(options.out / f"{stem}.gif") as moving:
+        assert moving.n_frames == 6

@@ -1,0 +1,116 @@
+"""The smallest part of each benchmark runs, and programs that are timed against each other compute the same."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agreement import assert_agree, flat, relative
+from benchmarks import continuous_net, convolution, gradients, harness, torch_peers
+from experiments.gradient_costs import true_solution
+from experiments.timing import compare, measure
+from ode_nets import FixedStep, PiecewiseConstant
+from ode_nets.nn import ContinuousNet
+
+
+def test_programs_are_measured_and_written_with_what_they_depend_on(tmp_path):
+    x = jnp.arange(3.0)
+    found = compare({"double": lambda x: 2 * x, "square": lambda x: x**2}, x, repeats={"double": 1, "square": 3})
+    assert [len(found[name].samples) for name in ("double", "square")] == [1, 3]
+    np.testing.assert_array_equal(found["square"].output, x**2)
+    record = found["square"].record()
+    assert 0 < record["minimum"] <= record["first_quartile"] <= record["median"] <= record["third_quartile"]
+    assert record["compile"] > 0
+    assert "output" not in record
+    peer = measure(lambda: [1], repeats=2, min_seconds=0.0, compiled=False)
+    assert (peer.output, peer.compile_seconds, peer.calls) == ([1], None, 1)
+    with pytest.raises(ValueError, match="expected at least 1"):
+        compare({"double": lambda x: 2 * x}, x, repeats=0)
+    path = harness.write(tmp_path / "a" / "b.json", "name", {"square": record})
+    written = json.loads(path.read_text())
+    assert written["results"]["square"] == record
+    assert written["environment"]["versions"]["jax"] == jax.__version__
+    assert harness.default_path("name").name == f"name_{jax.default_backend()}.json"
+
+
+def test_the_convolutions_compared_are_one_convolution(capsys):
+    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 4, 4, 3), (3, 3, 3, 3)]))
+    both = jax.jit(lambda x, kernel: [jax.vjp(f, x, kernel)[1](x) for f in (convolution.plain, convolution.canonical)])
+    assert_agree(*both(x, kernel), 1e-5)
+    config = convolution.Config(n_steps=2, repeats=1, slow_repeats=1)
+    records = convolution.measure_shape(config, "2x4x4x3")
+    assert all(record["minimum"] > 0 for record in records.values())
+    rows = [convolution.row("2x4x4x3", records, kind, 2) for kind in ("forward", "gradients")]
+    assert all(isinstance(cell, float) for row in rows for cell in row[4:])
+    with pytest.raises(ValueError, match="16x16x16x64"):
+        convolution.measure_shape(config, "2x4x4")
+
+
+def test_swap_and_training_compare_what_computes_the_same(monkeypatch):
+    monkeypatch.setattr(continuous_net, "GRID", [("euler", 1), ("midpoint", 2)])
+    swap = continuous_net.measure_swap({"widths": (2,), "image": (4, 4, 4, 1)}, repeats=1)
+    assert swap["images_scored_differently"] == 0
+    assert swap["one_program"]["steady_minimum"] > 0
+
+    net = ContinuousNet(10, (2, 2), PiecewiseConstant(2), FixedStep("euler", 2), epsilon=2.0)
+    record = continuous_net.measure_training(net, batch_size=4, repeats=1)
+    losses = record["losses_of_two_images"]
+    assert max(losses.values()) - min(losses.values()) < 1e-5
+    assert len(continuous_net.training_rows("tiny", record)) == 3
+    seconds = continuous_net.compile_seconds(net, (2, 8, 8, 3))
+    assert seconds["total"] == pytest.approx(seconds["lower"] + seconds["compile"])
+
+
+OPTIONS = gradients.Options(channels=4, repeats=1, max_steps=64, slow_peers=False, truth_tolerance=1e-6)
+
+
+@pytest.mark.parametrize("case", ["mlp", "node18"])
+def test_pytorch_peers_differentiate_the_same_problem(case):
+    pytest.importorskip("torchdiffeq")
+    pytest.importorskip("TorchDiffEqPack")
+    field, x, theta = gradients.make_case(case, 4)
+    if case == "node18":
+        x = x[:2, :4, :4]
+    state, gradient = true_solution(field, x, theta, lambda x: jnp.sum(x**2), 1e-6)
+    programs = torch_peers.torch_programs(case, "dopri5", 1e-5, x, theta)
+    for name, run in programs.items():
+        ran = run()
+        assert relative(torch_peers.state_of(case, ran), state.reshape(x.shape)) < 1e-3, name
+        assert ran.counts["nfe"] >= 6 * ran.counts["n_accepted"], name
+        assert ran.counts["n_accepted"] > 1, "a single step would be one that nobody looked at"
+        if name.endswith("forward only"):
+            continue
+        assert relative(flat(torch_peers.gradient_of(case, ran)), gradient) < 1e-2, name
+
+
+def test_a_program_far_off_the_truth_is_marked(capsys):
+    field, x, theta = gradients.make_case("mlp", 4)
+    truth = gradients.find_truth("mlp", OPTIONS)
+    programs = {"ACA()": gradients.ours(field, gradients.Adaptive("heun_euler", 1e-3, 1e-3), gradients.ACA())}
+    programs["forward"] = lambda x, theta: x
+    measured = compare(programs, x, theta, repeats=1)
+    records = {name: m.record() | gradients.describe(name, m.output, truth) for name, m in measured.items()}
+    assert records["ACA()"]["gradient_error"] < 0.05
+    assert records["ACA()"]["n_accepted"] > 1
+    records["one step"] = records["ACA()"] | {"n_accepted": 1, "gradient_error": 0.9}
+    record = {"case": "mlp", "scheme": "heun_euler", "tolerance": 1e-3, "floor_ratio": 1.0, "programs": records}
+    gradients.print_record(record)
+    lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
+    assert "9.0e-01!" in lines["one step"]
+    assert "!" not in lines["ACA()"]
+
+
+@pytest.mark.slow
+def test_gradient_methods_side_by_side():
+    record = gradients.compare("mlp", "dopri5", 1e-3, OPTIONS, gradients.find_truth("mlp", OPTIONS))
+    programs = record["programs"]
+    assert {"ACA()", "Backsolve()", "diffrax RecursiveCheckpointAdjoint"} < set(programs)
+    for name, program in programs.items():
+        error = program.get("gradient_error", program.get("state_error", 0.0))
+        assert error < 0.05, name
+    assert programs["ACA()"]["nfe"] > 6 * programs["ACA()"]["n_accepted"]
+    assert record["floor_ratio"] > 0

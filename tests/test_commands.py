@@ -1,0 +1,68 @@
+"""Every command that README and the scripts' docstrings show is one that its parser takes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+ROOT = Path(__file__).parents[1]
+COMMAND = r"python -m ((?:experiments|benchmarks)\.\w+)([^\n`#&]*)"
+SCRIPTS = sorted(path for room in ("experiments", "benchmarks") for path in (ROOT / room).rglob("*.py"))
+
+
+def documented():
+    """Module and arguments of each command, once; what follows two spaces is a remark."""
+    found = re.findall(COMMAND, (ROOT / "README.md").read_text())
+    for path in SCRIPTS:
+        found += re.findall(rf"^ *{COMMAND}", ast.get_docstring(ast.parse(path.read_text())) or "", re.MULTILINE)
+    commands = [(module, *shlex.split(re.split(r"\s{2,}", rest)[0])) for module, rest in found]
+    # Called without a config, it lists them.
+    return [command for command in dict.fromkeys(commands) if command != ("experiments.train",)]
+
+
+class Parsed(BaseException):
+    """The command line has been read; the rest of the script is not this test's."""
+
+
+def stopping(parse):
+    def read(*args, **kwargs):
+        found = parse(*args, **kwargs)
+        if kwargs.get("return_unknown_args"):
+            assert found[1] == []
+        raise Parsed
+
+    return read
+
+
+def has_parser(module):
+    source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    return "tyro" in source or "command_line" in source
+
+
+def test_commands_are_found():
+    commands = documented()
+    assert ("experiments.prepare_data", "from-archive", "cifar10", "cifar-10-python.tar.gz") in commands
+    assert ("experiments.train", "digits", "--resume") in commands
+    assert ("benchmarks.gradients", "--cases", "mlp", "--repeats", "5") in commands
+    assert {"experiments.quickstart", "benchmarks.convolution"} <= {module for module, *_ in commands}
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("command", documented(), ids=" ".join)
+def test_a_documented_command_is_taken_by_its_parser(command, monkeypatch):
+    module, *arguments = command
+    if not has_parser(module):
+        assert arguments == [], f"{module} reads no arguments"
+        return
+    monkeypatch.setattr(tyro, "cli", stopping(tyro.cli))
+    monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", stopping(tyro.extras.subcommand_cli_from_dict))
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    with pytest.raises(Parsed):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
