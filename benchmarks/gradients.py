@@ -158,7 +158,8 @@ def describe(name: str, output: Any, truth: Truth) -> dict[str, Any]:
         return {"state_error": distance(flat(output), truth[0])}
     (_, counts), gradient = jax.device_get(output)
     error = distance(flat(gradient), truth[1])
-    return {key: int(count) for key, count in counts.items()} | {"gradient_error": error if np.isfinite(error) else None}
+    counted = {key: int(count) for key, count in counts.items()}
+    return counted | {"gradient_error": error if np.isfinite(error) else None}
 
 
 def measure_torch(

@@ -65,7 +65,7 @@ class Options:
     """Training images; a subset of the training split."""
     n_test: int = 2000
     """Test images."""
-    epochs: int = 6
+    epochs: int = 5
     """Epochs; the learning rate decays at the same shares of them as in the paper."""
     batch_size: int = 32
     """Images a step."""
