@@ -9,7 +9,8 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "
 COLLECTIVE = re.compile(r" = (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 CALL = re.compile(
-    r"(?:body|condition|calls|to_apply|branch_computations|true_computation|false_computation)=\{?([%\w.\-, ]+)"
+    r"(?:body|condition|calls|to_apply|branch_computations|true_computation|false_computation)="
+    r"(?:\{([^}]*)\}|(%?[\w.\-]+))"
 )
 
 
@@ -35,9 +36,9 @@ def find_collectives(text: str) -> dict[str, dict[str, int]]:
             own[name].append(
                 sum(BYTES.get(kind, 4) * math.prod(map(int, filter(None, n.split(",")))) for kind, n in shapes)
             )
-        for called in CALL.findall(line):
-            where = _loop(line) if " while(" in line else ""
-            calls[name] += [(one.strip(" %"), where) for one in called.split(",") if one.strip(" %") != name]
+        where = _loop(line) if " while(" in line else ""
+        for several, one in CALL.findall(line):
+            calls[name] += [(called.strip(" %"), where) for called in (several or one).split(",")]
     totals: dict[str, dict[str, int]] = {}
 
     def visit(computation: str, where: str) -> None:

@@ -63,7 +63,7 @@ class Options:
     max_steps: int = 1024
     """Bound on trials; buffers of methods without bounded memory have this length."""
     slow_peers: bool = True
-    """Measure also what takes many seconds a call."""
+    """Measure also what takes many seconds a call, of node18 at the largest tolerance alone."""
     truth_tolerance: float = 1e-8
     """rtol and atol of the solve in float64 that errors are taken against."""
     out: Path | None = None
@@ -163,11 +163,13 @@ def describe(name: str, output: Any, truth: Truth) -> dict[str, Any]:
 
 
 def measure_torch(
-    case: Case, scheme: str, tol: float, repeats: int, x: jax.Array, theta: Any, truth: Truth
+    case: Case, scheme: str, tol: float, slow: bool, repeats: int, x: jax.Array, theta: Any, truth: Truth
 ) -> dict[str, dict[str, Any]]:
-    """The PyTorch programs that are installed."""
+    """The PyTorch programs that are installed; the one that takes minutes only if `slow`."""
     records = {}
     for name, run in torch_peers.torch_programs(case, scheme, tol, x, theta).items():
+        if name == "torchdiffeq odeint_adjoint" and not slow:
+            continue
         m = harness.measure(run, repeats=repeats, compiled=False)
         ran: torch_peers.Ran = m.output
         errors = {"state_error": distance(flat(torch_peers.state_of(case, ran)), truth[0])}
@@ -196,7 +198,9 @@ def compare(case: Case, scheme: str, tol: float, options: Options, truth: Truth)
     if scheme == "dopri5":
         fast["jax.experimental.ode.odeint"] = jax_odeint(field, tol)
     slow: dict[str, Function] = {}
-    if options.slow_peers:
+    # At small tolerances their time grows from seconds to minutes and their place does not change.
+    takes_slow = options.slow_peers and (case == "mlp" or tol == max(options.tolerances))
+    if takes_slow:
         # Their memory or time grows with the bound on trials, so they get the smallest that suffices.
         short = dataclasses.replace(solver, max_steps=64)
         slow = {
@@ -222,7 +226,7 @@ def compare(case: Case, scheme: str, tol: float, options: Options, truth: Truth)
         slow = {name: f for name, f in slow.items() if "max_steps" not in name}
     if slow:
         results |= measured(slow, min(2, options.repeats))
-    results |= measure_torch(case, scheme, tol, options.repeats, x, theta, truth)
+    results |= measure_torch(case, scheme, tol, takes_slow, options.repeats, x, theta, truth)
     stages = n_propagating(solver.tableau)
     floor = aca["nfe"] * results["t_f"]["minimum"] + stages * aca["n_accepted"] * results["t_v"]["minimum"]
     floor_ratio = aca["minimum"] / floor

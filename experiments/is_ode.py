@@ -65,7 +65,13 @@ def examine(options: Options, folder: Path) -> Record:
     """The report on one run, as plain data."""
     began = time.perf_counter()
     config, net, variables, _ = load_run(folder)
-    dataset = data.load(config.dataset, data_dir=config.data_dir, limit=config.limit, seed=config.seed)
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        limit=config.limit,
+    )
     images = data.normalize(jnp.asarray(dataset.x_test[: options.images]), dataset.mean, dataset.std)
     labels = jnp.asarray(dataset.y_test[: options.images])
     report = validity.examine(

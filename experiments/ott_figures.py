@@ -81,7 +81,8 @@ def draw_grid(record: Row) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xlabel("steps of the test solver")
         axes.set_title(f"trained with {scheme}; ringed: as trained", fontsize=10)
-        axes.legend(frameon=False, fontsize=7, title="training steps", title_fontsize=8, ncols=2)
+        if rows:
+            axes.legend(frameon=False, fontsize=7, title="training steps", title_fontsize=8, ncols=2)
         _bare(axes)
     panels[0].set_ylabel("test accuracy [%]")
     figure.suptitle(f"{record['settings']['task']}: o Euler, x midpoint, triangle RK4", fontsize=10)

@@ -196,22 +196,22 @@ def draw(key: jax.Array, x: jax.Array, y: jax.Array, size: int) -> tuple[jax.Arr
 
 def _train_one(
     task: Task,
-    make_solver: Callable[[Any], Any],
+    make_solver: Callable[..., Any],
     gradient: GradientMethod,
     many: int,
     state: PyTree,
     x: jax.Array,
     y: jax.Array,
-    value: Any,
+    *values: Any,
 ) -> PyTree:
-    """`many` iterations of one seed with the solver of `value`, a step count or a tolerance."""
+    """`many` iterations of one seed with the solver of `values`: a step count, or a tolerance."""
 
     def body(_: int, state: PyTree) -> PyTree:
         key, batch_key = jax.random.split(state["key"])
         images, labels = draw(batch_key, x, y, task.batch_size)
 
         def loss_of(params: PyTree) -> tuple[jax.Array, jax.Array]:
-            solution = solve(task.field, images, params["field"], solver=make_solver(value), gradient=gradient)
+            solution = solve(task.field, images, params["field"], solver=make_solver(*values), gradient=gradient)
             out = solution.x.reshape(len(images), -1) @ params["head"]["kernel"] + params["head"]["bias"]
             return optax.softmax_cross_entropy_with_integer_labels(out, labels).mean(), solution.nfe
 
@@ -230,14 +230,17 @@ def _train_one(
 def training(task: Task, scheme: str, max_steps: int, own: bool, many: int = CHECK_EVERY) -> Any:
     """`train(states, x, y, n_steps) -> states`: one compiled program for every number of steps.
 
+    With `own`, `train(states, x, y, n_steps, longest)`: a number for each seed, and the largest of them.
+
     Args:
       task, scheme: what is trained under what.
       max_steps: room for states.
-      own: whether each seed has a number of steps of its own (then all take as many as the longest).
+      own: whether each seed has a number of steps of its own.
       many: iterations of one call.
     """
-    one = partial(_train_one, task, lambda n: TracedStep(get_tableau(scheme), n, max_steps), Direct(), many)
-    return jax.jit(jax.vmap(one, in_axes=(0, None, None, 0 if own else None)))
+    make = lambda n, longest=None: TracedStep(get_tableau(scheme), n, max_steps, longest)
+    one = partial(_train_one, task, make, Direct(), many)
+    return jax.jit(jax.vmap(one, in_axes=(0, None, None, 0, None) if own else (0, None, None, None)))
 
 
 @lru_cache

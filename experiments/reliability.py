@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from scipy import stats
 from experiments import configs, data
 from experiments.config import Config
 from experiments.environment import environment
+from experiments.evaluate_solvers import memory_bound
 from experiments.progress import read
 from experiments.run import RunError, write_json
 from experiments.steps import init_state, padded_batches, train_step
@@ -49,7 +49,7 @@ class Options:
     n_runs: int = 10
     """Runs, by the seeds from the config's own on."""
     lanes: int | None = None
-    """Runs side by side in one program, where the memory allows; default 1 on a CPU, elsewhere all."""
+    """Runs side by side in one program; default 1 on a CPU, elsewhere as many as half of the memory allows."""
     run_dir: Path | None = None
     """Folder of the results; default runs/<config>_reliability."""
 
@@ -132,10 +132,10 @@ def side_by_side(function: Any, in_axes: tuple[int | None, ...], n: int) -> Any:
 class Programs(NamedTuple):
     """What runs side by side are computed with; every argument and result has a leading axis, a lane a run."""
 
-    start: Callable[..., PyTree]
-    orders: Callable[..., jax.Array]
-    step: Callable[..., tuple[PyTree, PyTree]]
-    predict: Callable[..., jax.Array]
+    start: Any
+    orders: Any
+    step: Any
+    predict: Any
 
 
 def make_programs(task: Task, n: int) -> Programs:
@@ -153,6 +153,22 @@ def make_programs(task: Task, n: int) -> Programs:
         step=jax.jit(side_by_side(step, (0, None, None, 0, None, 0), n), donate_argnums=0),
         predict=jax.jit(side_by_side(classes, (0, None), n)),
     )
+
+
+def lanes_that_fit(task: Task, programs: Any, n: int) -> int:
+    """The most lanes of `n`, `n / 2`, ... whose step takes half of the device's memory or less; at least 1.
+
+    Args:
+      programs: from a number of lanes to its `Programs`.
+    """
+    while n > 1:
+        made, lanes = programs(n), jax.ShapeDtypeStruct((n,), np.int32)
+        state, order = jax.eval_shape(made.start, lanes), jax.eval_shape(made.orders, lanes, np.int32(0))
+        step = made.step.lower(state, task.images, task.labels, order, task.scaling, lanes).compile()
+        if step.memory_analysis().temp_size_in_bytes <= memory_bound(None):
+            break
+        n = -(-n // 2)
+    return n
 
 
 def train_runs(task: Task, programs: Programs, seeds: list[int], console: Console) -> np.ndarray:
@@ -199,8 +215,10 @@ def reliability(config: Config, options: Options, folder: Path, console: Console
     seeds = [config.seed + i for i in range(options.n_runs)]
     paths = {seed: folder / f"predictions_{seed}.npy" for seed in seeds}
     missing = [seed for seed in seeds if not paths[seed].exists()]
-    lanes = options.lanes or (1 if jax.default_backend() == "cpu" else len(seeds))
     programs = lru_cache(partial(make_programs, task))
+    lanes = options.lanes
+    if lanes is None:
+        lanes = 1 if jax.default_backend() == "cpu" or not missing else lanes_that_fit(task, programs, len(missing))
     for i in range(0, len(missing), lanes):
         chunk = missing[i : i + lanes]
         for seed, classes in zip(chunk, train_runs(task, programs(len(chunk)), chunk, console), strict=True):

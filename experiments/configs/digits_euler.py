@@ -4,6 +4,8 @@
 
 Widths, final depth, data, epochs and rates are those of `digits`. eps = N_t is the paper's ResNet; at the eps of
 `digits` each unit would enter with half of its weight.
+
+98.6 % of the 359 test images (seed 0), as `digits`; `experiments.quickstart` runs both.
 """
 
 import dataclasses

@@ -32,12 +32,15 @@ class TracedStep:
     every gradient method, whichever `solve` is given. Reverse mode only.
 
     Under `jax.vmap` with one `n_steps` for all lanes (batched states or weights) each lane takes that many
-    steps; with `n_steps` mapped, all take as many as the longest.
+    steps; with `n_steps` mapped, all take as many as the longest. Then give `longest`: without it every step
+    copies the states of all steps, and costs in proportion to `max_steps`.
 
     Attributes:
       tableau: a `Tableau` or the key of one; static.
       n_steps: int32 scalar, from 1 to `max_steps`; beyond, the state is NaN and the result `MAX_STEPS`.
       max_steps: states there is room for, static: max_steps * bytes(x0) where it is differentiated.
+      longest: int32 scalar, not mapped: the most steps that any lane takes; beyond it as beyond `max_steps`.
+        `None` where `n_steps` is not mapped.
 
     Raises:
       ValueError: for an unknown scheme, `max_steps` below 1, or a known `n_steps` out of range.
@@ -46,6 +49,7 @@ class TracedStep:
     tableau: Tableau = dataclasses.field(metadata={"static": True})
     n_steps: Any
     max_steps: int = dataclasses.field(default=512, metadata={"static": True})
+    longest: Any = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tableau", get_tableau(self.tableau))
@@ -94,7 +98,11 @@ def _run(solver: TracedStep, problem: Problem, closed: Closed) -> Solution:
         out = rk_step(tableau, evaluate, inputs.t0 + k * h, x, h)
         return out.x, out.aux
 
-    def steps(n: jax.Array, inputs: Inputs, keeps: bool) -> tuple[PyTree, PyTree, PyTree]:
+    def among(going: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+        """Lanes that have taken all of their steps stay where they are."""
+        return new if solver.longest is None else jax.tree.map(partial(jnp.where, going), new, old)
+
+    def steps(n: jax.Array, last: jax.Array, inputs: Inputs, keeps: bool) -> tuple[PyTree, PyTree, PyTree]:
         shapes = jax.eval_shape(lambda: local(jnp.int32(0), n, inputs.x0, inputs)[1])
         no_aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         room = solver.max_steps if keeps else 0
@@ -104,37 +112,41 @@ def _run(solver: TracedStep, problem: Problem, closed: Closed) -> Solution:
             x, total, kept = carry
             if keeps:
                 kept = jax.tree.map(lambda all_, one: all_.at[k].set(one), kept, x)
-            x, aux = local(k, n, x, inputs)
-            return x, jax.tree.map(jnp.add, total, aux), kept
+            new, aux = local(k, n, x, inputs)
+            x, total = among(k < n, (new, jax.tree.map(jnp.add, total, aux)), (x, total))
+            return x, total, kept
 
-        return jax.lax.fori_loop(0, n, body, (inputs.x0, no_aux, kept))
+        return jax.lax.fori_loop(0, last, body, (inputs.x0, no_aux, kept))
 
-    def forward(n: jax.Array, inputs: Inputs) -> Any:
-        x, aux, kept = steps(n, inputs, True)
-        return (x, aux), (n, inputs, kept)
+    def forward(n: jax.Array, last: jax.Array, inputs: Inputs) -> Any:
+        x, aux, kept = steps(n, last, inputs, True)
+        return (x, aux), (n, last, inputs, kept)
 
     def backward(residuals: Any, cotangent: Any) -> Any:
-        n, inputs, kept = residuals
+        n, last, inputs, kept = residuals
         ct_x, ct_aux = cotangent
 
         def body(i: jax.Array, carry: Any) -> Any:
             ct_x, ct = carry
-            k = n - 1 - i
+            k = last - 1 - i
             x = jax.tree.map(lambda all_: all_[k], kept)
             _, pullback = jax.vjp(lambda x, inputs: local(k, n, x, inputs), x, inputs)
             d_x, d_inputs = pullback((ct_x, ct_aux))
-            return d_x, add(ct, d_inputs)
+            return among(k < n, (d_x, add(ct, d_inputs)), carry)
 
-        ct_x, ct = jax.lax.fori_loop(0, n, body, (ct_x, zeros(inputs)))
-        return zero_cotangent(n), as_cotangents(inputs, ct._replace(x0=ct_x))
+        ct_x, ct = jax.lax.fori_loop(0, last, body, (ct_x, zeros(inputs)))
+        return zero_cotangent(n), zero_cotangent(last), as_cotangents(inputs, ct._replace(x0=ct_x))
 
-    integrate = jax.custom_vjp(lambda n, inputs: steps(n, inputs, False)[:2])
+    integrate = jax.custom_vjp(lambda n, last, inputs: steps(n, last, inputs, False)[:2])
     integrate.defvjp(forward, backward)
     inputs = refuse_forward_mode(Inputs.of(problem, closed, solver), "TracedStep")
     asked = jnp.asarray(solver.n_steps, jnp.int32)
-    fits = (asked >= 1) & (asked <= solver.max_steps)
+    most = jnp.int32(solver.max_steps)
+    if solver.longest is not None:
+        most = jnp.minimum(jnp.asarray(solver.longest, jnp.int32), most)
+    fits = (asked >= 1) & (asked <= most)
     n = jnp.where(fits, asked, 1)
-    x, aux = integrate(n, inputs)
+    x, aux = integrate(n, n if solver.longest is None else most, inputs)
     x = jax.tree.map(lambda leaf: leaf * jnp.where(fits, 1.0, jnp.nan).astype(leaf.dtype), x)
     found = jnp.where(is_finite(x, aux), Result.SUCCESS, Result.NON_FINITE)
     return Solution(

@@ -21,6 +21,6 @@ def test_rk4_trained_weights_keep_their_accuracy_under_other_solvers_and_those_o
     lost, where = quickstart.largest_loss(refined, least_steps=4)
     assert lost < 1, where
     assert {row["n_steps"] for row in refined.rows if row["n_steps"] >= 4} == {4, 5, 6, 8, 11}
-    assert quickstart.largest_loss(twin, least_steps=4)[0] > lost + 5
+    assert quickstart.largest_loss(twin, least_steps=4)[0] > lost + 2
     for name in ("swap.png", "weights.png", "training.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

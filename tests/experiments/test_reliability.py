@@ -3,15 +3,18 @@
 import dataclasses
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+import experiments.reliability
 from experiments.config import Config
 from experiments.evaluate_solvers import dataset_of
-from experiments.reliability import Options, icc, print_report, reliability, report
+from experiments.reliability import Options, icc, lanes_that_fit, make_programs, print_report, reliability, report
 from experiments.run import RunError
+from experiments.train import Task
 
 CONFIG = Config(
     limit=32, batch_size=16, crop_pad=1, flip=False, architecture="resnet", widths=(2,), epochs=2,
@@ -75,3 +78,11 @@ def test_side_by_side_and_one_after_another_are_the_same_runs_and_none_is_repeat
     ):
         with pytest.raises(RunError, match=says):
             reliability(dataclasses.replace(CONFIG, **changes), Options(n_runs=2), tmp_path / "1", quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gibibytes", "fits"), [(8.0, 3), (0.0, 1)])
+def test_as_many_lanes_are_taken_as_fit_into_memory(gibibytes, fits, monkeypatch):
+    task = Task(CONFIG, 1)
+    monkeypatch.setattr(experiments.reliability, "memory_bound", lambda _: int(gibibytes * 2**30))
+    assert lanes_that_fit(task, partial(make_programs, task), 3) == fits

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -329,6 +330,29 @@ def test_the_first_signal_waits_the_second_does_not_and_handlers_are_put_back():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.slow
+def test_an_adapted_step_is_logged_saved_resumed_bitwise_and_loaded(cache, tmp_path, monkeypatch):
+    changes = {"adapt": "settled_step", "scheme": "euler", "n_steps": 2, "refine_epochs": (), "epochs": 9}
+    config = dataclasses.replace(CONFIG, widths=(2,), **changes)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(config, EACH_STEP, whole)
+    steps = [line["adapted"] for line in read_metrics(whole)]
+    # A check every 50 of 108 steps; skip-init starts with a field that is zero and has no step of its own.
+    assert steps[:4] == [0.5] * 4
+    assert steps[4] != 0.5
+    assert len(set(steps)) == 3
+    _, net, _, notes = load_run(whole)
+    assert net.solver.n_steps == math.ceil(1 / notes["adapted"] - 1e-5)
+
+    monkeypatch.setattr(sys, "argv", ["train", *command(config, stopped)])
+    watcher = when_between(stopped, 55, 70, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        loop.main()
+    watcher.join()
+    train(config, RESUME, stopped)
+    assert_same_run(whole, stopped)
 
 
 def test_the_learning_rate_decays_with_the_first_step_of_its_epoch():

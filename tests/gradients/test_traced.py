@@ -48,9 +48,15 @@ def test_equals_fixed_steps_in_one_program(kind, scheme):
 def test_maps_over_weights_and_over_step_counts():
     thetas = jax.tree.map(lambda leaf: leaf.astype(float), jax.vmap(FIELD.init)(KEYS))
     x0 = jnp.ones((2, 2))
-    slope = jax.grad(lambda theta, n: loss(theta, x0, TracedStep("euler", n, 6))[0])
+    slope = jax.grad(lambda theta, n, longest=None: loss(theta, x0, TracedStep("euler", n, 6, longest))[0])
     shared = jax.jit(jax.vmap(slope, in_axes=(0, None)))(thetas, 4)
-    own = jax.jit(jax.vmap(slope))(thetas, jnp.array([4, 2, 6]))
+    counts, mapped = jnp.array([4, 2, 6]), jax.jit(jax.vmap(slope, in_axes=(0, 0, None)))
+    own = mapped(thetas, counts, None)
+    # The same with the longest known; a lane that would take more is lost, and the others are not.
+    masked, cut = mapped(thetas, counts, 6), mapped(thetas, counts, 4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), masked, own)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[:2], b[:2], atol=1e-13), cut, own)
+    assert all(bool(jnp.isnan(leaf[2]).all()) for leaf in jax.tree.leaves(cut))
     fixed = jax.jit(lambda theta, n: jax.grad(lambda w: loss(w, x0, FixedStep("euler", n))[0])(theta), static_argnums=1)
     for i, n in enumerate((4, 2, 6)):
         theta = jax.tree.map(lambda leaf, i=i: leaf[i], thetas)
