@@ -4,8 +4,8 @@
     python -m benchmarks.anodev2 --networks resnet4 --batch-size 64 --out /tmp/anodev2.json
 
 - training step: all that `experiments.train` does with a batch: augmentation, loss and gradients with ANODE's
-  checkpointing, batch statistics, SGD. An epoch is the median step times the steps of 50,000 images; its steps
-  are alike, and `--whole-epochs` times all of them instead
+  checkpointing, batch statistics, SGD. An epoch is the median step times the steps of 50,000 images; steps are
+  alike, and `--whole-epochs` times all of them instead
 - inference: logits of the batch
 - multiply-adds: of convolutions and dense layers in one forward pass, counted from their shapes
 - evolution: the kernels of a block from w(0) to w(1) in ten steps of RDA, beside one evaluation of the
@@ -37,7 +37,6 @@ from ode_nets.nn.anodev2 import Form, Network
 from ode_nets.nn.evolving import join_kernels
 
 PyTree = Any
-N_IMAGES = 50_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class Config:
     forms: tuple[Form, ...] = get_args(Form)
     batch_size: int = 256
     """Images a step; the paper's is 256."""
+    n_images: int = 50_000
+    """Images of an epoch; CIFAR-10 has 50,000."""
     repeats: int = 3
     """Samples of each program."""
     whole_epochs: bool = False
@@ -55,8 +56,7 @@ class Config:
     out: Path = Path("benchmarks/results/anodev2_cpu.json")
 
 
-def training_step(form_config: Any, net: ANODEV2) -> Callable[..., Any]:
-    optimizer = make_optimizer(form_config, N_IMAGES // form_config.batch_size)
+def training_step(form_config: Any, net: ANODEV2, optimizer: Any) -> Callable[..., Any]:
     scaling = (jnp.full(3, 0.5), jnp.full(3, 0.25))
 
     def step(state: PyTree, images: jax.Array, labels: jax.Array, order: jax.Array) -> Any:
@@ -91,13 +91,13 @@ def multiply_adds(network: str, n_evaluations: int) -> int:
 
 def measure_network(config: Config, network: str) -> dict[str, Any]:
     """Training steps and inference of every form, interleaved."""
-    settings = {
+    settings: dict[str, Any] = {
         form: dataclasses.replace(cells.cell(network, form), batch_size=config.batch_size) for form in config.forms
     }
     nets: dict[str, Any] = {form: models.build(one, 10) for form, one in settings.items()}
-    n_steps = N_IMAGES // config.batch_size
+    n_steps = config.n_images // config.batch_size
     rng = np.random.default_rng(0)
-    n_images = N_IMAGES if config.whole_epochs else config.batch_size
+    n_images = config.n_images if config.whole_epochs else config.batch_size
     images = jnp.asarray(rng.integers(0, 256, (n_images, 32, 32, 3), np.uint8))
     labels = jnp.asarray(rng.integers(0, 10, n_images, np.int32))
     order = jnp.asarray(rng.integers(0, n_images, (n_steps, config.batch_size), np.int32))
@@ -105,13 +105,13 @@ def measure_network(config: Config, network: str) -> dict[str, Any]:
 
     trained, states = {}, {}
     for form, net in nets.items():
-        trained[form] = training_step(settings[form], net)
         optimizer = make_optimizer(settings[form], n_steps)
+        trained[form] = training_step(settings[form], net, optimizer)
         start = jax.jit(lambda net=net, optimizer=optimizer: init_state(net, optimizer, batch[:1], 0))
         states[form] = start()
     steps = {form: lambda s, *data, form=form: trained[form](s[form], *data) for form in nets}
     logits = {form: lambda s, x, form=form: nets[form].apply(_variables(s[form]), x) for form in nets}
-    timed = {"repeats": config.repeats, "min_seconds": 0.0}
+    timed: dict[str, Any] = {"repeats": config.repeats, "min_seconds": 0.0}
     by_kind = {
         "training_step": compare(steps, states, images, labels, order, **timed),
         "inference": compare(logits, states, batch, **timed),
@@ -131,19 +131,23 @@ def _variables(state: PyTree) -> PyTree:
     return {name: state[name] for name in ("params", "batch_stats")}
 
 
-def measure_evolution(config: Config, network: str) -> dict[str, Any]:
+def measure_evolution(config: Config, network: Network) -> dict[str, Any]:
     """Ten steps of the kernels of the last block, against one evaluation of its right-hand side."""
     net = anodev2_net(network, "configuration_2")
+    evolution: Any = net.evolution
     key = jax.random.key(0)
     params = jax.jit(net.init)(key, jnp.zeros((1, 32, 32, 3)))["params"]
     name = "block2" if network == "resnet10" else "block1"
-    options = {"alexnet": (64, {"kernel_size": 5, "n_convolutions": 1, "bias": True}), "resnet10": (32, {})}
+    options: dict[str, tuple[int, dict[str, Any]]] = {
+        "alexnet": (64, {"kernel_size": 5, "n_convolutions": 1, "bias": True}),
+        "resnet10": (32, {}),
+    }
     width, changes = options.get(network, (16, {}))
     unit, size = net._unit(width, **changes), 32 if network == "resnet4" else 16
     x = jax.random.normal(key, (config.batch_size, size, size, width))
 
     def evolve(block: PyTree, x: jax.Array) -> Any:
-        return net.evolution.path(block["evolved"]["w0"], block["evolved"]["p"])
+        return evolution.path(block["evolved"]["w0"], block["evolved"]["p"])
 
     def evaluate(block: PyTree, x: jax.Array) -> Any:
         norms = jax.tree.map(lambda leaf: leaf[0], block["coefficients"])

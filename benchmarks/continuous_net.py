@@ -10,7 +10,7 @@
 - training: the paper's two models under Euler with eps = M = N_t, against the ResNet that they then are,
   unrolled in plain Flax with the same weights: compilation, temporary memory, and images a second of loss,
   gradient and update. The losses of both are recorded as a check.
-About fifteen minutes on two cores.
+About twenty-five minutes on two cores.
 Writes benchmarks/results/continuous_net_<platform>.json.
 """
 
@@ -243,12 +243,14 @@ def training_rows(name: str, record: dict[str, Any]) -> list[list[Any]]:
 
 
 def main(options: Options) -> None:
-    results: dict[str, Any] = {}
+    """Measure, print and write, part by part."""
+    path, results = options.out or default_path("continuous_net"), dict[str, Any]()
     if "compile" in options.parts:
         records, rows = measure_compilation(options.repeats)
         results["compile"] = {"settings": COMPILE, "cases": records}
         columns = ["", "lower", "compile", "total", "processor", "to N_t=1", "proc.", "to N_t=2", "proc."]
         show(f"seconds to compile a training step, least of {options.repeats}", columns, rows)
+        write(path, "continuous_net", results)
     if "swap" in options.parts:
         results["swap"] = {"grid": GRID, "nets": {}}
         rows = []
@@ -264,6 +266,7 @@ def main(options: Options) -> None:
             rows.append([f"{name}: times faster; steady ratio", "", *ratios])
         columns = ["seconds", "compile", "with compilation", "steady"]
         show(f"{len(GRID)} manifestations of one set of weights", columns, rows)
+        write(path, "continuous_net", results)
     if "training" in options.parts:
         results["training"] = {}
         rows = []
@@ -277,8 +280,8 @@ def main(options: Options) -> None:
             rows += training_rows(name, record)
         columns = ["", "images/s", "time to resnet's", "compile s", "temporary MiB"]
         show("training, 32x32x3 images", columns, rows)
-    path = options.out or default_path("continuous_net")
-    print(f"written to {write(path, 'continuous_net', results)}")
+        write(path, "continuous_net", results)
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,17 @@ def write(path: str | Path, name: str, results: Any) -> Path:
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Prints a table, the first column to the left and numbers to three digits."""
+    """Prints a table, the first column to the left and numbers to three digits or more."""
+
+    def text(cell: Any) -> str:
+        if not isinstance(cell, float):
+            return str(cell)
+        return f"{cell:.3g}" if abs(cell) < 1000 else f"{cell:.0f}"
+
     table = Table(title=title)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        table.add_row(*map(text, row))
+    # In a file no number is cut off for want of room.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

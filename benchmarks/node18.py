@@ -8,10 +8,10 @@
   TorchDiffEqPack's ACA with HeunEuler at 1e-2, and by torchdiffeq's adjoint with Dopri5 at 1e-5, the setting that
   the paper trains it with, and at HeunEuler's; and ResNet18, here and in PyTorch.
 - scaling: the compiled step on 1, 2, 4 and 8 simulated devices with the same batch on each (weak scaling), by
-  inspection: floating-point operations a device, and the collectives and bytes a device exchanges in a step. Cores
-  are shared, so no times are taken. Collectives inside loops are counted once an iteration: of a forward loop for
+  inspection: the collectives and bytes that a device exchanges in a step, and its temporary memory. Cores are
+  shared, so no times are taken. Collectives inside loops are counted once an iteration: of a forward loop for
   every trial, of a backward loop for every accepted step, at the counts that a step on one device took.
-About eight minutes on two idle cores, most of it in PyTorch.
+At full width it has not been run yet; about ten minutes are expected on two idle cores, most of it in PyTorch.
 Writes benchmarks/results/node18_<platform>.json.
 """
 
@@ -237,7 +237,7 @@ def torch_peers(options: Options) -> dict[str, Callable[[], dict[str, int]]]:
 
 
 def inspect(options: Options, counts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The compiled training step on each number of devices: operations, collectives and bytes a device."""
+    """The compiled training step on each number of devices: collectives, their bytes and temporary memory a device."""
     net, records = NODE18(widths=options.widths), []
     shapes = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"))
     shapes = {name: shapes[name] for name in ("params", "batch_stats")}
@@ -323,9 +323,9 @@ def main(options: Options) -> None:
                for kind in ("outside", "forward", "backward")]
             for r in results["scaling"]
         ]  # fmt: skip
-        columns = ["devices", "images", "collectives a step", "MiB a step", "outside loops", "a trial", "a replay"]
+        columns = ["devices", "images", "collectives a step", "MiB a step", "outside loops", "in trials", "in replays"]
         harness.show("weak scaling by inspection", columns, rows)
-    out = options.out or Path(f"benchmarks/results/node18_{jax.devices()[0].platform}.json")
+    out = options.out or harness.default_path("node18")
     print(f"written to {harness.write(out, 'node18', results)}")
 
 

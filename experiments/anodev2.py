@@ -99,12 +99,16 @@ class Options:
     def config(self, form: str) -> Config:
         """The setting of one form."""
         paper = cells.cell(self.network, form)
-        common = {"dataset": self.dataset, "data_dir": self.data_dir, "compute_dtype": self.compute_dtype}
+        common: dict[str, Any] = {
+            "dataset": self.dataset,
+            "data_dir": self.data_dir,
+            "compute_dtype": self.compute_dtype,
+        }
         config = dataclasses.replace(paper, **common, seed=self.seed)
         if self.full:
             return config
         decay = sorted({max(1, round(epoch * self.epochs / paper.epochs)) for epoch in paper.decay_epochs})
-        small = {"limit": self.limit, "epochs": self.epochs, "batch_size": self.batch_size}
+        small: dict[str, Any] = {"limit": self.limit, "epochs": self.epochs, "batch_size": self.batch_size}
         return dataclasses.replace(config, **small, learning_rate=self.learning_rate, decay_epochs=tuple(decay))
 
     def groups(self) -> list[tuple[int, ...]]:
@@ -167,7 +171,8 @@ class Group:
     def test_accuracy(self, state: PyTree, x: np.ndarray, y: np.ndarray) -> list[float]:
         """Share of test images that each seed classifies rightly."""
         batches = steps.padded_batches(x, y, min(500, len(x)))
-        return (sum(np.asarray(self.hits(state, *batch)) for batch in batches) / len(x)).tolist()
+        hits = np.sum([self.hits(state, *batch) for batch in batches], axis=0)
+        return (hits / len(x)).tolist()
 
 
 def train_group(

@@ -67,7 +67,7 @@ class Options:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def gaussians(times: Sequence[float], extent: int = 41) -> np.ndarray:
+def gaussians(times: Sequence[float] | np.ndarray, extent: int = 41) -> np.ndarray:
     """The unit Gaussian under each row's terms, `[rows, times, extent, extent]`."""
     x = SPACING * (np.arange(extent) - extent // 2)
     start = jnp.asarray(np.exp(-(x[:, None] ** 2 + x**2) / 2))[..., None, None]
@@ -113,7 +113,7 @@ def animate(path: Path, images: np.ndarray, rows: Sequence[str], title: Callable
         artist.set_clim(-high if style["diverging"] else 0, high)
     FigureCanvasAgg(figure)
     writer = PillowWriter(fps=max(2, images.shape[1] // 4))
-    with writer.saving(figure, str(path), dpi=80):
+    with writer.saving(figure, str(path), dpi=110):
         for k in range(images.shape[1]):
             for artist, row in zip(artists, images[:, k], strict=True):
                 artist.set_data(row)

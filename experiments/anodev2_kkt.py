@@ -16,7 +16,7 @@ tau; the line above is the variation done again. Regularization terms are left o
 is gamma(t); else it is taken by the trapezoidal rule, as theta is.
 
 Both gradients tend to that of the continuous system, so their difference falls with the order of the scheme.
-About 30 s on one core. Writes anodev2_kkt.json and anodev2_kkt.png into --out.
+A minute on one core. Writes anodev2_kkt.json and anodev2_kkt.png into --out.
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ def draw(rows: list[Row]) -> Figure:
                 axes.loglog(h, [row[key] for row in some], label=f"{scheme}, {kernel}: dL/d{key}", **style)
         slope = some[0]["p"] * 0.3 * (h / h[0]) ** ORDERS[scheme]
         axes.loglog(h, slope, color="0.6", lw=1, ls=":")
-        axes.annotate(f"slope {ORDERS[scheme]}", (h[-1], slope[-1]), fontsize=8, color="0.4")
+        text = {"xytext": (6, -9), "textcoords": "offset points", "fontsize": 8, "color": "0.4"}
+        axes.annotate(f"slope {ORDERS[scheme]}", (h[-1], slope[-1]), **text)
     axes.set_xlabel("step of state and weights")
     axes.set_ylabel("relative difference of the gradients")
     axes.spines[["top", "right"]].set_visible(False)

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from experiments import data
 from experiments.environment import environment
+from experiments.evaluate_solvers import dataset_of
 from experiments.run import RunError, load_run, write_json
 from ode_nets import Adaptive, validity
 
@@ -65,13 +66,7 @@ def examine(options: Options, folder: Path) -> Record:
     """The report on one run, as plain data."""
     began = time.perf_counter()
     config, net, variables, _ = load_run(folder)
-    dataset = data.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        limit=config.limit,
-    )
+    dataset = dataset_of(config)
     images = data.normalize(jnp.asarray(dataset.x_test[: options.images]), dataset.mean, dataset.std)
     labels = jnp.asarray(dataset.y_test[: options.images])
     report = validity.examine(

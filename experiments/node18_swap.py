@@ -5,9 +5,9 @@
 
 Prints the increase of the test error over the solver that the run was trained with, in percentage points and in the
 paper's layout, with the paper's figures beside: those of Table 7 for a network trained with an adaptive solver, those
-of Table 6 (one Euler step, the paper's ResNet18) for one trained with fixed steps. Writes RUN_DIR/swap/node18.json.
-Adaptive steps follow the error of a whole batch of test images. RK2 is the explicit midpoint rule, RK23 is
-Bogacki-Shampine, RK45 is Dormand-Prince.
+of Table 6 (one Euler step, the paper's ResNet18) for one trained with fixed steps. Table 2 has the columns 0.2 and
+1e-2. Writes RUN_DIR/swap/node18.json. Adaptive steps follow the error of a whole batch of test images. RK2 is the
+explicit midpoint rule, RK23 is Bogacki-Shampine, RK45 is Dormand-Prince.
 """
 
 from __future__ import annotations

@@ -128,6 +128,9 @@ class Run:
         """Save a checkpoint, asynchronously and atomically; a step saved already is left alone."""
         manager = self._managers[which]
         if step not in manager.all_steps():
+            if jax.process_count() > 1:
+                # Two saves at once would wait for the other processes under one name, which is an error.
+                self.wait()
             parts = {"state": ocp.args.StandardSave(state), "notes": ocp.args.JsonSave(notes)}
             manager.save(step, args=ocp.args.Composite(**parts))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
-from experiments.config import Config
+from experiments.config import Config, EvolutionName
 
 RESNET = Config(
     dataset="cifar10",
@@ -31,8 +31,13 @@ NETWORKS = {
     "resnet4": RESNET,
     "resnet10": dataclasses.replace(RESNET, architecture="resnet10"),
 }
-FORMS = {"baseline": (1, "none"), "neural_ode": (2, "still"), "configuration_1": (5, "configuration_1")}
-FORMS["configuration_2"] = (2, "configuration_2")
+FORMS: dict[str, tuple[int, EvolutionName]] = {
+    "baseline": (1, "none"),
+    "neural_ode": (2, "still"),
+    "configuration_1": (5, "configuration_1"),
+    "configuration_2": (2, "configuration_2"),
+}
+"""Steps of a block, and how its kernels evolve."""
 
 ACCURACY = {
     "alexnet": {

@@ -111,22 +111,25 @@ def integrate_padded(problem: Problem, solver: PaddedStep) -> Solution:
     def moved(x: PyTree, row: jax.Array, slopes: PyTree) -> PyTree:
         return jax.tree.map(lambda x, k: x + weighted_sum((h * row).astype(x.dtype), k), x, slopes)
 
+    def at(k: jax.Array, i: Any) -> tuple[jax.Array, PyTree]:
+        """Time and theta of a stage."""
+        node = jnp.asarray(solver.numerators)[i], jnp.asarray(solver.denominators)[i]
+        t = problem.t0 + h * (k + node[0].astype(dtype) / node[1])
+        return t, problem.weights.at_node(k, solver.n_steps, *node) if by_node else theta_at(problem.weights, t)
+
     def step(k: jax.Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         x, total = carry
 
-        def stage(i: jax.Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-            slopes, total = carry
-            node = jnp.asarray(solver.numerators)[i], jnp.asarray(solver.denominators)[i]
-            t = problem.t0 + h * (k + node[0].astype(dtype) / node[1])
-            theta = (
-                problem.weights.at_node(k, solver.n_steps, *node) if by_node else theta_at(problem.weights, t)
-            )
+        def stage(i: jax.Array, carry: tuple[PyTree, PyTree, Any]) -> tuple[PyTree, PyTree, Any]:
+            slopes, total, (t, theta) = carry
             dx, aux = problem.field(t, moved(x, jnp.asarray(solver.a, dtype)[i], slopes), theta)
             slopes = jax.tree.map(lambda all_, one: all_.at[i].set(one), slopes, dx)
-            return slopes, jax.tree.map(jnp.add, total, aux)
+            return slopes, jax.tree.map(jnp.add, total, aux), at(k, jnp.minimum(i + 1, n_stages - 1))
 
         slopes = jax.tree.map(lambda leaf: jnp.zeros((n_stages, *leaf.shape), leaf.dtype), x)
-        slopes, total = jax.lax.fori_loop(0, solver.n_stages, stage, (slopes, total))
+        # theta is handed from stage to stage: the compiler would otherwise fuse the search for its interval into
+        # the field, and repeat it for every entry of the state.
+        slopes, total, _ = jax.lax.fori_loop(0, solver.n_stages, stage, (slopes, total, at(k, 0)))
         return moved(x, jnp.asarray(solver.b, dtype), slopes), total
 
     shapes = jax.eval_shape(
