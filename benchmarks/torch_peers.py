@@ -67,7 +67,7 @@ def make_field(case: Case, theta: PyTree, device: Any) -> Any:
 
     size = np.shape(theta[PLACES[case][0][0]]["kernel"])[-1]
 
-    class Field(nn.Module):  # type: ignore[misc]
+    class Field(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.nfe = self.n_accepted = self.n_rejected = 0

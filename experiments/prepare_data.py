@@ -174,7 +174,7 @@ def _builder(
 
     with tfds.core.registered.skip_registration():
 
-        class Prepared(base):  # type: ignore[misc]
+        class Prepared(base):
             name = stem
             VERSION = official.VERSION if official else tfds.core.Version("1.0.0")
             content: Content | None = None
@@ -336,7 +336,11 @@ def _deferred(command: Callable[..., Path]) -> Callable[..., Callable[[], Path]]
 
 def main() -> None:
     """The command line; a fault is one clear sentence and exit status 1."""
-    commands = {"from-arrays": from_arrays, "from-archive": from_archive, "download": download}
+    commands: dict[str, Callable[..., Path]] = {
+        "from-arrays": from_arrays,
+        "from-archive": from_archive,
+        "download": download,
+    }
     later = {name: _deferred(command) for name, command in commands.items()}
     try:
         tyro.extras.subcommand_cli_from_dict(later, prog=PREPARE, description=__doc__)()
