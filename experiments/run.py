@@ -228,13 +228,18 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def pick_weights(params: PyTree, n_weights: int = 40) -> dict[str, np.ndarray]:
-    """The same few kernel entries of each block at any level, `{block: [n_basis, n_weights]}`."""
+    """The same few kernel entries of each block at any level, `{block: [n_basis, n_weights]}`.
+
+    Blocks whose kernels evolve have none in their coefficients, and are left out.
+    """
     picked = {}
     for block, tree in params.items():
         if "coefficients" in tree:
             leaves = [
                 leaf for leaf in jax.device_get(jax.tree.leaves(tree["coefficients"])) if leaf.ndim == 5
             ]
+            if not leaves:
+                continue
             entries = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
             n_picked = min(n_weights, entries.shape[1])
             picked[block] = entries[:, np.random.default_rng(0).permutation(entries.shape[1])[:n_picked]]

@@ -229,3 +229,13 @@ def test_the_front_is_drawn_through_the_rows_that_are_in_it():
     line = next(line for line in axes.lines if line.get_label() == "front")
     np.testing.assert_allclose(line.get_xdata(), [8, 16, 32])
     np.testing.assert_allclose(line.get_ydata(), [93, 97.5, 98])
+
+
+def test_blocks_without_kernels_among_their_coefficients_have_no_weights_to_keep():
+    """Those of evolved weights, whose coefficients are biases and norms alone."""
+    kernels = {"conv1": {"kernel": np.arange(36.0).reshape(2, 3, 3, 2, 1)}, "bn1": {"scale": np.ones((2, 2))}}
+    params = {"block1": {"coefficients": kernels}, "block2": {"coefficients": {"bn1": kernels["bn1"]}, "evolved": {}}}
+    picked = pick_weights(params)
+    assert list(picked) == ["block1"]
+    assert picked["block1"].shape == (2, 18)
+    np.testing.assert_array_equal(np.sort(picked["block1"][1]), np.arange(18.0, 36.0))
