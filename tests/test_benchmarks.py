@@ -49,6 +49,7 @@ def test_the_convolutions_compared_are_one_convolution(capsys):
         convolution.measure_shape(config, "2x4x4")
 
 
+@pytest.mark.slow
 def test_swap_and_training_compare_what_computes_the_same(monkeypatch):
     monkeypatch.setattr(continuous_net, "GRID", [("euler", 1), ("midpoint", 2)])
     swap = continuous_net.measure_swap({"widths": (2,), "image": (4, 4, 4, 1)}, repeats=1)

@@ -87,18 +87,11 @@ class DiffraxSolver:
         if self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps}: expected at least 1")
 
-    def _values(self) -> Any:
-        # Controllers hold arrays, such as jump times, which neither compare nor hash.
-        leaves, structure = jax.tree.flatten((self.solver, self.stepsize_controller, self.adjoint))
-        plain = lambda leaf: (leaf.shape, str(leaf.dtype), np.asarray(leaf).tobytes()) if eqx.is_array(leaf) else leaf
-        return structure, [plain(leaf) for leaf in leaves], self.dt0, self.max_steps
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DiffraxSolver) and self._values() == other._values()
+        return isinstance(other, DiffraxSolver) and _values(self) == _values(other)
 
     def __hash__(self) -> int:
-        structure, leaves, *rest = self._values()
-        return hash((structure, *leaves, *rest))
+        return hash(_values(self))
 
     def run(self, problem: Problem, gradient: GradientMethod) -> Solution:
         """Solve `problem`, differentiable by `gradient`."""
@@ -173,6 +166,13 @@ class DiffraxSolver:
             return UNKNOWN
         shared = jnp.maximum(trials - 1, 0) if tableau.fsal else 0
         return tableau.num_stages * trials - shared
+
+
+def _values(solver: DiffraxSolver) -> tuple[Any, ...]:
+    """All that a solver is, hashable: controllers hold arrays, such as jump times, which are not."""
+    leaves, structure = jax.tree.flatten((solver.solver, solver.stepsize_controller, solver.adjoint))
+    plain = lambda leaf: (leaf.shape, str(leaf.dtype), np.asarray(leaf).tobytes()) if eqx.is_array(leaf) else leaf
+    return structure, *map(plain, leaves), solver.dt0, solver.max_steps
 
 
 class _Reporting(AdaptiveCheckpointAdjoint):

@@ -96,6 +96,7 @@ def test_the_lectures_example_grows_with_its_steps_only_where_it_must(tmp_path):
     figure.savefig(tmp_path / "memory.png")
 
 
+@pytest.mark.slow
 def test_round_trip_returns_less_far_from_the_start_at_a_tighter_tolerance(tmp_path, monkeypatch, capsys):
     arguments = ["--times", "2", "--tighter", "1", "1e-3", "--shrink", "64", "--image-times", "0.5"]
     run(round_trip, [*arguments, "--out", str(tmp_path)], monkeypatch)

@@ -31,6 +31,7 @@ def save_untrained(config, folder):
     return task, state
 
 
+@pytest.mark.slow
 def test_every_solver_is_compared_with_the_trained_one_and_printed_beside_the_papers(tmp_path):
     task, state = save_untrained(CONFIG, tmp_path)
     record = swap(Options(tmp_path, stepsizes=(1.0, 0.5), tolerances=(1e-1,)))

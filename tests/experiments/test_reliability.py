@@ -53,6 +53,7 @@ def test_misclassified_images_are_those_that_some_run_got_wrong():
     assert got["wrong"]["icc1"] == icc(predictions[:, 3:].T)["icc1"]
 
 
+@pytest.mark.slow
 def test_side_by_side_and_one_after_another_are_the_same_runs_and_none_is_repeated(tmp_path):
     quiet = Console(file=io.StringIO())
     alone, together = (

@@ -270,6 +270,7 @@ def test_a_solver_that_fails_stops_the_run_and_its_block_is_named(tmp_path):
         task.evaluate(0, jax.jit(lambda: task.init(0))(), "validation")
 
 
+@pytest.mark.slow
 def test_several_steps_a_dispatch_are_the_same_run(reference, tmp_path):
     before = loop.train_steps._cache_size()
     config = dataclasses.replace(CONFIG, epochs=1)

@@ -263,6 +263,7 @@ def test_only_public_names_are_used(module):
                 "equinox",
                 "jax",
                 "jax.numpy",
+                "numpy",
             }
         if isinstance(node, ast.Attribute) and re.match("_(?!_)", node.attr):
             assert node.attr == "_replace" or ast.unparse(node.value) == "self", ast.unparse(node)

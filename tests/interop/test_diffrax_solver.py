@@ -180,12 +180,19 @@ def test_solvers_are_values_whatever_arrays_their_controllers_hold():
     assert len({solver(0.5), solver(0.5), solver(0.25)}) == 2
 
 
+class OwnMethod:
+    """A gradient method that diffrax knows nothing of."""
+
+    def run(self, problem, solver):
+        return Direct().run(problem, solver)
+
+
 @pytest.mark.parametrize(
     ("message", "scheme", "method", "has_aux"),
     [
         ("RecursiveCheckpointAdjoint cannot add up", HEUN, Checkpointed(), True),
         ("Kvaerno3", DiffraxSolver(diffrax.Kvaerno3(), PID), ACA(), False),
-        ("expected ACA", HEUN, "aca", False),
+        ("expected ACA", HEUN, OwnMethod(), False),
         ("has no tolerances", HEUN, Backsolve(rtol=1e-3), False),
     ],
 )
