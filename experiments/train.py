@@ -182,6 +182,17 @@ class Task:
                 raise NonFiniteError(f"on the {split} images the solver of {failed}; a larger --max-steps may help")
         return float(loss) / len(images), float(hits) / len(images)
 
+    def describe(self, level: int, state: PyTree) -> dict[str, Any]:
+        """What a record says of a state: its size, its solvers' counts, its adaption, and validation if any."""
+        record = {"level": level, "n_parameters": manifest.n_parameters(state)}
+        record |= mean_counts(state["metrics"], self.config.batch_size)
+        if "adaption" in state:
+            record["adapted"] = float(state["adaption"]["value"])
+        if len(self.dataset.x_validation):
+            held_out = self.evaluate(level, state, "validation")
+            record["validation_loss"], record["validation_accuracy"] = held_out
+        return record
+
 
 def variables_of(state: PyTree) -> PyTree:
     """What a network is evaluated with, and where its adaption stands, if it has one."""
@@ -276,22 +287,9 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
             loss, accuracy = read(state["metrics"])
             bar.show(step, loss, accuracy)
             seconds = time.perf_counter() - began
-            record = {
-                "step": step,
-                "epoch": epoch + 1,
-                "level": notes["level"],
-                "n_parameters": manifest.n_parameters(state),
-                "train_loss": loss,
-                "train_accuracy": accuracy,
-                "seconds": seconds,
-                "images_per_second": (step - first) * config.batch_size / seconds,
-            }
-            record |= mean_counts(state["metrics"], config.batch_size)
-            if "adaption" in state:
-                record["adapted"] = float(state["adaption"]["value"])
-            if len(task.dataset.x_validation):
-                held_out = task.evaluate(notes["level"], state, "validation")
-                record["validation_loss"], record["validation_accuracy"] = held_out
+            record = {"step": step, "epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy}
+            record |= {"seconds": seconds, "images_per_second": (step - first) * config.batch_size / seconds}
+            record |= task.describe(notes["level"], state)
             run.log(record)
             console.print(summary(record), soft_wrap=True)
             if record.get("validation_accuracy", -1.0) > notes["best"]:

@@ -2,8 +2,7 @@
 
     k_i = f(t + c_i h, x + h sum_j a_ij k_j),   x_new = x + h sum_i b_i k_i   (ContinuousNet eq. 11 is RK4)
 
-Every tableau is checked against the rooted-tree order conditions when it is made, so a mistyped coefficient
-is refused with the name of the condition it breaks instead of showing up later as a slow convergence.
+Each is checked against the rooted-tree order conditions when it is made, and refused by the one that it breaks.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def zeros(tree: PyTree) -> PyTree:
 
 
 def add(total: PyTree, cotangents: PyTree) -> PyTree:
-    """Add cotangents to their accumulators."""
+    """Accumulators (see `zeros`) with cotangents of their structure added; integers and booleans stay as they are."""
     return jax.tree.map(lambda a, b: a if b.dtype == jax.dtypes.float0 else a + b, total, cotangents)
 
 

@@ -63,7 +63,11 @@ def slots_of_steps(n_slots: int, max_steps: int) -> np.ndarray:
 
 
 def new_store(x0: PyTree, n_slots: int) -> Store:
-    """Room for the states of `n_slots` steps."""
+    """A store with all of its `n_slots` slots free.
+
+    Args:
+      x0: a state, which gives leaves their shapes and dtypes.
+    """
     states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n_slots, *leaf.shape)), x0)
     return Store(states, jnp.full(n_slots, _FAR, jnp.int32))
 
@@ -84,7 +88,7 @@ def keep(store: Store, step: jax.Array, x: PyTree, max_steps: int) -> Store:
 
 
 def write(states: PyTree, slot: jax.Array, x: PyTree, wanted: jax.Array | bool = True) -> PyTree:
-    """Put one state into its slot."""
+    """States by slot, leaves `[n_slots, ...]`, with `x` in one of them where `wanted`, else as they were."""
 
     def leaf(all_: jax.Array, one: jax.Array) -> jax.Array:
         new = one if wanted is True else jnp.where(wanted, one, all_[slot])

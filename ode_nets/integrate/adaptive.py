@@ -38,7 +38,7 @@ def integrate_adaptive(problem: Problem, solver: Adaptive) -> Solution:
 
 
 def run_adaptive(problem: Problem, solver: Adaptive) -> Run:
-    """The loop of `integrate_adaptive`."""
+    """Trials in a `while_loop` until t1 or a failure: what `integrate_adaptive` makes a solution of with `finish`."""
     stops = stops_of(problem, solver)
 
     def body(run: Run) -> Run:
@@ -106,7 +106,7 @@ def first_run(problem: Problem, solver: Adaptive) -> Run:
 
 
 def next_run(problem: Problem, solver: Adaptive, run: Run, after: Trial, taken: Taken) -> Run:
-    """After one more trial."""
+    """A run after one more trial: `after` where it stands then, with what the trial `taken` adds to the outputs."""
     landed = None if run.landed is None else write_landed(run.landed, taken)
     dense = None if run.dense is None else _write_dense(problem, solver.tableau, run, taken)
     return Run(after, landed, dense)

@@ -34,7 +34,7 @@ class Result(enum.IntEnum):
 
 @runtime_checkable
 class TimeDependent(Protocol):
-    """A pytree that can be read at any time."""
+    """theta(t): a pytree of arrays that can be read at any time, on no grid in particular."""
 
     @property
     def continuous(self) -> bool:
