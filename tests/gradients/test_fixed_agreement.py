@@ -60,7 +60,7 @@ def assert_agree(got, expected, tolerance=1e-12):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
-def check(weights_of, coefficients, methods=METHODS, **options):
+def assert_methods_agree(weights_of, coefficients, methods=METHODS, **options):
     """All methods in one program against `Direct`, and `Direct` against a central difference."""
     arguments = (X0, coefficients, CLOSED)
 
@@ -89,7 +89,8 @@ def test_methods_agree_for_every_basis(x64, basis, n_steps):
     coefficients = {"w": RNG.normal(size=(m, 3)), "v": RNG.normal(size=m)}
     ts = [0.0, 1 / n_steps, 2 / n_steps, 2 / n_steps, 1.0]
     methods = METHODS if n_steps == 7 else (ACA(2),)
-    check(lambda c: BasisExpansion(basis, c), coefficients, methods, solver=FixedStep("heun", n_steps), ts=ts)
+    weights_of, solver = lambda c: BasisExpansion(basis, c), FixedStep("heun", n_steps)
+    assert_methods_agree(weights_of, coefficients, methods, solver=solver, ts=ts)
 
 
 def test_methods_agree_in_reversed_time_and_with_a_theta_of_several_weight_functions(x64):
@@ -99,12 +100,12 @@ def test_methods_agree_in_reversed_time_and_with_a_theta_of_several_weight_funct
         return Joint({"w": BasisExpansion(PiecewiseConstant(4), c["w"]), "v": Constant(c["v"])})
 
     options = {"solver": FixedStep("midpoint", 7), "t0": 1.0, "t1": 0.0, "ts": [1.0, 3 / 7]}
-    check(weights_of, coefficients, METHODS[3:], **options)
+    assert_methods_agree(weights_of, coefficients, METHODS[3:], **options)
 
 
 def test_methods_agree_with_a_plain_theta_on_negative_times(x64):
     coefficients = {"w": RNG.normal(size=3), "v": RNG.normal(size=())}
-    check(lambda c: c, coefficients, METHODS[1:4], solver=FixedStep("bosh3", 5), t0=-1.5, t1=-0.25)
+    assert_methods_agree(lambda c: c, coefficients, METHODS[1:4], solver=FixedStep("bosh3", 5), t0=-1.5, t1=-0.25)
 
 
 def test_as_many_checkpoints_as_steps_or_more_are_checkpointed_steps(x64):
