@@ -97,9 +97,7 @@ def make_field(case: Case, theta: PyTree, device: Any) -> Any:
     return field.to(device)
 
 
-def torch_programs(
-    case: Case, scheme: str, tol: float, x: jax.Array, theta: PyTree
-) -> dict[str, Callable[[], Ran]]:
+def torch_programs(case: Case, scheme: str, tol: float, x: jax.Array, theta: PyTree) -> dict[str, Callable[[], Ran]]:
     """Programs by name, each of which runs once and waits for its device; none where PyTorch is missing."""
     if not is_installed():
         return {}

@@ -36,8 +36,9 @@ from rich.table import Table
 from experiments import data, models, pictures
 from experiments.config import BasisName, Config
 from experiments.environment import environment
-from experiments.evaluate_solvers import Row, dataset_of, default_steps, evaluate_grid, loaded, make_batches, outcome
+from experiments.evaluate_solvers import dataset_of, default_steps, evaluate_grid, loaded, make_batches, outcome
 from experiments.run import Run, RunError, read_manifest, write_json
+from experiments.swaps import Row
 from ode_nets import manifest
 from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import SCHEMES

@@ -40,8 +40,8 @@ class Config:
 
     architecture: Architecture = "continuous_net"
     """Which family of networks. Of the settings up to n_steps, a resnet reads widths, n_steps (units a block) and
-    skip_init; node18 reads widths, n_blocks and those of the solver; resnet18 reads widths and n_blocks; alexnet,
-    resnet4 and resnet10 of ANODEV2 read those of the basis, the evolution and the solver."""
+    skip_init; node18 reads widths, n_blocks, the evolution and those of the solver; resnet18 reads widths and
+    n_blocks; alexnet, resnet4 and resnet10 of ANODEV2 read those of the basis, the evolution and the solver."""
     widths: tuple[int, ...] = (16, 32, 64)
     """Channels of each block."""
     n_blocks: int = 1
@@ -53,7 +53,7 @@ class Config:
     scheme: str = "rk4"
     """Runge-Kutta scheme."""
     n_steps: int = 1
-    """N_t, steps a block before any refinement; without meaning where rtol is given."""
+    """N_t, steps a block before any refinement; where rtol is given, it is the grid of an evolution alone."""
     evolution: EvolutionName = "none"
     """How kernels change in depth (ANODEV2), if not in the basis: not at all (`still`), or by reaction, diffusion and
     advection, read at every one of n_steps steps (`configuration_1`) or before and after ten of their own."""
@@ -153,7 +153,7 @@ class Config:
             check("refine_epochs", f"none for {name}", not self.refine_epochs)
         if self.architecture in ("node18", "resnet18"):
             check("n_basis", f"1 for {name}", self.n_basis == 1)
-        if self.architecture in ("resnet", "node18", "resnet18"):
+        if self.architecture in ("resnet", "resnet18"):
             check("evolution", f"none for {name}", self.evolution == "none")
         if self.architecture == "resnet":
             check("compute_dtype", "None for architecture='resnet'", self.compute_dtype is None)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,13 +33,13 @@ from experiments import data, pictures
 from experiments.config import Config
 from experiments.environment import environment
 from experiments.run import RunError, load_run, write_json
+from experiments.swaps import Row, Swapped
 from experiments.train import padded_batches
 from ode_nets import manifest
 from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import SCHEMES
 
 PyTree = Any
-Row = dict[str, Any]
 Batches = Callable[[], Iterator[tuple[jax.Array, jax.Array]]]
 MAX_BATCH_SIZE = 250
 
@@ -79,27 +78,6 @@ class Options:
         ):
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Swapped:
-    """The grid of one run: what was measured, and under what."""
-
-    name: str
-    scheme: str
-    n_steps: int
-    rows: list[Row]
-    record: dict[str, Any]
-
-    def error(self, scheme: str) -> tuple[list[int], list[float]]:
-        """Step counts and test errors in percent under one scheme."""
-        rows = sorted((row["n_steps"], row["accuracy"]) for row in self.rows if row["scheme"] == scheme)
-        return [n for n, _ in rows], [100 * (1 - accuracy) for _, accuracy in rows]
-
-    @property
-    def own(self) -> Row:
-        """The manifestation that was trained."""
-        return next(row for row in self.rows if (row["scheme"], row["n_steps"]) == (self.scheme, self.n_steps))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -249,20 +227,6 @@ def swap_run(folder: Path, options: Options) -> Swapped:
         writer.writeheader()
         writer.writerows(rows)
     return Swapped(folder.name, *trained, rows, record)
-
-
-def read_swap(folder: Path) -> Swapped:
-    """What `swap_run` wrote.
-
-    Raises:
-      RunError: if it wrote nothing there.
-    """
-    path = folder / "swap" / "swap.json"
-    if not path.exists():
-        raise RunError(f"there is no {path}; python -m experiments.evaluate_solvers {folder} writes it")
-    record = json.loads(path.read_text())
-    trained = record["trained"]
-    return Swapped(folder.name, trained["scheme"], trained["n_steps"], record["rows"], record)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from experiments import evaluate_solvers, models, pictures
+from experiments import models, pictures
 from experiments.config import Config
 from experiments.run import RunError, read_manifest, read_metrics
+from experiments.swaps import read_swap
 from ode_nets.weights import Basis
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def draw(options: Options) -> Path:
     elif options.figure == "training":
         figure = draw_training(folders)
     else:
-        figure = pictures.draw_swap([evaluate_solvers.read_swap(folder) for folder in folders])
+        figure = pictures.draw_swap([read_swap(folder) for folder in folders])
     path = (options.out or folders[0] / "pictures") / f"{options.figure}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

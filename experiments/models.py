@@ -67,7 +67,9 @@ def build(config: Config, n_classes: int, level: int = 0) -> nn.Module:
     if config.architecture == "resnet18":
         return ResNet18(n_classes, config.widths, config.n_blocks, dtype=dtype)
     if config.architecture == "node18":
-        return NODE18(n_classes, config.widths, config.n_blocks, solver, gradient, dtype=dtype)
+        return NODE18(
+            n_classes, config.widths, config.n_blocks, solver, gradient, dtype=dtype, evolution=evolution(config)
+        )
     if config.architecture in ("alexnet", "resnet4", "resnet10"):
         return ANODEV2(
             config.architecture, n_classes, basis, solver, evolution(config), gradient, dtype=dtype

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from experiments.evaluate_solvers import Swapped
+    from experiments.swaps import Swapped
 
 Row = dict[str, Any]
 N_DRAWN = 12

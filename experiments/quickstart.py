@@ -22,8 +22,8 @@ from rich.console import Console
 
 from experiments import configs, evaluate_solvers, figures, pictures, train
 from experiments.config import Config
-from experiments.evaluate_solvers import Swapped
 from experiments.run import RunError, read_manifest
+from experiments.swaps import Swapped, read_swap
 
 NAMES = ("digits", "digits_euler")
 N_STEPS = (1, 2, 3, 4, 5, 6, 8, 11)
@@ -64,7 +64,7 @@ def swap_or_read(folder: Path, console: Console) -> Swapped:
     options = evaluate_solvers.Options(folder, n_steps=N_STEPS)
     _, _, _, notes = evaluate_solvers.loaded(folder, options.checkpoint)
     try:
-        found = evaluate_solvers.read_swap(folder)
+        found = read_swap(folder)
         if found.record["step"] == notes["step"] and {row["n_steps"] for row in found.rows} >= set(N_STEPS):
             console.print(f"[bold]{folder.name}[/]: solver swaps were evaluated earlier, skipped")
             return found

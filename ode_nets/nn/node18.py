@@ -14,7 +14,7 @@ from ode_nets.integrate import Adaptive
 from ode_nets.nn.layers import ConvNorm, Stem, check_images
 from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.tableaus import get_tableau
-from ode_nets.weights import PiecewiseConstant
+from ode_nets.weights import Evolution, PiecewiseConstant
 
 Block = Callable[..., nn.Module]
 
@@ -70,6 +70,7 @@ class NODE18(nn.Module):
       momentum: of all running batch statistics.
       dtype: what convolutions compute in, e.g. `"bfloat16"`; parameters, state, time and step control are
         float32 all the same.
+      evolution: how the kernels of every ODE block evolve in depth (ANODEV2); `None` for constant ones.
 
     ODE blocks are the modules `ode<stage>_<number>`, and the collection `solution`, where mutable, has their
     counts and result codes.
@@ -82,6 +83,7 @@ class NODE18(nn.Module):
     gradient: GradientMethod = ACA()
     momentum: float = 0.9
     dtype: str | None = None
+    evolution: Evolution | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -94,6 +96,7 @@ class NODE18(nn.Module):
                 solver=self.solver,
                 gradient=self.gradient,
                 momentum=self.momentum,
+                evolution=self.evolution,
                 name=f"ode{name}",
             )
 

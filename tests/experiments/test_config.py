@@ -54,7 +54,9 @@ def test_a_value_out_of_range_is_refused_by_name(key, value, allowed):
         Config(**{key: value})
 
 
-@pytest.mark.parametrize(("key", "value"), [("refine_epochs", (2,)), ("compute_dtype", "bfloat16")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("refine_epochs", (2,)), ("compute_dtype", "bfloat16"), ("evolution", "still")]
+)
 def test_a_resnet_refuses_what_it_would_not_read(key, value):
     with pytest.raises(ValueError, match=f"{key}=.*resnet"):
         Config(architecture="resnet", **{key: value})

@@ -14,6 +14,7 @@ from rich.console import Console
 from experiments import compress, evaluate_solvers, figures, pictures, quickstart
 from experiments.config import Config
 from experiments.run import RunError, load_run, pick_weights, read_manifest
+from experiments.swaps import read_swap
 from ode_nets import manifest
 from ode_nets.weights import PiecewiseConstant
 
@@ -90,7 +91,7 @@ def test_swap_files_hold_every_manifestation_with_its_cost_and_provenance(out):
 
 
 def test_the_table_shows_every_number_on_a_narrow_terminal(out):
-    swapped = evaluate_solvers.read_swap(out / "refined")
+    swapped = read_swap(out / "refined")
     console = Console(file=io.StringIO(), width=80, highlight=False)
     evaluate_solvers.print_table(swapped, console)
     text = console.file.getvalue()
@@ -101,7 +102,7 @@ def test_the_table_shows_every_number_on_a_narrow_terminal(out):
 
 
 def test_fig_9_draws_each_run_under_its_own_scheme_left_and_under_the_others_right(out):
-    swaps = [evaluate_solvers.read_swap(out / name) for name in ("refined", "twin")]
+    swaps = [read_swap(out / name) for name in ("refined", "twin")]
     left, right = pictures.draw_swap(swaps).axes
     curves = {line.get_label(): line for line in left.lines + right.lines if len(line.get_xdata()) > 2}
     assert len(curves) == 2 * 4
@@ -125,7 +126,7 @@ def test_a_manifestation_that_diverges_is_marked_and_does_not_score_as_class_0(o
     (row,), _ = evaluate_solvers.evaluate_grid(net, variables, [("rk4", 2)], batches, n_images)
     assert (row["accuracy"], row["loss"], row["diverged"]) == (0, None, n_images)
 
-    swapped = evaluate_solvers.read_swap(out / "refined")
+    swapped = read_swap(out / "refined")
     diverged = row | {"scheme": "euler", "n_steps": 7}
     swapped = dataclasses.replace(swapped, rows=[*swapped.rows, diverged])
     _, text = say(evaluate_solvers.print_table, swapped)

@@ -11,6 +11,7 @@ from ode_nets import (
     ACA,
     ANODEV2,
     MLP,
+    NODE18,
     RDA,
     Backsolve,
     Checkpointed,
@@ -22,11 +23,13 @@ from ode_nets import (
     OdeBlock,
     PiecewiseConstant,
     PiecewiseLinear,
+    Still,
     anodev2_net,
     configuration_1,
     manifest,
     regularization,
 )
+from ode_nets.nn.evolving import split_kernels
 
 TABLE_3 = {
     "alexnet": {"baseline": 1756682, "neural_ode": 1757130, "configuration_1": 1757510, "configuration_2": 1757130},
@@ -149,6 +152,27 @@ def test_continuous_net_takes_evolved_weights():
     (ours, refined), slope = run(variables, finer)
     np.testing.assert_allclose(ours, refined, rtol=1e-5, atol=1e-6)
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slope["block1"]["evolved"]))
+
+
+def test_node18_takes_evolved_weights():
+    """Kernels that stand still are those of the plain network, under the same adaptive steps; others train by ACA."""
+    plain = NODE18(3, (2,))
+    still = plain.clone(evolution=Evolution(Still(), FlowStep(1), PiecewiseConstant(1)))
+    moving = plain.clone(evolution=configuration_1(RDA(advection=0.3), 4))
+    constant = drawn(plain)
+    kernels, others = split_kernels(constant["params"]["ode1_1"]["coefficients"])
+    w0 = {name: leaf[0] for name, leaf in kernels.items()}
+    block = {"coefficients": others, "evolved": {"w0": w0, "p": {}}}
+    variables = constant | {"params": constant["params"] | {"ode1_1": block}}
+
+    @jax.jit
+    def run(constant, variables, moved):
+        outputs = plain.apply(constant, IMAGES), still.apply(variables, IMAGES)
+        return outputs, jax.grad(loss_of, 1)(moving, moved["params"], moved)
+
+    (want, got), slope = run(constant, variables, drawn(moving))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slope["ode1_1"]["evolved"]))
 
 
 @pytest.mark.slow
