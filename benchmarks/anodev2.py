@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks.harness import compare, show, write
+from benchmarks.harness import compare, default_path, show, write
 from experiments import models
 from experiments.configs import anodev2 as cells
 from experiments.steps import init_state, make_optimizer, train_step
@@ -53,7 +53,8 @@ class Config:
     """Samples of each program."""
     whole_epochs: bool = False
     """Time an epoch step by step too, on data of its size; long without an accelerator."""
-    out: Path = Path("benchmarks/results/anodev2_cpu.json")
+    out: Path | None = None
+    """Where the JSON goes; default benchmarks/results/anodev2_<platform>.json."""
 
 
 def training_step(form_config: Any, net: ANODEV2, optimizer: Any) -> Callable[..., Any]:
@@ -163,8 +164,8 @@ def main(config: Config) -> None:
     for network in config.networks:
         results["evolution"][network] = measure_evolution(config, network)
         results["training"][network] = measure_network(config, network)
-    settings = dataclasses.asdict(config) | {"out": str(config.out)}
-    path = write(config.out, "anodev2", {"settings": settings} | results)
+    settings = dataclasses.asdict(config) | {"out": None}
+    path = write(config.out or default_path("anodev2"), "anodev2", {"settings": settings} | results)
 
     rows = []
     for network, forms in results["training"].items():

@@ -7,10 +7,11 @@
   HeunEuler at 1e-2; the same network with diffrax's RecursiveCheckpointAdjoint on our convolution; in PyTorch, by
   TorchDiffEqPack's ACA with HeunEuler at 1e-2, and by torchdiffeq's adjoint with Dopri5 at 1e-5, the setting that
   the paper trains it with, and at HeunEuler's; and ResNet18, here and in PyTorch.
-- scaling: the compiled step on 1, 2, 4 and 8 simulated devices with the same batch on each (weak scaling), by
-  inspection: the collectives and bytes that a device exchanges in a step, and its temporary memory. Cores are
-  shared, so no times are taken. Collectives inside loops are counted once an iteration: of a forward loop for
-  every trial, of a backward loop for every accepted step, at the counts that a step on one device took.
+- scaling: the training step of `experiments.train` on 1, 2, 4 and 8 simulated devices with the same batch on each
+  (weak scaling), by inspection: the collectives and bytes that a device exchanges in a step, and its temporary
+  memory. Cores are shared, so no times are taken. Collectives inside loops are counted once an iteration: of a
+  forward loop for every trial, of a backward loop for every accepted step, at the counts that a step on one device
+  took.
 At full width it has not been run yet; about ten minutes are expected on two idle cores, most of it in PyTorch.
 Writes benchmarks/results/node18_<platform>.json.
 """
@@ -38,7 +39,10 @@ import tyro
 from benchmarks import harness
 from benchmarks.collectives import find_collectives
 from benchmarks.continuous_net import gradient_step
+from experiments import models
+from experiments.config import Config
 from experiments.devices import Devices
+from experiments.steps import init_state, make_optimizer, train_step
 from ode_nets.manifest import n_parameters
 from ode_nets.nn import NODE18, OdeBlock, ResNet18
 
@@ -236,24 +240,31 @@ def torch_peers(options: Options) -> dict[str, Callable[[], dict[str, int]]]:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def training_program(options: Options, devices: Devices) -> Any:
+    """The step of `experiments.train` on CIFAR-10, compiled for a batch that is spread over the devices."""
+    size = len(devices) * options.batch_size
+    config = Config("cifar10", architecture="node18", widths=options.widths, scheme="heun_euler", rtol=1e-2,
+                    gradient="aca", batch_size=size)  # fmt: skip
+    net, optimizer = models.build(config, 10), make_optimizer(config, 50_000 // size)
+    place = lambda where: partial(jax.tree.map, lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where))
+    state = jax.eval_shape(partial(init_state, net, optimizer), jnp.zeros((1, 32, 32, 3)), 0)
+    images, labels = jax.ShapeDtypeStruct((50_000, 32, 32, 3), "uint8"), jax.ShapeDtypeStruct((50_000,), "int32")
+    scaling = (jax.ShapeDtypeStruct((3,), "float32"),) * 2
+    state, images, labels, scaling = place(devices.everywhere)((state, images, labels, scaling))
+    order = place(devices.spread(axis=1))(jax.ShapeDtypeStruct((50_000 // size, size), "int32"))
+    return train_step.lower(config, net, optimizer, state, images, labels, order, scaling, np.int32(0)).compile()
+
+
 def inspect(options: Options, counts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The compiled training step on each number of devices: collectives, their bytes and temporary memory a device."""
-    net, records = NODE18(widths=options.widths), []
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"))
-    shapes = {name: shapes[name] for name in ("params", "batch_stats")}
-    place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
+    """The training step on each number of devices: collectives, their bytes and temporary memory a device."""
+    records = []
     for n in options.devices:
-        devices, size = Devices.take(n), n * options.batch_size
-        variables = jax.tree.map(partial(place, where=devices.everywhere), shapes)
-        images = place(jax.ShapeDtypeStruct((size, 32, 32, 3), "float32"), devices.spread())
-        labels = place(jax.ShapeDtypeStruct((size,), "int32"), devices.spread())
-        program = jax.jit(gradient_step(net), donate_argnums=0).lower(variables, images, labels).compile()
-        memory = program.memory_analysis()
-        static = find_collectives(program.as_text() or "")
+        program = training_program(options, Devices.take(n))
+        memory, static = program.memory_analysis(), find_collectives(program.as_text() or "")
         records.append(
             {
                 "n_devices": n,
-                "batch_size": size,
+                "batch_size": n * options.batch_size,
                 "static": static,
                 "step": in_a_step(static, counts),
                 "temporary_bytes": None if memory is None else int(memory.temp_size_in_bytes),

@@ -182,13 +182,15 @@ def train_group(
     config = dataclasses.replace(config, seed=seeds[0])
     flags = {"resume": options.resume and (folder / "manifest.json").exists(), "overwrite": options.overwrite}
     manifest = check_start(folder, config, **flags)
-    if flags["resume"] and manifest.get("seeds") != list(seeds):
-        raise RunError(f"--resume: {folder} holds the seeds {manifest.get('seeds')}, not {list(seeds)}; repeat them")
+    n_test = len(dataset.x_test) if options.full else options.n_test
+    for name, asked in (("seeds", list(seeds)), ("n_test", n_test)):
+        if flags["resume"] and manifest.get(name, asked) != asked:
+            raise RunError(f"--resume: {folder} holds a run with {name}={manifest[name]}, not {asked}; repeat that")
     if flags["resume"] and manifest["status"] == "finished":
         return manifest["results"]
     run = Run.start(folder, config, **flags)
     try:
-        run.update(seeds=list(seeds))
+        run.update(seeds=list(seeds), n_test=n_test)
         group = Group(config, seeds, dataset)
         state, curve = group.init(), []
         if (found := run.restore_notes()) is not None:
@@ -206,7 +208,6 @@ def train_group(
             if time.perf_counter() - saved > options.checkpoint_seconds or epoch + 1 == config.epochs:
                 run.save("latest", (epoch + 1) * group.n_steps, state, {"curve": curve})
                 saved = time.perf_counter()
-        n_test = len(dataset.x_test) if options.full else options.n_test
         first = jax.tree.map(lambda leaf: leaf[0], state["params"])
         if (filters := filters_of(group.net, first)) is not None:
             np.savez(folder / "filters.npz", filters=filters)
@@ -218,6 +219,9 @@ def train_group(
             "seconds": [record["seconds"] for record in curve],
         }
         run.update(status="finished", results=results)
+    except BaseException as error:
+        run.update(status=f"failed: {type(error).__name__}")
+        raise
     finally:
         run.close()
     return results

@@ -53,10 +53,12 @@ class Config:
     scheme: str = "rk4"
     """Runge-Kutta scheme."""
     n_steps: int = 1
-    """N_t, steps a block before any refinement; where rtol is given, it is the grid of an evolution alone."""
+    """N_t, steps a block before any refinement; without meaning where rtol is given."""
     evolution: EvolutionName = "none"
     """How kernels change in depth (ANODEV2), if not in the basis: not at all (`still`), or by reaction, diffusion and
-    advection, read at every one of n_steps steps (`configuration_1`) or before and after ten of their own."""
+    advection, read at every one of evolution_steps steps (`configuration_1`) or before and after ten of their own."""
+    evolution_steps: int | None = None
+    """The grid in depth that evolving kernels are read on; default n_steps. No refinement changes it."""
     rtol: float | None = None
     """Relative tolerance of adaptive steps under an embedded scheme; default: n_steps fixed ones."""
     atol: float | None = None
@@ -68,6 +70,10 @@ class Config:
     paper's oscillation (`settled_step`), or the `tolerance`, which starts at rtol."""
     adapt_max_steps: int = 64
     """Most steps of an adapted number of steps; there is room for a state of the batch before each of them."""
+    w0_penalty: float = 0.0
+    """Weight of |w0|^2 / 2 of evolving kernels in the objective, R of ANODEV2 eq. 5a."""
+    p_penalty: float = 0.0
+    """Weight of |p|^2 / 2 of the parameters of their equation."""
     epsilon: float = 1.0
     """Scale of the right-hand side."""
     order: Order = "bn-relu-conv"
@@ -137,6 +143,12 @@ class Config:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             check(name, "None or a finite number above 0", value is None or 0 < value < math.inf)
+        good = self.evolution_steps is None or (self.evolution_steps >= 1 and self.evolution != "none")
+        check("evolution_steps", "None, or at least 1 beside an evolution", good)
+        for name in ("w0_penalty", "p_penalty"):
+            value = getattr(self, name)
+            good = value == 0 or (0 < value < math.inf and self.evolution != "none")
+            check(name, "0, or a finite number above 0 beside an evolution", good)
         check("atol", "None without rtol", self.atol is None or self.rtol is not None)
         if self.rtol is not None:
             check("scheme", "one with an error estimate beside rtol", SCHEMES[self.scheme].b_error is not None)
@@ -155,6 +167,10 @@ class Config:
             check("n_basis", f"1 for {name}", self.n_basis == 1)
         if self.architecture in ("resnet", "resnet18"):
             check("evolution", f"none for {name}", self.evolution == "none")
+        if self.evolution in ("configuration_1", "configuration_2"):
+            # On one step kernels are read at their start alone, and nothing that moves them is trained.
+            allowed = f"at least 2 for evolution={self.evolution!r}, or n_steps of at least 2"
+            check("evolution_steps", allowed, (self.evolution_steps or self.n_steps) >= 2)
         if self.architecture == "resnet":
             check("compute_dtype", "None for architecture='resnet'", self.compute_dtype is None)
 

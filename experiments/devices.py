@@ -20,16 +20,27 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 PyTree = Any
 
 
-def join(coordinator: str | None, n_processes: int | None, process_id: int | None, timeout: int) -> None:
+def join(
+    coordinator: str | None,
+    n_processes: int | None,
+    process_id: int | None,
+    local_device_ids: tuple[int, ...] | None = None,
+    *,
+    timeout: int,
+) -> None:
     """Join the other processes of a run; call it before anything else of JAX.
 
     Args:
       coordinator: HOST:PORT of process 0; on a TPU pod, under Slurm and under Open MPI all three may be `None`.
       n_processes, process_id: how many there are, and which of them this is.
+      local_device_ids: devices of its host that this process takes. By default all, but under Slurm and Open MPI
+        the one of its rank on the host.
       timeout: seconds without a sign of life after which a process counts as lost. The others then end, wherever
         they wait.
     """
-    jax.distributed.initialize(coordinator, n_processes, process_id, heartbeat_timeout_seconds=timeout)
+    jax.distributed.initialize(
+        coordinator, n_processes, process_id, local_device_ids, heartbeat_timeout_seconds=timeout
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +55,16 @@ class Devices:
 
     @classmethod
     def take(cls, n: int | None = None) -> Devices:
-        """The first `n` devices, all of them by default."""
+        """The first `n` devices, all of them by default.
+
+        Raises:
+          ValueError: if there are not so many, or some process would have none of them.
+        """
         devices = jax.devices()[:n]
+        if n is not None and len(devices) < n:
+            raise ValueError(f"n_devices={n}: expected at most the {len(devices)} that there are")
+        if len({device.process_index for device in devices}) < jax.process_count():
+            raise ValueError(f"n_devices={n}: expected enough for each of {jax.process_count()} processes to have one")
         return cls(jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,)))
 
     def __len__(self) -> int:

@@ -41,14 +41,15 @@ GRADIENTS: dict[str, GradientMethod] = {
 
 
 def evolution(config: Config) -> Evolution | None:
-    """How the kernels of each block evolve; the grids are those of the first level of refinement."""
+    """How the kernels of each block evolve, at every level of refinement."""
+    n_steps = config.evolution_steps or config.n_steps
     match config.evolution:
         case "still":
             return Evolution(Still(), FlowStep(1), PiecewiseConstant(1))
         case "configuration_1":
-            return configuration_1(RDA(), config.n_steps)
+            return configuration_1(RDA(), n_steps)
         case "configuration_2":
-            return configuration_2(RDA(), config.n_steps, 10 * max(config.n_steps - 1, 1))
+            return configuration_2(RDA(), n_steps, 10 * (n_steps - 1))
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -34,19 +35,20 @@ class Interrupted(RunError):  # noqa: N818 - it is no fault
 
 
 class StopSignals:
-    """Within it, Ctrl-C and SIGTERM are noted, so that the loop can save; a second Ctrl-C does not wait."""
+    """Within it, Ctrl-C, SIGTERM and SIGHUP are noted, so that the loop can save; a second Ctrl-C does not wait."""
 
     def __enter__(self) -> StopSignals:
         self.noted: list[int] = []
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         return self
 
     def _note(self, signum: int, frame: Any) -> None:
         if self.noted and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.noted.append(signum)
-        # Not print, which the signal may have interrupted.
-        os.write(2, b"\nstopping after this step and a checkpoint; Ctrl-C stops at once\n")
+        # Not print, which the signal may have interrupted; and a terminal that hung up takes nothing.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step and a checkpoint; Ctrl-C stops at once\n")
 
     def __exit__(self, *exception: Any) -> None:
         for s, handler in self._previous.items():

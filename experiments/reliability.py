@@ -30,7 +30,7 @@ from experiments import configs, data
 from experiments.config import Config
 from experiments.environment import environment
 from experiments.evaluate_solvers import memory_bound
-from experiments.progress import read
+from experiments.progress import NonFiniteError, read
 from experiments.run import RunError, write_json
 from experiments.steps import init_state, padded_batches, train_step
 from experiments.train import Task
@@ -145,7 +145,9 @@ def make_programs(task: Task, n: int) -> Programs:
     step = partial(train_step, task.config, net, task.optimizer)
 
     def classes(variables: PyTree, x: jax.Array) -> jax.Array:
-        return logits_of(net, variables, data.normalize(x, *task.scaling)).argmax(-1)
+        logits = logits_of(net, variables, data.normalize(x, *task.scaling))
+        # What a solver did not finish has no class.
+        return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
     return Programs(
         start=jax.jit(side_by_side(partial(init_state, net, task.optimizer, one_image), (0,), n)),
@@ -188,7 +190,11 @@ def train_runs(task: Task, programs: Programs, seeds: list[int], console: Consol
     variables = {name: state[name] for name in ("params", "batch_stats")}
     images, labels = task.dataset.x_test, task.dataset.y_test
     parts = [programs.predict(variables, x) for x, _ in padded_batches(images, labels, min(250, len(images)))]
-    return np.concatenate(jax.device_get(parts), axis=1)[:, : len(images)]
+    classes = np.concatenate(jax.device_get(parts), axis=1)[:, : len(images)]
+    if (classes < 0).any():
+        bad = [seed for seed, row in zip(seeds, classes, strict=True) if (row < 0).any()]
+        raise NonFiniteError(f"on the test images of seeds {bad} a solver did not finish; --max-steps may help")
+    return classes
 
 
 def logits_of(net: nn.Module, variables: PyTree, x: jax.Array) -> jax.Array:
@@ -222,7 +228,10 @@ def reliability(config: Config, options: Options, folder: Path, console: Console
     for i in range(0, len(missing), lanes):
         chunk = missing[i : i + lanes]
         for seed, classes in zip(chunk, train_runs(task, programs(len(chunk)), chunk, console), strict=True):
-            np.save(paths[seed], classes.astype(np.int16))
+            # A name of its own until it is whole: what is there counts as finished.
+            part = paths[seed].with_suffix(".part.npy")
+            np.save(part, classes.astype(np.int16))
+            part.replace(paths[seed])
     predictions = np.stack([np.load(paths[seed]) for seed in seeds])
     record = {"config": wanted, "seeds": seeds, "data": task.dataset.source, "environment": environment()}
     record |= report(predictions, task.dataset.y_test)

@@ -34,7 +34,11 @@ esac
 
 first=${hosts[0]}
 [ "$kind" = hosts ] || first=127.0.0.1
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT INT TERM
+# The address of user@host is the host. At the end, whatever ends it, the processes save and are waited for.
+first=${first#*@}
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 for i in "${!hosts[@]}"; do
   command="$(train "$@") --coordinator $first:$port --n-processes ${#hosts[@]} --process-id $i"
   if [ "$kind" = hosts ]; then ssh -tt "${hosts[$i]}" "$command" & else bash -c "$command" & fi

@@ -14,6 +14,7 @@ import optax
 
 from experiments import adapt, data
 from experiments.config import Config
+from ode_nets.nn import regularization
 
 PyTree = Any
 COUNTS = ("nfe", "n_accepted", "n_rejected")
@@ -65,9 +66,9 @@ def train_step(
         spreads the images that it picks, and with them all that follows, in the same way.
       seed: of the augmentation.
 
-    Metrics are sums over the epoch so far, of images and of what the solver of each ODE block counted; the first
-    step after which the loss or the weights were not finite or a solver had failed, counted from 1 (0: none); and
-    each block's result code at that step.
+    Metrics are sums over the epoch so far, of images (their loss without penalties) and of what the solver of each
+    ODE block counted; the first step after which the loss or the weights were not finite or a solver had failed,
+    counted from 1 (0: none); and each block's result code at that step.
     """
     step = state["step"]
     in_epoch = step % order.shape[0]
@@ -83,10 +84,12 @@ def train_step(
         variables = {"params": params, "batch_stats": state["batch_stats"]}
         logits, changed = adapted.apply(variables, x, train=True, mutable=["batch_stats", "solution"])
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-        return loss, (jnp.sum(jnp.argmax(logits, -1) == y), changed["batch_stats"], changed.get("solution", {}))
+        correct = jnp.sum(jnp.argmax(logits, -1) == y)
+        penalty = regularization(params, config.w0_penalty, config.p_penalty)
+        return loss + penalty, (loss, correct, changed["batch_stats"], changed.get("solution", {}))
 
-    value_and_gradient = jax.value_and_grad(loss_of, has_aux=True)
-    (loss, (correct, batch_stats, solution)), gradient = value_and_gradient(state["params"])
+    slope_of = jax.grad(loss_of, has_aux=True)
+    gradient, (loss, correct, batch_stats, solution) = slope_of(state["params"])
     updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
 

@@ -74,6 +74,8 @@ class Options:
     """How many processes there are."""
     process_id: int | None = None
     """Which of them this is, from 0."""
+    local_device_ids: tuple[int, ...] | None = None
+    """Devices of its host that this process takes; default all, under Slurm and Open MPI one."""
     lost_after: int = 100
     """Seconds after which a silent process counts as lost, and ends the others."""
 
@@ -82,6 +84,11 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
+        for name in ("coordinator", "n_processes", "process_id", "local_device_ids"):
+            if getattr(self, name) is not None and not self.distributed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected beside --distributed alone")
+        if self.process_id is not None and not 0 <= self.process_id < (self.n_processes or 0):
+            raise ValueError(f"process_id={self.process_id}: expected one from 0 below n_processes={self.n_processes}")
         for name in ("checkpoint_seconds", "steps_per_dispatch"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
@@ -101,8 +108,9 @@ class Task:
     """
 
     def __init__(self, config: Config, n_devices: int | None = None):
-        self.config, self.devices = config, Devices.take(n_devices)
+        self.config = config
         try:
+            self.devices = Devices.take(n_devices)
             self.dataset = data.load(
                 config.dataset,
                 data_dir=config.data_dir,
@@ -162,7 +170,7 @@ class Task:
         """Mean loss and accuracy over the validation or the test images.
 
         Raises:
-          NonFiniteError: if a solver did not reach its end.
+          NonFiniteError: if a solver did not reach its end, or the loss is not finite.
         """
         images, labels = getattr(self.dataset, f"x_{split}"), getattr(self.dataset, f"y_{split}")
         # One size for all splits, so that a level compiles one program, and for all usual numbers of devices, as
@@ -175,11 +183,12 @@ class Task:
         sums = [(evaluate_batch(net, variables, x, y, self.scaling), x) for x, y in batches]
         sums, inputs = [jax.device_get(total) for total, _ in sums], [x for _, x in sums]
         loss, hits = np.sum(sums, axis=0)
-        if not math.isfinite(loss) and self.config.rtol is not None:
+        if not math.isfinite(loss):
             bad = next(x for (total, _), x in zip(sums, inputs, strict=True) if not math.isfinite(total))
             failed = failures(jax.device_get(result_codes(net, variables, bad, self.scaling)))
             if failed:
                 raise NonFiniteError(f"on the {split} images the solver of {failed}; a larger --max-steps may help")
+            raise NonFiniteError(f"on the {split} images the loss is not finite; a smaller --learning-rate may help")
         return float(loss) / len(images), float(hits) / len(images)
 
     def describe(self, level: int, state: PyTree) -> dict[str, Any]:
@@ -319,7 +328,8 @@ def main() -> None:
     """The command line."""
     name, config, options = configs.command_line(Options, "python -m experiments.train")
     if options.distributed:
-        join(options.coordinator, options.n_processes, options.process_id, options.lost_after)
+        processes = (options.coordinator, options.n_processes, options.process_id, options.local_device_ids)
+        join(*processes, timeout=options.lost_after)
     try:
         train(config, options, options.run_dir or Path("runs") / name)
     except Interrupted as stop:

@@ -202,16 +202,23 @@ class Evolution:
                 )
         if not jax.tree.leaves(w0):
             raise ValueError("w0 holds no array: expected weights to evolve")
-        got: Any = jax.eval_shape(self.q, w0, p)
+        self._check_output("q", self.q, w0, p)
+        if isinstance(self.solver, FlowStep):
+            q: Any = self.q
+            self._check_output("q.flow", lambda w, p: q.flow(w, p, 0.1), w0, p)
+
+    def _check_output(self, name: str, function: Any, w0: PyTree, p: PyTree) -> None:
+        """That a function of `(w, p)` returns something like w0."""
+        got: Any = jax.eval_shape(function, w0, p)
         want: Any = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, w0))
         returned: Any = jax.tree.structure(got)
         expected: Any = jax.tree.structure(want)
         if returned != expected:
-            raise ValueError(f"q={self.q!r} returned the structure {returned}: expected that of w0, {expected}")
+            raise ValueError(f"{name} of {self.q!r} returned the structure {returned}: expected that of w0, {expected}")
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
             if (a.shape, a.dtype) != (b.shape, b.dtype):
                 raise ValueError(
-                    f"q={self.q!r} returned{jax.tree_util.keystr(path)} of shape {a.shape} and dtype "
+                    f"{name} of {self.q!r} returned{jax.tree_util.keystr(path)} of shape {a.shape} and dtype "
                     f"{a.dtype}: expected {b.shape} and {b.dtype}, those of w0"
                 )
 
@@ -287,7 +294,7 @@ def configuration_1(q: WeightField, n_steps: int = 5, solver: Any = None) -> Evo
 
     Args:
       q: the weight field.
-      n_steps: N_t, also of the state's solver.
+      n_steps: N_t, also of the state's solver. With one step w(0) alone is read, and p has no effect.
       solver: of the weights; default `FlowStep(n_steps)`, or explicit Euler steps for a q without `flow`.
     """
     return Evolution(q, solver or _default_solver(q, n_steps), PiecewiseConstant(n_steps))
@@ -302,7 +309,7 @@ def configuration_2(q: WeightField, n_steps: int = 2, n_weight_steps: int = 10, 
 
     Args:
       q: the weight field.
-      n_steps: N_t of the state, also of its solver.
+      n_steps: N_t of the state, also of its solver; with one step p has no effect, as in `configuration_1`.
       n_weight_steps: steps of the weights, a multiple of `n_steps - 1`.
       solver: of the weights; default as in `configuration_1`.
     """

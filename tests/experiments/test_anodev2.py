@@ -37,6 +37,25 @@ def test_every_cell_of_the_tables_has_a_config_that_builds_its_network():
             assert (config.epochs, config.decay_epochs) == schedule
 
 
+@pytest.mark.parametrize(
+    ("name", "level", "form"),
+    [("digits", 1, "configuration_1"), pytest.param("node18_small", 0, "configuration_2", marks=pytest.mark.slow)],
+)
+def test_kernels_of_any_network_evolve_by_its_config(name, level, form):
+    """And the parameters of their equation are trained, at every level of refinement."""
+    small = {"widths": (2,), "skip_init": False}
+    config = dataclasses.replace(CONFIGS[name], evolution=form, evolution_steps=3, **small)
+    net, x = models.build(config, 3, level), jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+
+    @jax.jit
+    def slope():
+        variables = net.init(jax.random.key(1), x)
+        return jax.grad(lambda params: net.apply(variables | {"params": params}, x).var())(variables["params"])
+
+    (block,) = [block for block in slope().values() if "evolved" in block]
+    assert all(abs(leaf).max() > 0 for leaf in jax.tree.leaves(block["evolved"]))
+
+
 def test_table_of_parameters_is_within_its_promise():
     for network, forms in anodev2_parameters.counts().items():
         for form, ours in forms.items():

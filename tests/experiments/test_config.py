@@ -29,6 +29,9 @@ from experiments.train import Options
         ("rtol", 0.0, "above 0"),
         ("atol", 1e-3, "None without rtol"),
         ("adapt", "often", "none, step, settled_step, tolerance"),
+        ("evolution_steps", 3, "beside an evolution"),
+        ("w0_penalty", 1e-3, "beside an evolution"),
+        ("p_penalty", math.nan, "beside an evolution"),
         ("epochs", 0, "at least 1"),
         ("batch_size", 0, "at least 1"),
         ("crop_pad", -1, "at least 0"),
@@ -60,6 +63,14 @@ def test_a_value_out_of_range_is_refused_by_name(key, value, allowed):
 def test_a_resnet_refuses_what_it_would_not_read(key, value):
     with pytest.raises(ValueError, match=f"{key}=.*resnet"):
         Config(architecture="resnet", **{key: value})
+
+
+def test_an_evolution_that_nothing_would_read_is_refused():
+    with pytest.raises(ValueError, match="evolution_steps=None: expected at least 2 for evolution='configuration_1'"):
+        Config(evolution="configuration_1")
+    assert Config(evolution="configuration_1", evolution_steps=2).n_steps == 1
+    assert Config(evolution="configuration_2", n_steps=2).evolution_steps is None
+    assert Config(evolution="still").n_steps == 1
 
 
 def test_level_counts_the_refinements_before_an_epoch():

@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments import linear_classifier as linear
 from experiments.config import Config
 from experiments.data import normalize
-from experiments.node18_swap import TABLE_6, TABLE_7, Options, print_tables, swap
+from experiments.node18_swap import TABLE_2, TABLE_6, TABLE_7, Options, print_tables, swap
 from experiments.run import Run, RunError
 from experiments.train import Task
 
@@ -64,6 +64,10 @@ def test_the_tables_of_the_paper_have_the_trained_solver_where_the_error_does_no
     # Errors in percent of Table 2: HeunEuler 1e-2 4.85; one Euler step, ResNet18, 6.98.
     assert TABLE_7["HeunEuler"][1] == TABLE_6["Euler"][0] == 0
     assert min(min(row) for table in (TABLE_6, TABLE_7) for row in table.values()) == 0
+    # Table 2 has the columns 0.2 and 1e-2 of Table 7.
+    for label in ("Euler", "RK2", "RK4"):
+        assert TABLE_2["cifar10"][label] == pytest.approx(4.85 + TABLE_7[label][2])
+    assert TABLE_2["cifar10"]["RK23"] == pytest.approx(4.85 + TABLE_7["RK23"][1])
 
 
 @pytest.mark.parametrize(

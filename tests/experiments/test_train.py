@@ -347,8 +347,21 @@ def test_an_adapted_step_is_logged_saved_resumed_bitwise_and_loaded(cache, tmp_p
     _, net, _, notes = load_run(whole)
     assert net.solver.n_steps == math.ceil(1 / notes["adapted"] - 1e-5)
 
+    assert_resumed_bitwise(config, whole, stopped, (55, 70), monkeypatch)
+
+
+@pytest.mark.slow
+def test_node18_by_aca_resumes_bitwise(cache, tmp_path, monkeypatch):
+    changes = {"architecture": "node18", "scheme": "heun_euler", "rtol": 1e-2, "gradient": "aca"}
+    config = dataclasses.replace(CONFIG, widths=(2, 4), refine_epochs=(), **changes)
+    train(config, EACH_STEP, tmp_path / "whole")
+    assert_resumed_bitwise(config, tmp_path / "whole", tmp_path / "stopped", (15, 20), monkeypatch)
+
+
+def assert_resumed_bitwise(config, whole, stopped, between, monkeypatch):
+    """A run that SIGTERM stops between two steps, and that is resumed, is the whole one."""
     monkeypatch.setattr(sys, "argv", ["train", *command(config, stopped)])
-    watcher = when_between(stopped, 55, 70, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    watcher = when_between(stopped, *between, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         loop.main()
     watcher.join()

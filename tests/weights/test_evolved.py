@@ -306,9 +306,20 @@ def expanded(q, w0=None, **options):
     return Evolved(W0 if w0 is None else w0, {}, evolution).expanded()
 
 
+class Raveled(Still):
+    """A q whose flow, which FlowStep takes instead of q, loses the shape of w."""
+
+    def flow(self, w, p, s):
+        return jax.tree.map(jnp.ravel, w)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: Evolution(Raveled(), FlowStep(2), PiecewiseConstant(2)).path({"a": jnp.ones((2, 2))}, {}),
+            r"q.flow of .* returned\['a'\] of shape \(4,\) .*expected \(2, 2\)",
+        ),
         (lambda: expanded(lambda w, p: w["a"]), "returned the structure .*: expected that of w0"),
         (lambda: expanded(lambda w, p: w | {"b": w["b"][:1]}), r"returned\['b'\] of shape \(1,\) .*those of w0"),
         (lambda: expanded(lambda w, p: w, w0={"n": jnp.arange(3)}), r"w0\['n'\] has dtype int"),
