@@ -190,26 +190,30 @@ def _backward_fixed(
     h = (inputs.t1 - inputs.t0) / n_steps
     indices = np.array([n_steps]) if asked is None else asked
     states, cts = (jax.tree.map(lambda leaf: leaf[None], tree) if asked is None else tree for tree in (x, ct))
-    # One row a grid point: what arrives there, and the state to start again from.
-    rows = lambda leaf: jnp.zeros((n_steps + 1, *leaf.shape[1:]), leaf.dtype)
-    at_grid = jax.tree.map(lambda leaf: rows(leaf).at[indices].add(leaf), cts)
+    # Of each grid point that was asked for: what arrives there, and the state to start again from.
+    points, first, which = np.unique(indices, return_index=True, return_inverse=True)
+    states = jax.tree.map(lambda leaf: leaf[first], states)
+    cts = jax.tree.map(lambda leaf: jnp.zeros((len(points), *leaf.shape[1:]), leaf.dtype).at[which].add(leaf), cts)
     slot = np.full(n_steps + 1, -1, np.int32)
-    slot[indices] = np.arange(len(indices))
+    slot[points] = np.arange(len(points))
     problem = Problem(
         _augmented_field(closed), None, _Sided(inputs.weights, inputs.consts), inputs.t1, inputs.t0, None, False
     )
     evaluate = evaluator(problem, tableau, -jnp.sign(h))
 
-    def step(state: _Augmented, inputs_: Any) -> tuple[_Augmented, None]:
-        k, j, arriving = inputs_
+    def arrive(state: _Augmented, j: Any) -> _Augmented:
+        """The state at grid point `points[j]`, or the same if j < 0."""
         x = jax.tree.map(lambda a, b: jnp.where(j >= 0, b[j], a), state.x, states)
-        state = _Augmented(x, jax.tree.map(jnp.add, state.adjoint, arriving), state.gradient)
-        return rk_step(tableau, evaluate, inputs.t0 + (k + 1) * h, state, -h).x, None
+        adjoint = jax.tree.map(lambda a, b: a + jnp.where(j >= 0, b[j], 0), state.adjoint, cts)
+        return _Augmented(x, adjoint, state.gradient)
+
+    def step(state: _Augmented, inputs_: Any) -> tuple[_Augmented, None]:
+        k, j = inputs_
+        return rk_step(tableau, evaluate, inputs.t0 + (k + 1) * h, arrive(state, j), -h).x, None
 
     nothing = jax.tree.map(jnp.zeros_like, inputs.x0)
     start = _Augmented(nothing, nothing, zeros((inputs.weights, inputs.consts)))
-    xs = (jnp.arange(n_steps), slot[1:], jax.tree.map(lambda leaf: leaf[1:], at_grid))
-    end, _ = jax.lax.scan(step, start, xs, reverse=True)
-    end = end._replace(adjoint=jax.tree.map(lambda a, b: a + b[0], end.adjoint, at_grid))
+    end, _ = jax.lax.scan(step, start, (jnp.arange(n_steps), slot[1:]), reverse=True)
+    end = arrive(end, slot[0])
     ct_t1 = _time_cotangent(closed, inputs, inputs.t1, x, ct) if asked is None else jnp.zeros_like(inputs.t1)
     return _result(closed, inputs, end, ct_t1, None)

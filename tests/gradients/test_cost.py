@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ode_nets.gradients import ACA, Checkpointed, Direct, solve
+from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, solve
 from ode_nets.integrate import Adaptive, FixedStep
 from ode_nets.stepping import n_propagating
 from ode_nets.tableaus import SCHEMES
@@ -56,6 +56,12 @@ def test_bounded_aca_does_not_grow_with_the_number_of_steps():
     record = 13 * (4096 - 64) / STATE_BYTES
     assert abs(growth(adaptive(64, 4096), ACA(4)) - record) < 1
     assert abs(growth(fixed(16, 1024), ACA(4))) < 1
+
+
+def test_backsolve_keeps_no_steps():
+    """The lecture's O(1), of fixed and of adaptive steps."""
+    assert growth(fixed(16, 1024), Backsolve()) < 1
+    assert growth(adaptive(64, 4096), Backsolve()) < 1
 
 
 def test_more_checkpoints_cost_one_state_each():
