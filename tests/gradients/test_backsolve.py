@@ -49,7 +49,7 @@ def test_on_a_fixed_grid_it_converges_at_the_order_of_the_scheme(x64):
     assert fine < 1e-4
 
 
-@pytest.mark.parametrize("outputs", ["clip", "dense"])
+@pytest.mark.parametrize("outputs", ["clip", pytest.param("dense", marks=pytest.mark.slow)])
 def test_with_small_tolerances_it_is_the_discrete_gradient(x64, outputs):
     """Times included: weights that jump at an asked time, or where a solve ends, are read from inside it."""
 

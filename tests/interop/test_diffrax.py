@@ -79,7 +79,8 @@ def everything(mu):
     )
 
 
-SOLVERS = [diffrax.Heun(), diffrax.Bosh3(), diffrax.Tsit5(), diffrax.Dopri5(), diffrax.Dopri8()]
+SLOW = [pytest.param(solver, marks=pytest.mark.slow) for solver in (diffrax.Bosh3(), diffrax.Tsit5(), diffrax.Dopri5())]
+SOLVERS = [diffrax.Heun(), *SLOW, diffrax.Dopri8()]
 
 
 @pytest.mark.parametrize("scheme", SOLVERS, ids=lambda s: type(s).__name__)
@@ -110,8 +111,14 @@ CONTROLLERS = {
 }
 
 
-@pytest.mark.parametrize(("controller", "dt0", "ends"), CONTROLLERS.values(), ids=CONTROLLERS)
-def test_gradients_of_times_are_those_of_diffrax(x64, controller, dt0, ends):
+LONG = ("constant", "times given")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CONTROLLERS]
+)
+def test_gradients_of_times_are_those_of_diffrax(x64, case):
+    controller, dt0, ends = CONTROLLERS[case]
     given = ends if dt0 is None else (*ends, math.copysign(dt0, ends[1] - ends[0]))
 
     def of_times(adjoint):
