@@ -94,35 +94,37 @@ def examine(options: Options, folder: Path) -> Record:
     if report.dip is not None:
         record["dip"] = dataclasses.asdict(report.dip)
     if report.crossings is not None:
-        record["crossings"] = [{"test": c.test, "count": c.count, "examined": c.examined} for c in report.crossings]
+        names = ("test", "count", "examined", "reason")
+        record["crossings"] = [{name: getattr(c, name) for name in names} for c in report.crossings]
     return record | {"seconds": time.perf_counter() - began}
 
 
 def print_table(records: list[Record], console: Console) -> None:
     """A line a network, and what its report says.
 
-    "worst" is what a solver of equal or smaller error is left with, "finer loss" the largest ratio of the
-    cross-entropy at finer steps to that as trained, "folds" steps whose Jacobian lost its sign, of those examined.
+    "worst" is what a solver of equal or smaller error is left with, "loss" the largest ratio of the cross-entropy
+    under such a solver to that as trained, "folds" steps whose Jacobian lost its sign, of those examined; of a network
+    with an adaptive solver under as many equal steps.
     """
     title = "solver exchange: what solvers of equal or smaller error do to a network"
     table = Table(title=title, title_justify="left")
     table.add_column("run")
-    columns = ("trained with", "accuracy [%]", "worst [%]", "under", "finer loss", "h*", "folds", "verdict")
+    columns = ("trained with", "accuracy [%]", "worst [%]", "under", "loss", "h*", "folds", "verdict")
     for column in columns:
         table.add_column(column, justify="right")
     for record in records:
-        trained, test, dip = record["trained"], record["exchange"], record.get("dip")
+        trained, test = record["trained"], record["exchange"]
         rtol = "" if record["rtol"] is None else f" at {record['rtol']:g}"
         cells = [f"{trained['scheme']} {trained['n_steps']}{rtol}"]
         if test is None:
             cells += [""] * 4
         else:
             worst = f"{100 * (test['own'] - test['loss']):.1f}"
-            cells += [f"{100 * test['own']:.1f}", worst, "{} {}".format(*test["worst"])]
-            cells += ["" if dip is None else f"x {dip['worst']:.2g}"]
+            cells += [f"{100 * test['own']:.1f}", worst, "{} {}".format(*test["worst"][:2])]
+            cells += [f"x {test['entropy_ratio']:.2g}"]
         critical = math.nan if test is None else test["critical_step"]
         cells += [f"{critical:.3g}" if math.isfinite(critical) else "-"]
-        cells += [", ".join(f"{c['count']}/{c['examined']}" for c in record.get("crossings", ())) or "-"]
+        cells += [", ".join(f"{c['count']}/{c['examined'] or '-'}" for c in record.get("crossings", ())) or "-"]
         table.add_row(Path(record["run"]).name, *cells, record["verdict"])
     console.print(table)
     for record in records:

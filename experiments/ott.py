@@ -6,20 +6,39 @@
     python -m experiments.ott_figures                   table 1 and all pictures of what has been run
 
 Tasks: spheres2, spheres3, spheres10, spheres900, landscape, mnist, cifar10. Without further settings a command is
-the paper's: Euler at 1 to 256 steps and RK4 at 1 to 64, app. A's iterations and rates, five seeds. The seeds of a
-row are trained side by side in one program, the same one for every number of steps. Each row is written when it
-is there, and a command given again goes on with the next.
+the paper's: app. A's iterations and rates, five seeds, Euler and RK4 at 1 to 256 steps (MNIST: Euler to 64, RK4 to
+32; CIFAR-10: to 64 and 16). The seeds of a row are trained side by side in one program, the same one for every
+number of steps. Each row is written when it is there, and a command given again goes on with the next.
 
 A row passes where no solver of equal or smaller error loses more than 0.1 of accuracy on the test set, averaged over
-the seeds that trained: those above the middle between the largest class and the best accuracy of the grid. The
-paper compares Euler with midpoint at the same steps alone; the steps critical by that are written beside. Writes
-<what>_<task>.json and .npz into --out.
+the seeds that trained: those above the middle between the largest class and the best accuracy of the grid. Rows
+where no seed trained say nothing about the critical step. The paper compares Euler with midpoint at the same steps
+alone; the steps critical by that are written beside. Writes <what>_<task>.json and .npz into --out. Updates that
+are left out, as their gradient was not finite, are counted by seed and said.
 
-In full a grid of spheres2 or landscape takes two cores some three hours, one of images days. With a quarter and a
-fifth of the iterations, at rates that keep their product, an hour or less (estimated from single rows, not run):
+A grid in full takes two cores hours (spheres2, landscape) or days (images). Reduced to a quarter or less of the
+iterations, at rates that roughly keep their product (and, of images, of batches and test images), the same for every
+row. The minutes are estimates for two idle cores, from the times of single steps; of spheres900, images and tolerances
+not even those are timed. None of these has been run in full:
 
-    python -m experiments.ott grid spheres2 --iterations 2500 --learning-rate 4e-4
-    python -m experiments.ott grid landscape --iterations 6000 --learning-rate 2.5e-3
+    python -m experiments.ott grid landscape --iterations 6000 --learning-rate 2.5e-3                     75 min
+    python -m experiments.ott grid spheres2 --iterations 2500 --learning-rate 4e-4                       130 min
+    python -m experiments.ott adapt landscape --iterations 6000 --learning-rate 2.5e-3 --max-steps 256    10 min
+    python -m experiments.ott adapt spheres2 --iterations 2500 --learning-rate 4e-4 --max-steps 256    20-40 min
+    python -m experiments.ott tolerance spheres2 --iterations 1000 --learning-rate 1e-3                15-40 min
+    python -m experiments.ott grid spheres3 --iterations 600 --learning-rate 2e-3 --euler 1 4 16 64 128 \
+        --rk4 1 4 16                                                                                      10 min
+    python -m experiments.ott grid spheres10 --iterations 600 --learning-rate 2e-3 --euler 1 4 16 64 \
+        --rk4 1 4 16                                                                                      15 min
+    python -m experiments.ott grid spheres900 --iterations 100 --learning-rate 5e-3 --batch-size 32 --n-test 200 \
+        --seeds 2 --euler 1 4 16 --rk4 1 4                                                                20 min
+    python -m experiments.ott grid mnist --n-train 10000 --n-test 200 --batch-size 32 --iterations 150 \
+        --learning-rate 3e-2 --seeds 3 --euler 4 8 16 --rk4                                               45 min
+    python -m experiments.ott grid cifar10 --n-train 10000 --n-test 100 --batch-size 16 --iterations 100 --seeds 2 \
+        --euler 8 16 32 --rk4                                                                             60 min
+
+`--rk4` without numbers leaves RK4 out; with 1 to 64 alone the first two take 30 and 52 min. `--data-dir` names a
+folder with prepared images.
 """
 
 from __future__ import annotations
@@ -40,7 +59,7 @@ from rich.console import Console
 
 from experiments import ott_tasks
 from experiments.environment import environment
-from experiments.ott_tasks import CHECK_EVERY, TASKS, Task
+from experiments.ott_tasks import CHECK_EVERY, TASKS, Task, skips, warning
 from experiments.rows import Row, Rows
 from ode_nets import ACA, FixedStep, make_problem, validity
 
@@ -66,10 +85,10 @@ class Options:
     """Which experiment."""
     task: Annotated[str, tyro.conf.Positional]
     """Which data set and network."""
-    euler: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    """Training steps of Euler."""
-    rk4: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """Training steps of RK4."""
+    euler: tuple[int, ...] | None = None
+    """Training steps of Euler; default the paper's."""
+    rk4: tuple[int, ...] | None = None
+    """Training steps of RK4; default the paper's."""
     tolerances: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
     """Training tolerances."""
     seeds: int = 5
@@ -100,14 +119,15 @@ class Options:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value}: expected a number above 0")
-        if min((*self.euler, *self.rk4), default=1) < 1:
-            raise ValueError(f"euler={self.euler}, rk4={self.rk4}: expected steps of at least 1")
+        for name in ("euler", "rk4"):
+            if min(getattr(self, name) or (1,)) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected steps of at least 1")
         if not all(value > 0 for value in self.tolerances):
             raise ValueError(f"tolerances={self.tolerances}: expected numbers above 0")
 
     def reduced(self) -> Task:
         """The task with the settings that were given."""
-        names = ("iterations", "learning_rate", "batch_size")
+        names = ("iterations", "learning_rate", "batch_size", "euler", "rk4")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return dataclasses.replace(TASKS[self.task], **given)
 
@@ -118,7 +138,7 @@ class Options:
         names = ("iterations", "learning_rate", "batch_size")
         head = {
             "settings": settings,
-            "used": {name: getattr(task, name) for name in names},
+            "used": {name: getattr(task, name) for name in names} | {"iterations": len(calls(task)) * CHECK_EVERY},
             "paper": {name: getattr(paper, name) for name in (*names, "critical", "accuracy", "adapted")},
             "environment": environment(),
         }
@@ -137,22 +157,22 @@ def calls(task: Task) -> range:
 
 def grid_row(options: Options, task: Task, scheme: str, n_steps: int, train: Any, test: Any) -> tuple[Row, Arrays]:
     """Train all seeds of a row, and test them under other solvers."""
-    began, longest = time.perf_counter(), max((*options.euler, *options.rk4))
+    began, longest = time.perf_counter(), max((*task.euler, *task.rk4))
     step = ott_tasks.training(task, scheme, longest, own=False)
     state = ott_tasks.begin(task, jax.random.split(jax.random.key(1), options.seeds))
     for _ in calls(task):
         state = step(state, *train, n_steps)
-    params = jax.block_until_ready(state)["params"]
+    params, skipped = jax.block_until_ready(state)["params"], skips(state)
     trained = time.perf_counter() - began
-    schemes = ("euler", "midpoint", "rk4") if scheme == "euler" else ("rk4",)
+    schemes = SCHEMES if scheme == "euler" else ("rk4",)
     counts = sorted({max(1, round(n_steps / factor)) for factor in FACTORS})
     tested = {f"{s} {n}": ott_tasks.accuracies(task, params, test, FixedStep(s, n)) for s in schemes for n in counts}
     row: Row = {"scheme": scheme, "n_steps": n_steps, "test": tested, "train_seconds": trained}
     arrays: Arrays = {}
     if int(np.prod(task.shape)) == 2:
         arrays[f"{scheme} {n_steps}"], row["crossings"] = polygons(task, params, test[0], scheme, n_steps)
-    row["said"] = f"accuracies {np.round(tested[f'{scheme} {n_steps}'], 3)}"
-    return row | {"seconds": time.perf_counter() - began}, arrays
+    row["said"] = f"accuracies {np.round(tested[f'{scheme} {n_steps}'], 3)}{warning(skipped)}"
+    return row | {"skipped": skipped, "seconds": time.perf_counter() - began}, arrays
 
 
 def polygons(task: Task, params: PyTree, x: Any, scheme: str, n_steps: int) -> tuple[np.ndarray, list[int]]:
@@ -193,9 +213,13 @@ def judge(rows: Sequence[Row], chance: float) -> None:
 
 
 def critical(rows: Sequence[Row], scheme: str, column: str = "passed") -> list[int | None]:
-    """Field evaluations that bracket the critical training step: the finest that failed, the coarsest that passed."""
+    """Field evaluations that bracket the critical training step: the finest that failed, the coarsest that passed.
+
+    Of the rows with a verdict: where no seed trained there is no model to judge.
+    """
     stages = {"euler": 1, "rk4": 4}[scheme]
-    passed = {row["n_steps"]: bool(row[column]) for row in rows if row["scheme"] == scheme}
+    judged = [row for row in rows if row["scheme"] == scheme and row[column] is not None]
+    passed = {row["n_steps"]: bool(row[column]) for row in judged}
     good, bad = validity.critical_training_step(passed) if passed else (np.nan, np.nan)
     return [None if np.isnan(h) else round(stages / h) for h in (bad, good)]
 
@@ -204,7 +228,7 @@ def grid(options: Options, task: Task, rows: Rows, console: Console) -> dict[str
     """All rows, and the critical steps."""
     train, test = task.load(0, options.n_train, options.n_test, options.data_dir)
     rows.arrays.update(x=np.asarray(test[0][:1000]), y=np.asarray(test[1][:1000]))
-    for scheme, counts in (("euler", options.euler), ("rk4", options.rk4)):
+    for scheme, counts in (("euler", task.euler), ("rk4", task.rk4)):
         for n in counts:
             measure = partial(grid_row, options, task, scheme, n, train, test)
             rows.fill(f"{scheme} {n}", measure, console)
@@ -245,10 +269,12 @@ def adapt_row(options: Options, task: Task, controller: Any, train: Any, test: A
             at = {"iteration": (call + 1) * CHECK_EVERY, "n_steps": np.asarray(n).tolist()}
             course.append(at | accuracies_at(task, state["params"], some, n))
     final = accuracies_at(task, state["params"], test, n)
-    iterations, nfe = len(calls(task)) * CHECK_EVERY, np.asarray(state["nfe"], float)
+    iterations, nfe, skipped = len(calls(task)) * CHECK_EVERY, np.asarray(state["nfe"], float), skips(state)
     counts = {name: np.asarray(getattr(control, name)).tolist() for name in ("n_shrunk", "n_reverted", "checks")}
+    said = f"steps {np.asarray(n)}, accuracy {np.round(final['euler'], 3)}, halved {counts['n_shrunk']} times"
     row: Row = counts | {
-        "said": f"steps {np.asarray(n)}, accuracy {np.round(final['euler'], 3)}, halved {counts['n_shrunk']} times",
+        "said": said + warning(skipped),
+        "skipped": skipped,
         "n_steps": np.asarray(n).tolist(),
         "accuracy": final["euler"],
         "loss": (np.array(final["euler"]) - np.minimum(final["midpoint"], final["rk4"])).tolist(),
@@ -291,9 +317,10 @@ def tolerance_row(options: Options, task: Task, scheme: str, value: float, train
     tested = {f"{v:.3g}": ott_tasks.accuracies_within(task, state["params"], test, scheme, v) for v in values}
     means = {key: round(float(np.mean(accuracy)), 3) for key, accuracy in tested.items()}
     nfe = np.asarray(state["nfe"]) / (len(calls(task)) * CHECK_EVERY)
-    said = f"accuracy by test tolerance {means}, nfe {nfe.mean():.1f}"
+    skipped = skips(state)
+    said = f"accuracy by test tolerance {means}, nfe {nfe.mean():.1f}{warning(skipped)}"
     row = {"scheme": scheme, "tolerance": value, "test": tested, "nfe": nfe.tolist(), "said": said}
-    return row | {"seconds": time.perf_counter() - began}, {}
+    return row | {"skipped": skipped, "seconds": time.perf_counter() - began}, {}
 
 
 def tolerance(options: Options, task: Task, rows: Rows, console: Console) -> dict[str, Any]:

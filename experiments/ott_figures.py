@@ -60,7 +60,7 @@ def mean_of(row: Row, key: str) -> float:
 
 
 def draw_grid(record: Row) -> Figure:
-    """Ott Figs 3, 4, 17-19: accuracy against field evaluations of the test solver, a color a training step."""
+    """Ott Figs 3, 4, 17-19: accuracy against steps of the test solver, a color a number of training steps."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from ode_nets.tableaus import get_tableau
 from ode_nets.validity import steps_of
 
 PyTree = Any
+POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Training steps of a whole grid."""
 CHECK_EVERY = 50
 """Iterations between two checks of the step (Ott sec. 5), and the length of one call of the training program."""
 
@@ -64,6 +66,7 @@ class Task:
       shape: of one state; field: the right-hand side; n_classes: outputs of the linear classifier.
       optimizer, learning_rate, batch_size, iterations: app. A's.
       test_chunk: test samples that are solved side by side.
+      euler, rk4: training steps of the grid.
       critical: the paper's field evaluations that bracket the critical step (table 1); accuracy: the best of its
         models that are ODEs, in percent; adapted: field evaluations and accuracy of its algorithm.
     """
@@ -77,6 +80,8 @@ class Task:
     batch_size: int
     iterations: int
     test_chunk: int = 1000
+    euler: tuple[int, ...] = POWERS
+    rk4: tuple[int, ...] = POWERS
     critical: tuple[int, int] | None = None
     accuracy: float | None = None
     adapted: tuple[float, float] | None = None
@@ -144,6 +149,8 @@ TASKS = {
             batch_size=256,
             iterations=7_020,
             test_chunk=200,
+            euler=POWERS[:7],
+            rk4=POWERS[:6],
             critical=(9, 16),
             accuracy=96.5,
             adapted=(9.8, 95.6),
@@ -158,6 +165,8 @@ TASKS = {
             batch_size=256,
             iterations=7_800,
             test_chunk=200,
+            euler=POWERS[:7],
+            rk4=POWERS[:5],
             critical=(17, 33),
             accuracy=54.7,
             adapted=(21.9, 55.0),
@@ -183,9 +192,20 @@ def begin(task: Task, keys: jax.Array) -> PyTree:
 
     def one(key: jax.Array) -> PyTree:
         params = task.init(key)
-        return {"params": params, "opt": make_optimizer(task).init(params), "key": key, "nfe": jnp.float32(0)}
+        counts = {"nfe": jnp.float32(0), "skipped": jnp.int32(0)}
+        return {"params": params, "opt": make_optimizer(task).init(params), "key": key} | counts
 
     return jax.vmap(one)(keys)
+
+
+def skips(state: PyTree) -> list[int]:
+    """Updates of each seed that were left out, as their gradient was not finite."""
+    return np.asarray(state["skipped"]).tolist()
+
+
+def warning(skipped: Sequence[int]) -> str:
+    """What is said of them; nothing where there are none."""
+    return f"; WARNING: {list(skipped)} updates left out, gradients not finite" if any(skipped) else ""
 
 
 def draw(key: jax.Array, x: jax.Array, y: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
@@ -216,12 +236,13 @@ def _train_one(
             return optax.softmax_cross_entropy_with_integer_labels(out, labels).mean(), solution.nfe
 
         slope, nfe = jax.grad(loss_of, has_aux=True)(state["params"])
-        # A batch whose solve failed teaches nothing, and must not poison the weights.
+        # A batch whose solve failed teaches nothing, must not poison the weights, and is counted.
         good = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slope)]).all()
-        slope = jax.tree.map(lambda leaf: jnp.where(good, leaf, 0.0), slope)
         updates, opt = make_optimizer(task).update(slope, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "opt": opt, "key": key, "nfe": state["nfe"] + nfe}
+        new = (optax.apply_updates(state["params"], updates), opt)
+        params, opt = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, (state["params"], state["opt"]))
+        counts = {"nfe": state["nfe"] + nfe, "skipped": state["skipped"] + ~good}
+        return {"params": params, "opt": opt, "key": key} | counts
 
     return jax.lax.fori_loop(0, many, body, state)
 

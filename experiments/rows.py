@@ -14,6 +14,8 @@ from rich.console import Console
 from experiments.run import write_json
 
 Row = dict[str, Any]
+KEPT = ("date", "device", "n_devices", "cpu", "n_cores", "versions", "revision", "dirty")
+"""Of the environment, what every row keeps: those of one file may come from several runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Rows:
 
         Args:
           path: of the JSON file.
-          head: what is written before the rows; its `settings` tell whether rows belong together.
+          head: what is written before the rows; its `settings` tell whether rows belong together, and its
+            `environment` is that of the rows that are measured from now on.
           overwrite: whether to start anew.
 
         Raises:
@@ -56,7 +59,9 @@ class Rows:
           console: where that goes.
         """
         if key not in self.rows:
-            self.rows[key], arrays = measure()
+            row, arrays = measure()
+            measured_in = self.head.get("environment", {})
+            self.rows[key] = row | {"environment": {name: measured_in[name] for name in KEPT if name in measured_in}}
             self.arrays.update(arrays)
             self.write({})
         row = self.rows[key]

@@ -133,31 +133,42 @@ def minima(potential: Polynomial, *, box: float = 4.0, starts: int = 512) -> np.
             if c != 0:
                 powers[e] += c
         roots = np.roots(powers[::-1])
+        size = float(np.abs(roots).max(initial=0.0)) or 1.0
         # A double root splits into a pair with imaginary parts of the order of sqrt(eps).
-        x = roots[np.abs(roots.imag) < 1e-6].real[:, None]
+        x = roots[np.abs(roots.imag) < 1e-6 * size].real[:, None]
     else:
         steps = np.sqrt([2, 3, 5, 7, 11, 13, 17, 19, 23, 29][:d]) if d <= 10 else np.sqrt(np.arange(2, d + 2) + 0.5)
-        x = box * (2 * np.mod(np.outer(np.arange(1, starts + 1), steps), 1) - 1)
+        size, x = box, box * (2 * np.mod(np.outer(np.arange(1, starts + 1), steps), 1) - 1)
+
+    def newton(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A step of Newton's method and its length, `[n, 1]`."""
+        h, g = hessian(x), np.stack([slope(x) for slope in slopes], -1)
+        # Uphill curvature is turned around, so that the method descends and does not find saddles.
+        values, vectors = np.linalg.eigh(np.where(np.isfinite(h), h, 0.0))
+        strength = np.abs(values)
+        strength = np.maximum(strength, np.maximum(1e-9 * strength.max(1, keepdims=True), 1e-300))
+        scaled = np.einsum("nij,nj->ni", vectors.swapaxes(-1, -2), g) / strength
+        move = np.einsum("nij,nj->ni", vectors, scaled)
+        return move, np.linalg.norm(move, axis=1, keepdims=True)
+
     with np.errstate(all="ignore"):
         for _ in range(60):
-            h, g = hessian(x), np.stack([slope(x) for slope in slopes], -1)
-            # Uphill curvature is turned around, so that the method descends and does not find saddles.
-            values, vectors = np.linalg.eigh(np.where(np.isfinite(h), h, 0.0))
-            scaled = np.einsum("nij,nj->ni", vectors.swapaxes(-1, -2), g) / np.maximum(np.abs(values), 1e-9)
-            move = np.einsum("nij,nj->ni", vectors, scaled)
-            length = np.linalg.norm(move, axis=1, keepdims=True)
+            move, length = newton(x)
             # A twentieth of the box at most, so that a start ends in a minimum near it.
-            x = x - move * np.minimum(1, 0.05 * box / np.maximum(length, 1e-30))
-        still = np.linalg.norm(np.stack([slope(x) for slope in slopes], -1), axis=-1) < 1e-6
-        curved = np.linalg.eigvalsh(np.where(np.isfinite(hessian(x)), hessian(x), -1.0))[:, 0] > 1e-8
+            x = x - move * np.minimum(1, 0.05 * size / np.maximum(length, 1e-300))
+        still = newton(x)[1][:, 0] <= 1e-6 * size
+        # A curvature is a sum whose terms cancel in a degenerate minimum, to within their rounding.
+        terms = [Polynomial(tuple(map(abs, c.coefficients)), c.exponents)(np.abs(x)) for row in curvatures for c in row]
+        lowest = np.linalg.eigvalsh(np.where(np.isfinite(hessian(x)), hessian(x), -1.0))[:, 0]
+        curved = lowest > 1e-7 * np.max(terms, axis=0)
     found: list[np.ndarray] = []
     for point in x[still & curved & np.isfinite(x).all(1)]:
-        if not any(np.linalg.norm(point - other) < 1e-4 for other in found):
+        if not any(np.linalg.norm(point - other) < 2.5e-5 * size for other in found):
             found.append(point)
     if not found:
         where = "" if d == 1 else f" that Newton's method finds from within |x_i| <= {box}"
         raise ValueError(f"{potential} has no minimum with a positive definite Hessian{where}")
-    return np.stack(sorted(found, key=lambda point: np.round(point, 6).tolist()))
+    return np.stack(sorted(found, key=lambda point: np.round(np.divide(point, size), 6).tolist()))
 
 
 class Rest(NamedTuple):
@@ -283,15 +294,17 @@ def _check_confining(potential: Polynomial) -> None:
     signs = itertools.islice(itertools.product((-1.0, 1.0), repeat=d), 4096)
     directions = np.concatenate([np.eye(d), -np.eye(d), np.asarray(list(signs)), random])
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    by_degree = np.zeros((potential.degree + 1, len(directions)))
+    by_degree, sizes = np.zeros((2, potential.degree + 1, len(directions)))
     for c, row in zip(potential.coefficients, potential.exponents, strict=True):
         if c != 0:
-            by_degree[sum(row)] += c * np.prod(directions ** np.asarray(row), axis=1)
-    # Along a ray V is a polynomial of the distance, whose highest coefficient decides.
-    smallest = 1e-9 * max(abs(c) for c in potential.coefficients)
+            term = c * np.prod(directions ** np.asarray(row), axis=1)
+            by_degree[sum(row)] += term
+            sizes[sum(row)] += np.abs(term)
+    # Along a ray V is a polynomial of the distance, whose highest coefficient decides, however small it is beside
+    # those of other degrees. What rounding leaves of terms of one degree that cancel is none.
     leading = np.zeros(len(directions))
-    for line in by_degree[1:]:
-        leading = np.where(np.abs(line) > smallest, line, leading)
+    for line, size in zip(by_degree[1:], sizes[1:], strict=True):
+        leading = np.where(np.abs(line) > 1e-9 * size, line, leading)
     if (leading < 0).any():
         where = np.round(directions[int(np.argmin(leading))], 3).tolist()
         raise ValueError(f"{potential} is unbounded below: it falls without end along {where}")

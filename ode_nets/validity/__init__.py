@@ -19,9 +19,10 @@ from ode_nets.validity.adaption import (
     steps_of,
     tolerance_adaption,
 )
-from ode_nets.validity.convergence import Convergence, Dip, Slope, convergence, distance, find_dip, fit_slope
+from ode_nets.validity.convergence import Convergence, Dip, Slope, convergence, distance, find_dip, fit_slope, rounding
 from ode_nets.validity.crossings import (
     Crossings,
+    chord_heights,
     crossings,
     folds,
     is_autonomous,
@@ -46,6 +47,7 @@ __all__ = [
     "Slope",
     "Subject",
     "adaption",
+    "chord_heights",
     "convergence",
     "critical_training_step",
     "crossings",
@@ -63,6 +65,7 @@ __all__ = [
     "order_changes",
     "orientation",
     "own_grid",
+    "rounding",
     "segment_crossings",
     "settled_step_adaption",
     "step_adaption",

@@ -36,7 +36,7 @@ class AdaptionState(NamedTuple):
     on_trial: jax.Array
     """Whether `value` has just been raised and is to be judged by another `update` before training goes on."""
     before: jax.Array
-    """The value to go back to, if the trial fails."""
+    """The value to go back to, if the trial fails, as far as the ceiling allows."""
     ceiling: jax.Array
     """The value is not raised beyond this."""
     checks: jax.Array
@@ -81,9 +81,11 @@ def adaption(
     tried again. Two additions, off by default, end that (`calm` and `memory`, see `settled_step_adaption`):
 
     - hysteresis: the value is only raised where |difference| <= calm * threshold, and kept in between;
-    - memory: a value that failed, with training on it, at once lowers a ceiling to memory * value, for good. Each
-      failure lowers it by that factor at least, so there are at most log(highest / lowest) / log(1 / memory) of
-      them, and after the last the value is monotone and bounded: it comes to rest.
+    - memory: a value that failed, on trial or with training on it, lowers a ceiling to memory * value, for good, and
+      no value lies above the ceiling. So each failure lowers it by that factor at least, until it is `lowest`, where
+      a value stays whether it fails or not. Above that there are at most
+      log(highest / lowest) / log(1 / memory) + 1 failures, and after the last the value is monotone and bounded: it
+      comes to rest.
 
     Args:
       lowest, highest: bounds of the value, 0 < lowest < highest.
@@ -123,7 +125,7 @@ def adaption(
             ceiling = jnp.where(failed, jnp.maximum(jnp.minimum(ceiling, memory * state.value), lowest), ceiling)
         larger = jnp.maximum(jnp.minimum(grow * state.value, jnp.minimum(highest, ceiling)), state.value)
         value = jnp.where(shrunk, jnp.maximum(shrink * state.value, lowest), state.value)
-        value = jnp.where(reverted, state.before, jnp.where(raised, larger, value))
+        value = jnp.where(reverted, jnp.minimum(state.before, ceiling), jnp.where(raised, larger, value))
         return AdaptionState(
             value=value,
             on_trial=raised & (larger > state.value) & revert,

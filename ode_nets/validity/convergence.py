@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ode_nets.integrate import FixedStep
+from ode_nets.tableaus import get_tableau
 
 LEAST_POINTS = 4
 """Points that a slope is fitted to, at least."""
@@ -17,6 +19,8 @@ STRAIGHT = 1.15
 """Factor within which all of them lie on the line."""
 FLAT = 0.5
 """Slopes below this are a floor and no convergence."""
+ROUNDING = 64
+"""Multiples of eps * scale up to which an error is rounding: some operations a step, and a random walk of steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,11 @@ def fit_slope(h: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndar
 
 
 def find_dip(
-    n_steps: Sequence[int], errors: Sequence[float] | np.ndarray, trained: int, tolerance: float = 3.0
+    n_steps: Sequence[int],
+    errors: Sequence[float] | np.ndarray,
+    trained: int,
+    tolerance: float = 3.0,
+    floor: float = 0.0,
 ) -> Dip:
     """Compare the error at the training step with those at finer steps (ContinuousNet Fig. 4a).
 
@@ -116,6 +124,7 @@ def find_dip(
         falls with quality.
       trained: N_t of training.
       tolerance: ratio of errors above which a dip counts as one.
+      floor: errors below it count as it, as rounding leaves them to chance; see `rounding`.
 
     Raises:
       ValueError: if `trained` was not measured, or nothing finer was.
@@ -126,13 +135,33 @@ def find_dip(
     own = float(e[n.index(trained)])
     finer = [i for i, steps in enumerate(n) if steps > trained]
     half = min(finer, key=lambda i: abs(math.log(n[i] / (2 * trained))))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = e / own
+    ratios = np.array([ratio(value, own, floor) for value in e])
     worst = float(np.max(ratios[finer]))
     return Dip(own, float(ratios[half]), worst, bool(worst > tolerance) or not math.isfinite(worst))
 
 
-def distance(outputs: jax.Array, reference: jax.Array) -> float:
+def ratio(value: float, own: float, floor: float = 0.0) -> float:
+    """How many times an error is another, both at least `floor`; 1 of two that are 0, NaN of what is NaN."""
+    value, own = (error if math.isnan(error) else max(error, floor) for error in (value, own))
+    if own == 0:
+        return 1.0 if value == 0 else math.inf
+    return value / own
+
+
+def rounding(*outputs: jax.Array) -> float:
+    """The error up to which outputs are equal but for rounding: 64 eps times the largest of their norms.
+
+    Args:
+      outputs: `[batch, ...]`, at least one of them floating; eps is that of the coarsest dtype. Values that are not
+        finite do not count.
+    """
+    floating = [out.dtype for out in map(jnp.asarray, outputs) if jnp.issubdtype(out.dtype, jnp.floating)]
+    eps = max(float(jnp.finfo(dtype).eps) for dtype in floating)
+    kept = [np.nan_to_num(np.asarray(out, float), nan=0.0, posinf=0.0, neginf=0.0) for out in outputs]
+    return ROUNDING * eps * max(distance(out, np.zeros_like(out)) for out in kept)
+
+
+def distance(outputs: jax.Array | np.ndarray, reference: jax.Array | np.ndarray) -> float:
     """E = sqrt(mean over the batch of |outputs - reference|^2), the root mean square of global errors.
 
     The norm itself, whose slopes are the orders; ContinuousNet eq. 18 prints its square.
@@ -160,8 +189,9 @@ def convergence(
       run: `run(solver) -> outputs`, `[batch, ...]`, as of a `Subject`.
       schemes: keys of tableaus.
       n_steps: step counts; measured in rising order, each once.
-      truth: the outputs that a perfect model would give; `None` measures the distance from the last scheme at
-        twice the most steps, under which every model converges, tied to its solver or not.
+      truth: the outputs that a perfect model would give; `None` measures the distance from the scheme of the
+        highest order at four times the most steps, under which every model converges, tied to its solver or not.
+        That reference has an error too: it shifts the finest error of its own scheme, of order p, by 4^-p of it.
       trained: the training manifestation, for the dip, which takes a `truth`.
       span: t1 - t0.
       tolerance: of `find_dip`.
@@ -172,8 +202,9 @@ def convergence(
     steps = tuple(sorted(set(n_steps)))
     if not schemes or not steps:
         raise ValueError(f"schemes={tuple(schemes)}, n_steps={steps}: expected at least one of each")
-    reference = run(FixedStep(schemes[-1], 2 * steps[-1])) if truth is None else truth
-    errors = {}
+    best = max(schemes, key=lambda scheme: get_tableau(scheme).order)
+    reference = run(FixedStep(best, 4 * steps[-1])) if truth is None else truth
+    errors, outputs = {}, []
     for scheme in schemes:
         outputs = [run(FixedStep(scheme, n)) for n in steps]
         if np.shape(outputs[0]) != np.shape(reference):
@@ -182,6 +213,6 @@ def convergence(
     h = span / np.array(steps, float)
     dip = None
     if truth is not None and trained is not None and trained.scheme in errors and trained.n_steps in steps[:-1]:
-        dip = find_dip(steps, errors[trained.scheme], trained.n_steps, tolerance)
+        dip = find_dip(steps, errors[trained.scheme], trained.n_steps, tolerance, rounding(outputs[-1], reference))
     slopes = {scheme: fit_slope(h, values) for scheme, values in errors.items()}
     return Convergence(h, steps, errors, slopes, dip)

@@ -20,6 +20,10 @@ _ROUNDING = (3 + 16 * 2.0**-53) * 2.0**-53
 """Bound of the rounding error of an orientation, relative to the sum of its terms (Shewchuk 1997, sec. 4.1)."""
 NOISE = 64
 """Multiples of a state's rounding error below which `crossings` tells no two trajectories apart."""
+RESOLVED = 0.25
+"""Angle, in radians, up to which two successive chords are taken for those of one smooth curve: 25 a turn."""
+LARGEST = 2048
+"""Numbers in a state up to which `folds` forms Jacobians: 32 MiB each and a factorization of some seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +32,15 @@ class Crossings:
 
     Attributes:
       test: `"order"` (1-D: two trajectories change places in a step), `"segments"` (2-D: two steps intersect),
-        both exact for the polygons that are tested, up to a margin; `"jacobian"`: det D Psi_h <= 0 for a step
+        both exact for the polygons that are tested, beyond a margin; `"jacobian"`: det D Psi_h <= 0 for a step
         Psi_h, which is sufficient and not necessary (see `folds`).
       count: number found.
       places: `[count, ...]`: (t, x) in one dimension, points in two, states of folding steps beyond.
       members: int `[count, 4]`: trajectory and step of the one, and of the other; beyond two dimensions
         (n, k, n, k) of the step that folds.
-      examined: number of pairs of steps, or of steps, that were tested.
+      examined: number of pairs of steps, or of steps, that were tested; not counting steps that left the finite
+        numbers.
+      reason: why nothing was examined; empty where something was.
     """
 
     test: Test
@@ -42,6 +48,7 @@ class Crossings:
     places: np.ndarray
     members: np.ndarray
     examined: int
+    reason: str = ""
 
 
 def order_changes(states: np.ndarray, t: np.ndarray, margin: float = 0.0) -> Crossings:
@@ -72,7 +79,7 @@ def order_changes(states: np.ndarray, t: np.ndarray, margin: float = 0.0) -> Cro
     return Crossings("order", len(k), places, np.stack([n, k, m, k], axis=-1), side[:, 1:].size)
 
 
-def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float = 0.0) -> np.ndarray:
+def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float | np.ndarray = 0.0) -> np.ndarray:
     """On which side of the line from a to b the point c lies: 1 left, -1 right, 0 within a margin; exact.
 
     The sign of (a - c) x (b - c). Where floating-point arithmetic cannot be sure of it, it is computed again in
@@ -80,42 +87,54 @@ def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float = 0.0
 
     Args:
       a, b, c: `[n, 2]`, finite.
-      margin: distance from the line up to which a point counts as on it; that distance is rounded.
+      margin: distance from the line up to which a point counts as on it, a number or `[n]`; that distance is
+        rounded.
 
     Returns:
       int `[n]`.
     """
-    left = (a[:, 0] - c[:, 0]) * (b[:, 1] - c[:, 1])
-    right = (a[:, 1] - c[:, 1]) * (b[:, 0] - c[:, 0])
-    area = left - right
-    far = np.abs(area) > margin * np.linalg.norm(b - a, axis=1) if margin else np.ones(len(area), bool)
-    sign = np.where(far, np.sign(area), 0).astype(int)
-    for i in np.flatnonzero(far & (np.abs(area) <= _ROUNDING * (np.abs(left) + np.abs(right)))):
+    with np.errstate(over="ignore", invalid="ignore"):
+        left = (a[:, 0] - c[:, 0]) * (b[:, 1] - c[:, 1])
+        right = (a[:, 1] - c[:, 1]) * (b[:, 0] - c[:, 0])
+        area = left - right
+        margin = np.broadcast_to(margin, area.shape)
+        far = (margin <= 0) | (np.abs(area) > margin * np.linalg.norm(b - a, axis=1))
+        # Products of runaway states overflow, too.
+        sure = np.isfinite(area) & (np.abs(area) > _ROUNDING * (np.abs(left) + np.abs(right)))
+    sign = np.where(far & sure, np.sign(area), 0).astype(int)
+    for i in np.flatnonzero(far & ~sure):
         (ax, ay), (bx, by), (cx, cy) = (map(Fraction, map(float, p[i])) for p in (a, b, c))
         exact = (ax - cx) * (by - cy) - (ay - cy) * (bx - cx)
         sign[i] = (exact > 0) - (exact < 0)
     return sign
 
 
-def segment_crossings(states: np.ndarray, margin: float = 0.0) -> Crossings:
+def segment_crossings(states: np.ndarray, margin: float | np.ndarray = 0.0) -> Crossings:
     """Crossings of trajectories in the plane: two steps whose segments intersect inside both; exact.
 
     The definition of Ott sec. 4, whose tau and tau' lie inside (0, 1): steps that touch in an end or lie on one
-    line do not cross, neither do trajectories that share a start or an orbit. Steps of one trajectory may cross
-    each other. For fields that do not depend on time.
+    line do not cross, neither do trajectories that share a start. Steps of one trajectory may cross each other.
+    For fields that do not depend on time.
+
+    Polygons that follow one curve with other points on it do intersect, the exact solutions of an ODE on one orbit
+    too: chords lie to the inside of the curve. `chord_heights` gives a margin that sets that aside.
 
     Args:
       states: polygons, `[n, n_points, 2]`; not finite points belong to no step.
-      margin: the ends of each step must be further than this from the line of the other.
+      margin: the ends of each step must be further than this from the line of the other; or a margin of each step,
+        `[n, n_points - 1]`, of which the sum of both counts.
 
     Raises:
-      ValueError: for another shape.
+      ValueError: for other shapes.
 
     Cost: comparisons of the bounding boxes of steps that overlap along the first axis, in chunks.
     """
     z = np.asarray(states, float)
     if z.ndim != 3 or z.shape[2] != 2:
         raise ValueError(f"states have shape {z.shape}: expected [n, n_points, 2]")
+    if np.ndim(margin) and np.shape(margin) != (z.shape[0], z.shape[1] - 1):
+        raise ValueError(f"margin has shape {np.shape(margin)}: expected a number, or one a step of states {z.shape}")
+    z = np.where(np.isfinite(z).all(-1, keepdims=True), z, np.nan)
     n, k = (index.ravel() for index in np.indices((z.shape[0], z.shape[1] - 1)))
     start, end = z[n, k], z[n, k + 1]
     low, high = np.minimum(start, end), np.maximum(start, end)
@@ -130,17 +149,47 @@ def segment_crossings(states: np.ndarray, margin: float = 0.0) -> Crossings:
         found.append(order[first + np.stack([one, other])])
     pairs = np.sort(np.concatenate(found, axis=1), axis=0) if found else np.zeros((2, 0), int)
     i, j = pairs[:, np.lexsort(pairs[::-1])]
+    own = np.ravel(margin) if np.ndim(margin) else np.full(len(n), margin / 2)
     for swap in (False, True):
         on, of = (j, i) if swap else (i, j)
-        sides = [orientation(start[on], end[on], point, margin) for point in (start[of], end[of])]
+        sides = [orientation(start[on], end[on], point, own[on] + own[of]) for point in (start[of], end[of])]
         across = sides[0] * sides[1] < 0
         i, j = i[across], j[across]
     move, other = end[i] - start[i], end[j] - start[j]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         tau = _cross(start[j] - start[i], other) / _cross(move, other)
     places = start[i] + np.clip(np.nan_to_num(tau, nan=0.5), 0, 1)[:, None] * move
     members = np.stack([n[i], k[i], n[j], k[j]], axis=-1)
     return Crossings("segments", len(i), places, members, len(n) * (len(n) - 1) // 2)
+
+
+def chord_heights(states: np.ndarray) -> np.ndarray:
+    """How far the smooth curve through the points of a polygon in the plane rises above each of its chords.
+
+        s = kappa L^2 / 8
+
+    the sagitta of a chord of length L, with the curvature of the circle through three successive points, the
+    larger at its two ends. Chords of one curve with other points on it pass through each other no deeper than the
+    sum of their heights. Where successive chords turn by more than a quarter of a radian the points resolve no
+    curve, the step is large, and it has a height of 0: the polygon is taken at its word.
+
+    Args:
+      states: `[n, n_points, 2]`.
+
+    Returns:
+      `[n, n_points - 1]`, at least 0.
+    """
+    with np.errstate(all="ignore"):
+        move = np.diff(np.asarray(states, float), axis=1)
+        before, after = move[:, :-1], move[:, 1:]
+        sine = before[..., 0] * after[..., 1] - before[..., 1] * after[..., 0]
+        turn = np.abs(np.arctan2(sine, np.sum(before * after, axis=-1)))
+        curvature = 2 * np.sin(turn) / np.linalg.norm(before + after, axis=-1)
+        # NaN and infinity come from points that coincide or are not finite.
+        curvature = np.pad(np.where(np.isfinite(curvature), curvature, 0.0), ((0, 0), (1, 1)))
+        resolved = np.pad(turn <= RESOLVED, ((0, 0), (1, 1)), constant_values=True)
+        height = np.maximum(curvature[:, :-1], curvature[:, 1:]) * np.sum(move**2, axis=-1) / 8
+    return np.where(resolved[:, :-1] & resolved[:, 1:] & np.isfinite(height), height, 0.0)
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -208,9 +257,16 @@ def folds(
       n_places: steps, spread over the grid, the first and the last among them.
       taus: fractions of a step, in (0, 1].
 
+    Returns:
+      `Crossings`. States of more than 2048 numbers are not examined, for what their Jacobians would cost.
+
     Cost: n_samples * n_places * len(taus) Jacobians of [size, size], one at a time: size forward derivatives and
       a factorization each.
     """
+    size = int(np.prod(problem.x0.shape[1:]))
+    if size > LARGEST:
+        why = f"states of {size} numbers: Jacobians beyond {LARGEST} cost too much"
+        return Crossings("jacobian", 0, np.zeros((0, size)), np.zeros((0, 4), int), 0, why)
     grid_problem = dataclasses.replace(problem, x0=problem.x0[:n_samples])
     states, t = trajectories(grid_problem, solver)
     ks = np.unique(np.linspace(0, solver.n_steps - 1, n_places).round().astype(int))
@@ -218,15 +274,17 @@ def folds(
 
     def sign_of(x: jax.Array, t: jax.Array, tau: jax.Array) -> jax.Array:
         one = lambda flat: step(flat.reshape(1, *shape), t, tau).ravel()
-        return jnp.linalg.slogdet(jax.jacfwd(one)(x))[0]
+        jacobian = jax.jacfwd(one)(x)
+        return jnp.where(jnp.isfinite(jacobian).all(), jnp.linalg.slogdet(jacobian)[0], jnp.nan)
 
     x = jnp.asarray(states[:, ks].reshape(-1, states.shape[-1]), problem.x0.dtype)
     times = jnp.asarray(np.tile(t[ks], len(states)), x.dtype)
     all_signs = jax.jit(lambda tau: jax.lax.map(lambda at: sign_of(at[0], at[1], tau), (x, times)))
     signs = np.stack([np.asarray(all_signs(tau)) for tau in taus])
+    examined = int(np.isfinite(signs).all(0).sum())
     bad = np.flatnonzero((signs <= 0).any(0))
     n, k = bad // len(ks), ks[bad % len(ks)]
-    return Crossings("jacobian", len(bad), np.asarray(x)[bad], np.stack([n, k, n, k], axis=-1), signs.shape[1])
+    return Crossings("jacobian", len(bad), np.asarray(x)[bad], np.stack([n, k, n, k], axis=-1), examined)
 
 
 def crossings(
@@ -244,8 +302,9 @@ def crossings(
       solver: its grid.
       n_samples: trajectories, the first of the batch; beyond two dimensions an eighth of them.
       substeps: as in `trajectories`; `None` for 1 under Euler and 8 under any other scheme.
-      margin: as in `segment_crossings`; `None` for 64 times the rounding error of the largest state. Trajectories
-        that an attractor has merged cross each other at random below that, as floating-point numbers.
+      margin: as in `segment_crossings`; `None` for 64 times the rounding error of the largest state, and in the plane
+        `chord_heights` more. Trajectories that an attractor has merged cross each other at random below the one, as
+        floating-point numbers, and those on one orbit below the other, as polygons.
 
     One dimension: `order_changes`. Two: `segment_crossings` for fields that do not depend on time. Beyond, and
     for plane fields that do: `folds`.
@@ -259,11 +318,16 @@ def crossings(
     if margin is None:
         largest = np.abs(states[np.isfinite(states)]).max(initial=0.0)
         margin = NOISE * float(jnp.finfo(problem.x0.dtype).eps * largest)
+        if size == 2:
+            return segment_crossings(states, margin / 2 + chord_heights(states))
     return order_changes(states[..., 0], t, margin) if size == 1 else segment_crossings(states, margin)
 
 
 def is_autonomous(problem: Problem) -> bool:
-    """Whether the field gives the same slopes, bit by bit, at five times of the problem."""
-    times = np.linspace(float(problem.t0), float(problem.t1), 5)
+    """Whether the field gives the same slopes, bit by bit, at eight times of the problem.
+
+    Irrational fractions of the whole time, so that no period of a field falls in with them.
+    """
+    times = float(problem.t0) + (float(problem.t1) - float(problem.t0)) * np.mod(np.arange(8) * (5**0.5 - 1) / 2, 1)
     slopes = [problem.field(t, problem.x0, theta_at(problem.weights, t))[0] for t in jnp.asarray(times)]
     return all(bool(jnp.array_equal(slopes[0], slope)) for slope in slopes[1:])

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from ode_nets.tableaus import get_tableau
+from ode_nets.validity.convergence import ratio
 
 Measure = Literal["accuracy", "error", "disagreement"]
+Key = tuple[str, int] | tuple[str, int, float]
+"""A solver: scheme and steps, and of an adaptive one, whose steps are those it accepted, rtol."""
 TOLERANCES: dict[str, float] = {"accuracy": 0.1, "error": 3.0, "disagreement": 0.05}
 """Default tolerances: 0.1 is Ott's (algorithm 1), the others are ours."""
+ENTROPY_RATIO = 3.0
+"""Default tolerance of cross-entropies, which are errors and compared like them."""
+ENTROPY_FLOOR = 0.01
+"""Cross-entropy below which a network is sure of everything: the true class has a probability of 0.99."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,28 +29,36 @@ class Exchange:
     Attributes:
       measure, tolerance: how quality was compared, see `exchange`.
       own: quality of the trained manifestation; converged: of the finest.
-      worst: the solver of equal or smaller error that loses most, `(scheme, n_steps)`.
+      worst: the solver of equal or smaller error that loses most, `(scheme, n_steps)`, and rtol of an adaptive one.
       loss: what it loses: accuracy (as a fraction), or the ratio of its error to the trained one's; of
         `"disagreement"`, the trained manifestation's own.
-      passed: whether no solver of equal or smaller error loses more than the tolerance.
+      passed: whether no solver of equal or smaller error loses more than the tolerance, nor multiplies the
+        cross-entropy by more than its own.
       converged_enough: whether the two finest manifestations agree; if not, finer ones must be measured.
       critical_step: h*, the largest step below which, it included, every solver measured of the trained order
-        or a higher one gives the converged quality; NaN if only the finest does.
+        or a higher one gives the converged quality; NaN if only the finest does. Of a model with an adaptive solver
+        it is that of uniform grids, and NaN if none of them does.
+      entropy_ratio: the largest ratio of a cross-entropy under a solver of equal or smaller error to that as
+        trained, both at least the floor; entropy_worst: that solver; entropy_tolerance: what it was held against.
+        `None` where no cross-entropies were given.
     """
 
     measure: Measure
     tolerance: float
     own: float
     converged: float
-    worst: tuple[str, int]
+    worst: Key
     loss: float
     passed: bool
     converged_enough: bool
     critical_step: float
+    entropy_ratio: float | None = None
+    entropy_worst: Key | None = None
+    entropy_tolerance: float | None = None
 
 
-def loss_of(measure: Measure, value: float, own: float) -> float:
-    """How much worse a quality is than the trained one's: a difference, or a ratio of errors.
+def loss_of(measure: Measure, value: float, own: float, floor: float = 0.0) -> float:
+    """How much worse a quality is than the trained one's: a difference, or a ratio of errors, both at least `floor`.
 
     Anything that is not finite loses infinitely much.
     """
@@ -50,69 +66,95 @@ def loss_of(measure: Measure, value: float, own: float) -> float:
         return math.inf
     if measure == "accuracy":
         return own - value
-    if measure == "disagreement":
-        return value
-    return value / own if own > 0 else (1.0 if value == 0 else math.inf)
+    return value if measure == "disagreement" else ratio(value, own, floor)
 
 
-def agrees(measure: Measure, value: float, converged: float, own: float, tolerance: float) -> bool:
+def agrees(measure: Measure, value: float, converged: float, own: float, tolerance: float, floor: float = 0.0) -> bool:
     """Whether a quality is the converged one within the tolerance, whichever is better."""
     if not (math.isfinite(value) and math.isfinite(converged)):
         return False
     if measure == "error":
         # Errors below the trained one's are as good as it; how far they fall is a matter of rounding.
-        high, low = sorted((max(value, own), max(converged, own)), reverse=True)
+        high, low = sorted((max(value, own, floor), max(converged, own, floor)), reverse=True)
         return high <= tolerance * low
     return abs(value - converged) <= tolerance
 
 
 def exchange(
-    quality: Mapping[tuple[str, int], float],
-    trained: tuple[str, int],
+    quality: Mapping[Any, float],
+    trained: Key,
     own: float,
     *,
     measure: Measure,
     tolerance: float | None = None,
     span: float = 1.0,
+    floor: float = 0.0,
+    finer: Sequence[Key] | None = None,
+    entropies: Mapping[Any, float] | None = None,
+    entropy_tolerance: float = ENTROPY_RATIO,
+    entropy_floor: float = ENTROPY_FLOOR,
 ) -> Exchange:
     """Compare a trained manifestation with others of the same weights (Ott sec. 4, Figs 3 and 4).
 
-    A solver has equal or smaller error where its order is at least the trained one's and its step at most.
+    A solver has equal or smaller error where its order is at least the trained one's and its step at most. That is
+    no measure of an adaptive solver, whose steps lie where they are needed: name what is `finer` than it.
+
+    Accuracy is a coarse measure: a network may lose six points and multiply its cross-entropy by seven. So with
+    `entropies` a model is tied, too, where such a solver multiplies the cross-entropy by more than
+    `entropy_tolerance`. Those below `entropy_floor` count as it: over-confident networks have 1e-5, and a hundred
+    times that is no wrong answer. Without `entropies` the test is Ott's, but for |difference| in algorithm 1: here a
+    solver may be better than the trained one by any amount. A model that gains from finer steps is not tied to its
+    own, and `critical_step` then lies below the trained step.
 
     Args:
-      quality: by (scheme, n_steps).
-      trained: scheme and steps of training; an adaptive solver's scheme and number of accepted steps.
+      quality: by (scheme, n_steps), of adaptive solvers by (scheme, n_steps, rtol).
+      trained: the solver of training, as such a key.
       own: quality of the trained manifestation itself.
       measure: `"accuracy"` (higher is better, differences compared), `"error"` (lower is better, ratios
         compared), or `"disagreement"`: relative distance of outputs from the finest manifestation's, which
         needs neither labels nor truth and tells only whether the trained outputs are those of the flow.
       tolerance: largest loss; `None` for 0.1, 3 and 0.05 in this order.
-      span: t1 - t0.
+      span: t1 - t0; floor: errors below it count as it, see `rounding`.
+      finer: solvers of equal or smaller error, the finest last; `None` finds them by order and steps.
+      entropies: cross-entropies by the same keys, that of `trained` among them; entropy_tolerance: largest ratio.
+      entropy_floor: at least 0; for n samples at least 1 / n is sensible, which one wrong answer is worth.
 
     Raises:
-      ValueError: for nothing to compare with, or an unknown measure.
+      ValueError: for nothing to compare with, an unknown measure, or `entropies` without the trained one's.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"measure={measure!r}: expected one of {', '.join(get_args(Measure))}")
+    if entropies is not None and trained not in entropies:
+        raise ValueError(f"entropies hold {[*entropies]}: expected {trained} among them")
     tolerance = TOLERANCES[measure] if tolerance is None else tolerance
-    order = get_tableau(trained[0]).order
-
-    def fineness(key: tuple[str, int]) -> tuple[int, int]:
-        return key[1], get_tableau(key[0]).order
-
-    able = sorted((key for key in quality if get_tableau(key[0]).order >= order), key=fineness)
-    finer = [key for key in able if key[1] >= trained[1] and key != trained]
+    able = _able(quality, trained)
+    ladder: list[Key] = [*able]
+    if finer is None:
+        finer = [key for key in able if key[1] >= trained[1] and key != trained]
+    else:
+        ladder = [trained, *finer]
     if not finer:
-        raise ValueError(f"quality holds {sorted(quality)}: expected solvers of equal or smaller error than {trained}")
-    converged = quality[able[-1]]
+        raise ValueError(f"quality holds {[*quality]}: expected solvers of equal or smaller error than {trained}")
+    converged = quality[ladder[-1]]
     # Without labels or truth it is the trained outputs themselves that are, or are not, those of the flow.
-    losses = {trained: own} if measure == "disagreement" else {k: loss_of(measure, quality[k], own) for k in finer}
+    losses = {key: loss_of(measure, quality[key], own, floor) for key in finer}
+    if measure == "disagreement":
+        losses = {trained: own}
     worst = max(losses, key=lambda key: losses[key])
-    critical = math.nan
-    for n in sorted({key[1] for key in able}, reverse=True):
-        if not all(agrees(measure, quality[key], converged, own, tolerance) for key in able if key[1] == n):
-            break
-        critical = span / n
+    passed, ratios = losses[worst] <= tolerance, {}
+    if entropies is not None:
+        ratios = {k: loss_of("error", entropies[k], entropies[trained], entropy_floor) for k in finer}
+        passed = passed and max(ratios.values()) <= entropy_tolerance
+
+    def is_converged(key: Key) -> bool:
+        same = agrees(measure, quality[key], converged, own, tolerance, floor)
+        if entropies is None:
+            return same
+        last, first = entropies[ladder[-1]], entropies[trained]
+        return same and agrees("error", entropies[key], last, first, entropy_tolerance, entropy_floor)
+
+    coarser = itertools.groupby(reversed(able), key=lambda key: key[1])
+    good = [n for n, _ in itertools.takewhile(lambda at: all(map(is_converged, at[1])), coarser)]
     return Exchange(
         measure=measure,
         tolerance=tolerance,
@@ -120,10 +162,24 @@ def exchange(
         converged=converged,
         worst=worst,
         loss=losses[worst],
-        passed=losses[worst] <= tolerance,
-        converged_enough=len(able) > 1 and agrees(measure, quality[able[-2]], converged, own, tolerance),
-        critical_step=critical,
+        passed=passed,
+        converged_enough=len(ladder) > 1 and is_converged(ladder[-2]),
+        critical_step=span / good[-1] if good else math.nan,
+        entropy_ratio=max(ratios.values(), default=None),
+        entropy_worst=max(ratios, key=lambda key: ratios[key], default=None),
+        entropy_tolerance=entropy_tolerance if ratios else None,
     )
+
+
+def _able(quality: Mapping[Any, float], trained: Key) -> list[tuple[str, int]]:
+    """Fixed solvers of the trained order or a higher one, from coarse to fine."""
+    order = get_tableau(trained[0]).order
+    return sorted((key for key in quality if len(key) == 2 and get_tableau(key[0]).order >= order), key=fineness)
+
+
+def fineness(key: Key) -> tuple[int, int]:
+    """Steps, and then order: the largest is the solver to trust."""
+    return key[1], get_tableau(key[0]).order
 
 
 def critical_training_step(passed: Mapping[int, bool], span: float = 1.0) -> tuple[float, float]:

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.integrate import Adaptive, FixedStep
+from ode_nets.integrate import Adaptive, FixedStep, Result
 from ode_nets.tableaus import get_tableau
-from ode_nets.validity.convergence import Convergence, Dip, convergence, distance, find_dip
+from ode_nets.validity.convergence import Convergence, Dip, convergence, distance, find_dip, rounding
 from ode_nets.validity.crossings import Crossings, crossings
-from ode_nets.validity.exchange import Exchange, Measure, exchange
-from ode_nets.validity.subjects import Subject, accepted_steps, own_grid
+from ode_nets.validity.exchange import ENTROPY_FLOOR, Exchange, Key, Measure, exchange, fineness
+from ode_nets.validity.subjects import Subject, accepted_steps, scale_of, smaller_tolerances
 
 Verdict = Literal["ode", "tied", "undecided", "not finite"]
 Row = dict[str, float | int | str]
@@ -31,15 +31,17 @@ class Report:
     """What was measured, and what it means.
 
     Attributes:
-      verdict: `"ode"`, `"tied"`, `"undecided"` (no solver measured is fine enough to tell), or `"not finite"`.
+      verdict: `"ode"`, `"tied"`, `"undecided"` (no solver measured is fine enough to tell, an adaptive one failed
+        at all smaller tolerances, or the network has learned nothing that could be lost), or `"not finite"`.
       sentence: the verdict in words, with the step.
       trained: scheme and steps of training; of an adaptive solver, the steps it accepted.
-      rows: one dict a manifestation: scheme, n_steps, h, error, with labels accuracy and loss, and the rtol of
-        adaptive ones, whose n_steps were accepted.
+      rows: one dict a manifestation: scheme, n_steps, h, error, with labels accuracy and loss (cross-entropy), and of
+        adaptive ones, whose n_steps were accepted, rtol and the name of the result; NaN where they failed.
       convergence: errors and slopes, against the truth or the finest manifestation.
       dip: of the error to the truth, or of the loss, at the training step; `None` without either.
-      exchange: the solver-exchange test; `None` where outputs are not finite.
-      crossings: of each problem that the model solves, under its own steps; `None` where they are not finite.
+      exchange: the solver-exchange test; `None`, as convergence and crossings, where nothing could be compared.
+      crossings: of each problem that the model solves, under its own steps, or, of a model with an adaptive solver,
+        under as many equal ones, which are not its own.
     """
 
     verdict: Verdict
@@ -65,87 +67,203 @@ def examine(
     """Run the convergence study, the solver-exchange test and the search for crossings on one model.
 
     Quality is accuracy where `labels` are given (outputs are logits), the error where a `truth` is, and
-    otherwise how far outputs are from those of the finest manifestation.
+    otherwise how far outputs are from those of the finest manifestation. With labels the cross-entropy counts too
+    (see `exchange`), and of a network whose accuracy is not above the share of the largest class nothing is said.
+
+    A model of an adaptive solver is also measured at a tenth and a hundredth of its tolerances, the last of which
+    that succeeds is its finest manifestation. A solver has equal or smaller error than such a model's where its
+    outputs are no further from that than the trained ones.
 
     Args:
       subject: from `of_model` or `of_field`.
-      labels: int `[batch]`.
+      labels: int `[batch]`, below the number of logits.
       truth: outputs of a perfect model, `[batch, ...]`.
       schemes: tableaus to exchange for the trained one, which is added where it is missing.
       factors: step counts, in units of the trained one, which is always measured.
       tolerance: of the exchange test; `None` for 0.1 of accuracy, a factor 3 of error, 5 % of disagreement.
       n_samples: trajectories to look for crossings in; 0 leaves them out.
 
-    A model of an adaptive solver is also measured at a tenth and a hundredth of its tolerances.
-
     Returns:
       `Report`. A model whose outputs are not finite is reported as such and nothing is raised.
 
     Raises:
-      ValueError: for labels and truth together, or of other shapes than the outputs.
+      ValueError: for labels and truth together, of other shapes than the outputs, or labels out of range.
 
     Cost: one compilation and a forward pass a manifestation, and the crossings.
     """
+    own = subject.run(subject.solver)
+    _check(own, labels, truth)
+    found = _manifestations(subject, own, schemes, factors)
+    trained = found.own[0], found.own[1]
+    if not bool(jnp.isfinite(own).all()):
+        return _unmeasured("not finite", trained, "the outputs as trained hold NaN or infinity, so nothing is compared")
+    if found.finest is None:
+        failed = ", ".join(f"{row['result']} at rtol {row['rtol']:.3g}" for row in found.failed)
+        return _unmeasured("undecided", trained, f"the solver failed at all smaller tolerances ({failed}). Raise them")
+    measure = _measure(labels, truth)
+    if measure == "disagreement" and not bool(jnp.isfinite(found.outputs[found.finest]).all()):
+        where = f"the outputs under {_name(found.finest)}, of smaller error, hold NaN or infinity"
+        return _unmeasured("tied", trained, f"{where}, those under {_name(trained)} do not")
+    reference = found.outputs[found.finest] if truth is None else truth
+    scale = scale_of(subject, reference, FixedStep(found.schemes[-1], found.counts[-1]))
+    rows = {key: _row(key, out, reference, scale, subject.span, labels) for key, out in found.outputs.items()}
+    floor, low = rounding(own, reference), max(ENTROPY_FLOOR, 1 / len(own))
+    name = {"accuracy": "accuracy", "error": "error", "disagreement": "relative_error"}[measure]
+    test = exchange(
+        {key: float(row[name]) for key, row in rows.items()},
+        found.own,
+        float(rows[found.own][name]),
+        measure=measure,
+        tolerance=tolerance,
+        span=subject.span,
+        floor=floor,
+        finer=found.finer,
+        entropies=None if labels is None else {key: float(row["loss"]) for key, row in rows.items()},
+        entropy_floor=low,
+    )
+    study = convergence(
+        lambda solver: found.outputs[solver.scheme, solver.n_steps],
+        found.schemes,
+        found.counts,
+        truth=reference,
+        span=subject.span,
+    )
+    column, least = ("loss", low) if measure == "accuracy" else ("error", floor)
+    dip = None if measure == "disagreement" else _dip(rows, found.own, column, least)
+    crossed = None
+    if n_samples:
+        crossed = [crossings(problem, found.grid, n_samples=n_samples) for problem in subject.problems(found.grid)]
+    verdict, sentence = judge(test, found.own, subject.span, None if labels is None else _least_accuracy(labels))
+    return Report(verdict, sentence, trained, [*rows.values(), *found.failed], study, dip, test, crossed)
+
+
+def judge(test: Exchange, trained: Key, span: float = 1.0, least: float | None = None) -> tuple[Verdict, str]:
+    """The verdict of an exchange test, and a sentence that says it.
+
+    Args:
+      test: what `exchange` found.
+      trained: the key it was given.
+      span: t1 - t0.
+      least: accuracy that a network has learned something with; `None` asks for none.
+    """
+    if least is not None and test.own <= least:
+        sentence = f"undecided: not trained; an accuracy of {100 * test.own:.1f} % is not above chance by a margin"
+        return "undecided", f"{sentence} ({100 * least:.1f} %), so there is none to lose"
+    who = (
+        _name(test.worst)
+        + " "
+        + {
+            "accuracy": f"loses {100 * max(test.loss, 0.0):.1f} points of accuracy",
+            "error": f"multiplies the error by {test.loss:.3g}",
+            "disagreement": f"is {100 * test.loss:.1f} % away from the flow's outputs",
+        }[test.measure]
+    )
+    if test.entropy_ratio is not None and test.entropy_worst is not None:
+        other = "" if test.entropy_worst == test.worst else f"{_name(test.entropy_worst)} "
+        who += f" and {other}multiplies the cross-entropy by {test.entropy_ratio:.3g}"
+    if not test.passed:
+        return "tied", f"tied to its solver, {_name(trained)}: {who}"
+    h = test.critical_step
+    if not test.converged_enough or (len(trained) == 2 and math.isnan(h)):
+        return "undecided", f"undecided: the finest solvers do not agree yet; {who}. Raise factors"
+    if len(trained) == 3:
+        grids = "on none of the uniform grids tried" if math.isnan(h) else f"on uniform grids below h* = {h:.4g}"
+        return "ode", f"behaves as an ODE at rtol = {trained[2]:.3g} and below, and {grids}: {who} at worst"
+    own = span / trained[1]
+    above = "" if own <= h * (1 + 1e-9) else f" (its own, {own:.4g}, is larger)"
+    return "ode", f"behaves as an ODE for steps below h* = {h:.4g}{above}: {who} at worst"
+
+
+def _least_accuracy(labels: jax.Array) -> float:
+    """Accuracy that is above chance by a margin: two standard errors, or a tenth of what is left above chance."""
+    n = len(labels)
+    chance = float(np.bincount(np.asarray(labels)).max() / n)
+    return chance + max(2 * math.sqrt(chance * (1 - chance) / n), 0.1 * (1 - chance))
+
+
+def _name(key: Key) -> str:
+    return f"{key[0]} with {key[1]} steps" + (f" at rtol {key[2]:.3g}" if len(key) == 3 else "")
+
+
+def _check(own: jax.Array, labels: jax.Array | None, truth: jax.Array | None) -> None:
     if labels is not None and truth is not None:
         raise ValueError("labels and truth are both given: expected one measure of quality, or none")
-    grid = own_grid(subject)
-    own = subject.run(subject.solver)
     for name, given, wanted in (("labels", labels, own.shape[:1]), ("truth", truth, own.shape)):
         if given is not None and np.shape(given) != wanted:
             raise ValueError(f"{name} has shape {np.shape(given)}: expected {wanted} of outputs {own.shape}")
-    trained = (grid.scheme, grid.n_steps)
+    if labels is None:
+        return
+    low, high, n = int(np.min(labels)), int(np.max(labels)), own.shape[-1]
+    if own.ndim != 2 or low < 0 or high >= n:
+        raise ValueError(f"labels from {low} to {high} with outputs {own.shape}: expected 0 to {n - 1}, one logit each")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Manifestations:
+    """Outputs of one model under all solvers; `finer` and `failed` concern adaptive ones.
+
+    `finest` is `None` where an adaptive solver failed at all smaller tolerances, or where nothing was compared as
+    the outputs as trained are not finite.
+    """
+
+    grid: FixedStep
+    own: Key
+    outputs: dict[Key, jax.Array]
+    schemes: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    finest: Key | None = None
+    finer: list[Key] | None = None
+    failed: tuple[Row, ...] = ()
+
+
+def _manifestations(
+    subject: Subject, own: jax.Array, schemes: Sequence[str], factors: Sequence[float]
+) -> _Manifestations:
+    solver, solvers = subject.solver, []
+    own_key: Key
+    if isinstance(solver, FixedStep):
+        grid, own_key = solver, (solver.scheme, solver.n_steps)
+        ends: list[tuple[int, Result]] = []
+    else:
+        # Beyond rounding a smaller tolerance asks for what no step can give; one is always tried.
+        least = 4 * float(jnp.finfo(jnp.result_type(float)).eps)
+        smaller = [f for i, f in enumerate(TOLERANCES[1:]) if i == 0 or f * solver.rtol >= least]
+        solvers = smaller_tolerances(solver, smaller)
+        (n, _), *ends = accepted_steps(subject, [solver, *solvers])
+        grid, own_key = FixedStep(solver.tableau, n), (solver.scheme, n, float(solver.rtol))
     if not bool(jnp.isfinite(own).all()):
-        return _not_finite("not finite", trained, "the outputs as trained", "so nothing can be compared")
+        return _Manifestations(grid, own_key, {own_key: own})
     tried = _tried(subject, grid, schemes)
-    counts = sorted({grid.n_steps, *(max(1, round(f * grid.n_steps)) for f in factors)})
-    outputs = {(scheme, n): subject.run(FixedStep(scheme, n)) for scheme in tried for n in counts}
-    finest, measure = (tried[-1], counts[-1]), _measure(labels, truth)
-    if measure == "disagreement" and not bool(jnp.isfinite(outputs[finest]).all()):
-        where = f"the outputs under {finest[0]} with {finest[1]} steps, of smaller error,"
-        return _not_finite("tied", trained, where, f"those under {trained[0]} with {trained[1]} steps do not")
-    reference = outputs[finest] if truth is None else truth
-    scale = max(distance(reference, jnp.zeros_like(reference)), 1e-30)
-
-    def row(key: tuple[str, int], out: jax.Array) -> Row:
-        return _row(key, out, distance(out, reference), scale, subject.span, labels)
-
-    rows, own_row = [row(key, out) for key, out in outputs.items()], row(trained, own)
-    rows += [row(key, out) | {"rtol": rtol} for key, rtol, out in _adaptive_outputs(subject)]
-    name = {"accuracy": "accuracy", "error": "error", "disagreement": "relative_error"}[measure]
-    quality = {(str(row["scheme"]), int(row["n_steps"])): float(row[name]) for row in rows}
-    test = exchange(quality, trained, float(own_row[name]), measure=measure, tolerance=tolerance, span=subject.span)
-    study = convergence(
-        lambda solver: outputs[solver.scheme, solver.n_steps], tried, counts, truth=reference, span=subject.span
-    )
-    dip = _dip(rows, trained, {"accuracy": "loss", "error": "error"}.get(measure))
-    found = None
-    if n_samples:
-        found = [crossings(problem, grid, n_samples=n_samples) for problem in subject.problems(grid)]
-    verdict, sentence = judge(test, trained, subject.span)
-    return Report(verdict, sentence, trained, rows, study, dip, test, found)
+    counts = tuple(sorted({grid.n_steps, *(max(1, round(f * grid.n_steps)) for f in factors)}))
+    outputs: dict[Key, jax.Array] = {(s, n): subject.run(FixedStep(s, n)) for s in tried for n in counts}
+    outputs[own_key] = own
+    if not ends:
+        return _Manifestations(grid, own_key, outputs, tried, counts, (tried[-1], counts[-1]))
+    more: dict[Key, jax.Array] = {}
+    failed = []
+    for at, (n, result) in zip(solvers, ends, strict=True):
+        key = (at.scheme, n, float(at.rtol))
+        if result == Result.SUCCESS:
+            more[key] = subject.run(at)
+        else:
+            failed.append(_failed_row(key, subject.span, result))
+    if not more:
+        return _Manifestations(grid, own_key, outputs, tried, counts, failed=tuple(failed))
+    finest = [*more][-1]
+    # An adaptive solver puts steps where they are needed: equal ones, as many, are no solver of equal error.
+    finer = [*_as_exact(outputs, own_key, more[finest]), *more]
+    return _Manifestations(grid, own_key, outputs | more, tried, counts, finest, finer, tuple(failed))
 
 
-def judge(test: Exchange, trained: tuple[str, int], span: float = 1.0) -> tuple[Verdict, str]:
-    """The verdict of an exchange test, and a sentence that says it."""
-    what = {
-        "accuracy": f"loses {100 * max(test.loss, 0.0):.1f} points of accuracy",
-        "error": f"multiplies the error by {test.loss:.3g}",
-        "disagreement": f"is {100 * test.loss:.1f} % away from the flow's outputs",
-    }[test.measure]
-    who = f"{test.worst[0]} with {test.worst[1]} steps {what}"
-    if not test.passed:
-        return "tied", f"tied to its solver, {trained[0]} with {trained[1]} steps: {who}"
-    if not test.converged_enough or math.isnan(test.critical_step):
-        return "undecided", f"undecided: the finest solvers do not agree yet; {who}. Raise factors"
-    own = span / trained[1]
-    above = "" if own <= test.critical_step * (1 + 1e-9) else f" (its own, {own:.4g}, is larger)"
-    return "ode", f"behaves as an ODE for steps below h* = {test.critical_step:.4g}{above}: {who} at worst"
+def _as_exact(outputs: dict[Key, jax.Array], own: Key, finest: jax.Array) -> list[Key]:
+    """Solvers whose outputs are as near to the finest ones as those trained with, from coarse to fine."""
+    near = max(distance(outputs[own], finest), rounding(outputs[own], finest))
+    return sorted((k for k, out in outputs.items() if k != own and distance(out, finest) <= near), key=fineness)
 
 
-def _not_finite(verdict: Verdict, trained: tuple[str, int], what: str, so: str) -> Report:
+def _unmeasured(verdict: Verdict, trained: tuple[str, int], why: str) -> Report:
     name = "tied to its solver" if verdict == "tied" else verdict
-    sentence = f"{name}: {what} hold NaN or infinity, {so}"
-    return Report(verdict, sentence, trained, [], None, None, None, None)
+    return Report(verdict, f"{name}: {why}", trained, [], None, None, None, None)
 
 
 def _measure(labels: Any, truth: Any) -> Measure:
@@ -165,24 +283,8 @@ def _tried(subject: Subject, grid: FixedStep, schemes: Sequence[str]) -> tuple[s
     return tuple(sorted(tried, key=lambda scheme: get_tableau(scheme).order))
 
 
-def _adaptive_outputs(subject: Subject) -> list[tuple[tuple[str, int], float, jax.Array]]:
-    """An adaptive solver at its tolerance and smaller ones: scheme and accepted steps, tolerance, outputs."""
-    solver = subject.solver
-    if not isinstance(solver, Adaptive):
-        return []
-    # Beyond rounding a smaller tolerance asks for what no step can give.
-    least = 4 * float(jnp.finfo(jnp.result_type(float)).eps)
-    factors = [f for f in TOLERANCES if f == 1 or f * solver.rtol >= least]
-    found = []
-    for f, n in zip(factors, accepted_steps(subject, solver, factors), strict=True):
-        at = dataclasses.replace(solver, rtol=f * solver.rtol, atol=f * solver.atol)
-        found.append(((solver.scheme, n), float(at.rtol), subject.run(at)))
-    return found
-
-
-def _row(
-    key: tuple[str, int], out: jax.Array, error: float, scale: float, span: float, labels: jax.Array | None
-) -> Row:
+def _row(key: Key, out: jax.Array, reference: jax.Array, scale: float, span: float, labels: jax.Array | None) -> Row:
+    error = distance(out, reference)
     row: Row = {
         "scheme": key[0],
         "n_steps": key[1],
@@ -196,14 +298,19 @@ def _row(
         finite = bool(jnp.isfinite(out).all())
         row["accuracy"] = float(jnp.mean(hits & jnp.isfinite(out).all(-1)))
         row["loss"] = float(-jnp.mean(logs)) if finite else math.inf
-    return row
+    return row | ({"rtol": key[2], "result": Result.SUCCESS.name} if len(key) == 3 else {})
 
 
-def _dip(rows: list[Row], trained: tuple[str, int], column: str | None) -> Dip | None:
-    if column is None:
+def _failed_row(key: tuple[str, int, float], span: float, result: Result) -> Row:
+    measures = dict.fromkeys(("error", "relative_error", "accuracy", "loss"), math.nan)
+    row: Row = {"scheme": key[0], "n_steps": key[1], "h": span / key[1], "rtol": key[2], "result": result.name}
+    return row | measures
+
+
+def _dip(rows: dict[Key, Row], trained: Key, column: str, floor: float) -> Dip | None:
+    """Of the trained scheme: on fixed grids, or of an adaptive one at its tolerances."""
+    own = [key for key in rows if key[0] == trained[0] and len(key) == len(trained) and key[1] > trained[1]]
+    if not own:
         return None
-    own = sorted((int(row["n_steps"]), float(row[column])) for row in rows if row["scheme"] == trained[0])
-    n, values = [n for n, _ in own], [value for _, value in own]
-    if trained[1] not in n or n[-1] == trained[1]:
-        return None
-    return find_dip(n, values, trained[1])
+    values = {key[1]: float(rows[key][column]) for key in own} | {trained[1]: float(rows[trained][column])}
+    return find_dip(sorted(values), [values[n] for n in sorted(values)], trained[1], floor=floor)

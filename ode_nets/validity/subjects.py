@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +18,7 @@ from ode_nets.integrate import (
     Adaptive,
     FixedStep,
     Problem,
+    Result,
     Solution,
     integrate_adaptive,
     integrate_fixed,
@@ -23,8 +26,13 @@ from ode_nets.integrate import (
     pad,
 )
 from ode_nets.stepping import n_propagating
+from ode_nets.validity.convergence import distance, rounding
+from ode_nets.validity.exchange import TOLERANCES
 
 PyTree = Any
+ENOUGH_STEPS = 4096
+"""Trials that an adaptive solver is given at tolerances below its own, at least: a bound that was enough for training
+says nothing about smaller ones."""
 N_STAGES = 4
 """Stages that solvers are padded to; those with more compile a program of their own."""
 
@@ -39,12 +47,15 @@ class Subject:
       solver: what it was trained with.
       problems: `problems(solver) -> list[Problem]`: the initial value problems that it solves, in their order.
       span: |t1 - t0| of each of them.
+      path: `path(solver) -> outputs`, `[n_steps + 1, batch, ...]`: from the start to the end; `None` where there are
+        none before the end, as of a model of several blocks.
     """
 
     run: Callable[[FixedStep | Adaptive], jax.Array]
     solver: FixedStep | Adaptive
     problems: Callable[[FixedStep], list[Problem]]
     span: float = 1.0
+    path: Callable[[FixedStep], jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +158,39 @@ def of_field(
         return readout(solve(field, *inputs, solver=solver, gradient=Direct(), t0=t0, t1=t1).x)
 
     problem = make_problem(field, x0, theta, t0=t0, t1=t1)
-    return Subject(_by_solver(apply, (x0, theta)), solver, lambda solver: [problem], abs(t1 - t0))
+
+    def path(solver: FixedStep) -> jax.Array:
+        ts: Any = t0 + (t1 - t0) * np.arange(solver.n_steps + 1) / solver.n_steps
+        return jax.jit(lambda: jax.vmap(readout)(integrate_fixed(dataclasses.replace(problem, ts=ts), solver).x))()
+
+    return Subject(_by_solver(apply, (x0, theta)), solver, lambda solver: [problem], abs(t1 - t0), path)
+
+
+def scale_of(subject: Subject, reference: jax.Array, solver: FixedStep) -> float:
+    """The scale that disagreements of outputs are measured on, whatever the origin of their coordinates; above 0.
+
+    Of models the spread of outputs over the batch, the root mean square distance from their mean, or their norm where
+    a batch of one or outputs that are all alike have none. Of bare fields how far outputs get from what they
+    are at the start, on the whole way, as an orbit may come back; or the spread if that is smaller, as the whole batch
+    may just drift; but of a spread below a hundredth of the way an attractor is the reason, and no step a wrong one.
+    And so much, at least, that rounding comes to no more than 0.05, the tolerance of disagreement.
+
+    Args:
+      subject: what is examined.
+      reference: outputs under the most exact solver, or the truth, `[batch, ...]`.
+      solver: the most exact grid. Of a path that ends elsewhere than the reference only the start counts.
+    """
+    spread = distance(reference, jnp.broadcast_to(jnp.mean(reference, 0), reference.shape))
+    least = max(rounding(reference) / TOLERANCES["disagreement"], 1e-30)
+    if subject.path is not None:
+        path = np.asarray(subject.path(solver))
+        way = max(distance(outputs, path[0]) for outputs in path)
+        # Steps that are too large for the field may go anywhere on the way.
+        if not distance(path[-1], reference) <= way / 10:
+            way = distance(reference, path[0])
+        if math.isfinite(way) and way > 0:
+            return max(way if spread == 0 else min(way, max(spread, way / 100)), least)
+    return max(spread if spread > least else distance(reference, jnp.zeros_like(reference)), least)
 
 
 def check_batch(inputs: Any) -> None:
@@ -159,24 +202,42 @@ def check_batch(inputs: Any) -> None:
 
 
 def own_grid(subject: Subject) -> FixedStep:
-    """The fixed grid of the trained solver; of an adaptive one its average.
+    """The fixed grid of the trained solver; of an adaptive one a uniform surrogate.
 
-    An adaptive solver's grid has as many steps as it accepts in the problem where it accepts most.
+    That has as many steps as the adaptive solver accepts in the problem where it accepts most. They do not lie where
+    they are needed, so it is no solver of equal error.
     """
     solver = subject.solver
     if isinstance(solver, FixedStep):
         return solver
-    return FixedStep(solver.tableau, accepted_steps(subject, solver, (1.0,))[0])
+    return FixedStep(solver.tableau, accepted_steps(subject, [solver])[0][0])
 
 
-def accepted_steps(subject: Subject, solver: Adaptive, factors: Sequence[float]) -> list[int]:
-    """Most steps that an adaptive solver accepts in any problem of a subject, at multiples of its tolerances."""
+def accepted_steps(subject: Subject, solvers: Sequence[Adaptive]) -> list[tuple[int, Result]]:
+    """Most steps that each adaptive solver accepts in any problem of a subject, and the worst result code.
+
+    Args:
+      subject: what is examined.
+      solvers: of one scheme, which may differ in their tolerances without compiling again.
+    """
     # Later blocks start from what a fine grid hands on, which is the adaptive solver's state to its tolerance.
     problems = subject.problems(FixedStep("rk4", 16))
 
-    @jax.jit
-    def count(rtol: jax.Array, atol: jax.Array) -> list[jax.Array]:
-        own = dataclasses.replace(solver, rtol=rtol, atol=atol)
-        return [integrate_adaptive(problem, own).n_accepted for problem in problems]
+    @partial(jax.jit, static_argnums=0)
+    def count(static: Adaptive, rtol: jax.Array, atol: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        own = dataclasses.replace(static, rtol=rtol, atol=atol)
+        solutions = [integrate_adaptive(problem, own) for problem in problems]
+        return [(solution.n_accepted, solution.result) for solution in solutions]
 
-    return [max(1, *map(int, count(f * solver.rtol, f * solver.atol))) for f in factors]
+    found = []
+    for solver in solvers:
+        counts = count(dataclasses.replace(solver, rtol=1.0, atol=1.0), solver.rtol, solver.atol)
+        worst = Result(max(int(result) for _, result in counts))
+        found.append((max(1, *(int(n) for n, _ in counts)), worst))
+    return found
+
+
+def smaller_tolerances(solver: Adaptive, factors: Sequence[float]) -> list[Adaptive]:
+    """An adaptive solver at its tolerances times each factor, with room for the steps that smaller ones take."""
+    room = max(solver.max_steps, ENOUGH_STEPS)
+    return [dataclasses.replace(solver, rtol=f * solver.rtol, atol=f * solver.atol, max_steps=room) for f in factors]

@@ -1,5 +1,6 @@
 """Reports on runs: what is printed, drawn and written of any of them."""
 
+import dataclasses
 import io
 import json
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from experiments import is_ode, train
 from experiments.config import Config
+from experiments.configs import digits, digits_euler
 
 SMALL = {"limit": 96, "batch_size": 8, "crop_pad": 1, "flip": False, "widths": (2,), "epochs": 1, "decay_epochs": ()}
 RUNS = {
@@ -32,8 +34,9 @@ def made(verdict, rtol=None):
     row = {"scheme": "rk4", "accuracy": 0.9, "relative_error": 0.0}
     rows = [row | {"n_steps": 4}, row | {"n_steps": 8}, row | {"scheme": "heun_euler", "n_steps": 5, "rtol": 0.1}]
     exchange = {"own": 0.95, "loss": 0.25, "worst": ["rk4", 8], "critical_step": float("nan")}
+    exchange["entropy_ratio"] = 12.0
     crossings = [{"test": "jacobian", "count": 2, "examined": 8}]
-    return record | {"rows": rows, "exchange": exchange, "dip": {"worst": 12.0}, "crossings": crossings}
+    return record | {"rows": rows, "exchange": exchange, "crossings": crossings}
 
 
 def test_a_line_a_network_and_its_sentence():
@@ -70,11 +73,27 @@ def test_runs_are_examined_by_what_they_do(tmp_path, monkeypatch):
     assert {(row["scheme"], row["n_steps"]) for row in euler["rows"]} == {
         (scheme, n) for scheme in ("euler", "midpoint", "rk4") for n in (2, 4, 8)
     }
-    assert (euler["verdict"] == "ode") <= (euler["exchange"]["loss"] <= 0.1)
-    assert (euler["verdict"] == "tied") == (euler["exchange"]["loss"] > 0.1)
+    for report in (euler, node):
+        assert (report["verdict"] == "undecided") or (report["verdict"] == "ode") == report["exchange"]["passed"]
+        assert report["exchange"]["entropy_tolerance"] == 3
     assert [row["rtol"] for row in node["rows"] if "rtol" in row] == pytest.approx([1e-2, 1e-3, 1e-4])
     assert [c["test"] for c in node["crossings"]] == ["jacobian"]
     assert (out / "is_ode.png").exists()
     monkeypatch.setattr("sys.argv", ["is_ode", str(tmp_path / "nothing")])
     with pytest.raises(SystemExit, match="there is no run"):
         is_ode.main()
+
+
+@pytest.mark.slow
+def test_a_network_trained_with_euler_is_tied_and_one_trained_with_rk4_is_an_ode(tmp_path):
+    few, verdicts, ratios = {"widths": (8,), "epochs": 8, "decay_epochs": (6,)}, {}, {}
+    euler = dataclasses.replace(digits_euler.CONFIG, **few)
+    rk4 = dataclasses.replace(digits.CONFIG, **few, refine_epochs=(3, 5))
+    for name, config in {"euler": euler, "rk4": rk4}.items():
+        train.train(config, train.Options(quiet=True), tmp_path / name)
+        record = is_ode.examine(is_ode.Options(runs=(tmp_path,), samples=0), tmp_path / name)
+        assert record["trained"] == {"scheme": name, "n_steps": 4}
+        assert record["exchange"]["own"] > 0.9
+        verdicts[name], ratios[name] = record["verdict"], record["exchange"]["entropy_ratio"]
+    assert verdicts == {"euler": "tied", "rk4": "ode"}
+    assert ratios["euler"] > 3 > ratios["rk4"]

@@ -4,13 +4,15 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from rich.console import Console
 
 from experiments import ott, ott_figures
 from experiments.ott import Options
-from experiments.ott_tasks import TASKS, accuracies
+from experiments.ott_tasks import POWERS, TASKS, accuracies, begin, skips, training, warning
 from experiments.rows import Rows
 from ode_nets import FixedStep, n_parameters
 
@@ -54,8 +56,67 @@ def test_rows_are_judged_over_the_seeds_that_trained():
     assert rows[2]["loss"] == rows[2]["gap"] == pytest.approx(0.08)
     assert ott.critical(rows, "euler") == ott.critical(rows, "euler", "passed_gap") == [8, 16]
     assert ott.critical(rows, "rk4") == [None, 8]
+    # A row where no seed trained has no verdict, and is no sign that finer models are none either.
+    rows[2]["test"]["euler 16"] = [0.4, 0.3]
+    ott.judge(rows, chance=0.5)
+    assert [r["passed"] for r in rows] == [False, False, None, True]
+    rows += [row("euler", 32, 0.9, 0.9)]
+    ott.judge(rows, chance=0.5)
+    assert ott.critical(rows, "euler") == [8, 32]
+    rows += [row("euler", 64, 0.3, 0.3)]
+    ott.judge(rows, chance=0.5)
+    assert ott.critical(rows, "euler") == ott.critical(rows, "euler", "passed_gap") == [8, 32]
     ott.judge(rows, chance=0.99)
-    assert [r["passed"] for r in rows] == [None] * 4
+    assert [r["passed"] for r in rows] == [None] * 6
+    assert ott.critical(rows, "euler") == [None, None]
+
+
+def few(keys):
+    """Three iterations of a landscape's networks, a seed a key: the program, its data and states after them."""
+    task = dataclasses.replace(TASKS["landscape"], batch_size=16)
+    x, y = jax.random.normal(jax.random.key(0), (40, 2)), np.arange(40) % 3
+    step = training(task, "euler", 4, own=False, many=3)
+    return step, x, y, step(jax.jit(begin, static_argnums=0)(task, keys), x, y, 4)
+
+
+def test_seeds_do_not_see_each_other_and_updates_that_are_left_out_are_counted():
+    one, other = jax.random.split(jax.random.key(1))
+    step, x, y, after = few(jnp.stack([one, other, one]))
+    for leaf in jax.tree.leaves(after["params"]):
+        np.testing.assert_allclose(leaf[0], leaf[2], rtol=1e-6)
+        assert not np.allclose(leaf[0], leaf[1])
+    assert skips(after) == [0, 0, 0]
+    # Where no gradient is finite nothing moves, momentum neither, and every update is counted.
+    lost = step(after, jnp.full_like(x, jnp.nan), y, 4)
+    for a, b in zip(*(jax.tree.leaves((s["params"], s["opt"])) for s in (after, lost)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert skips(lost) == [3, 3, 3]
+    assert "WARNING: [3, 3, 3] updates left out" in warning(skips(lost))
+    assert warning([0, 0]) == ""
+
+
+@pytest.mark.slow
+def test_a_row_of_seeds_is_each_seed_by_itself():
+    keys = jax.random.split(jax.random.key(1), 3)
+    together, alone = (few(some)[-1]["params"] for some in (keys, keys[1:2]))
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a[1], b[0], rtol=1e-5, atol=1e-7)
+
+
+def test_grids_are_the_papers_unless_steps_are_given():
+    assert Options("grid", "spheres2").reduced().rk4 == POWERS == tuple(2**k for k in range(9))
+    for name, euler, rk4 in (("landscape", 256, 256), ("mnist", 64, 32), ("cifar10", 64, 16)):
+        task = Options("grid", name).reduced()
+        assert (task.euler[-1], task.rk4[-1]) == (euler, rk4)
+    task = Options("grid", "mnist", euler=(4,), rk4=()).reduced()
+    assert (task.euler, task.rk4) == ((4,), ())
+    parsed = tyro.cli(Options, args=["grid", "mnist", "--euler", "4", "8", "--rk4"])
+    assert (parsed.euler, parsed.rk4) == ((4, 8), ())
+
+
+def test_the_iterations_written_are_those_that_run(tmp_path):
+    rows = Options("grid", "spheres2", iterations=120, out=tmp_path).rows()
+    assert (rows.head["settings"]["iterations"], rows.head["used"]["iterations"]) == (120, 150)
 
 
 def test_rows_are_measured_once_and_kept_apart_from_those_of_other_settings(tmp_path):
@@ -65,10 +126,17 @@ def test_rows_are_measured_once_and_kept_apart_from_those_of_other_settings(tmp_
         calls.append(1)
         return {"said": "well", "seconds": 2.0, "value": 3}, {"a": np.arange(3)}
 
-    for _ in range(2):
-        rows = Rows.open(path, {"settings": {"seeds": 2, "steps": (1, 2)}})
+    for revision in ("a", "b"):
+        at = {"revision": revision, "device": "cpu", "load_average": [1.0]}
+        rows = Rows.open(path, {"settings": {"seeds": 2, "steps": (1, 2)}, "environment": at})
         assert rows.fill("euler 1", measure, Console(quiet=True))["value"] == 3
     assert len(calls) == 1
+    # What a row was measured with stays, whoever goes on with the next.
+    rows.fill("euler 2", measure, Console(quiet=True))
+    rows.write({})
+    kept = json.loads(path.read_text())["rows"]
+    assert {key: row["environment"]["revision"] for key, row in kept.items()} == {"euler 1": "a", "euler 2": "b"}
+    rows.rows.pop("euler 2")
     np.testing.assert_array_equal(rows.arrays["a"], np.arange(3))
     rows.write({"critical": 7})
     found = json.loads(path.read_text())

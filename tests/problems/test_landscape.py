@@ -26,6 +26,20 @@ def test_minima_in_two_dimensions_are_stationary_and_complete():
     np.testing.assert_allclose(4 * found[:, 0] ** 3 - 4 * found[:, 0] + 0.3, 0, atol=1e-8)
 
 
+def test_minima_do_not_depend_on_the_units_of_length_or_height():
+    found = landscape.minima(POTENTIAL)
+    wide = landscape.minima(Polynomial.from_roots((0, 200, 50, -100, -60, 160)))
+    np.testing.assert_allclose(wide, 100 * found, rtol=1e-9)
+    for scale in (1e-9, 1e9):
+        low = Polynomial.from_roots((0.0, 2.0, 0.5, -1.0, -0.6, 1.6), 0.2 * scale)
+        np.testing.assert_allclose(landscape.minima(low), found, rtol=1e-9)
+        flat = Polynomial(tuple(scale * c for c in WELLS.coefficients), WELLS.exponents)
+        np.testing.assert_allclose(landscape.minima(flat), landscape.minima(WELLS), atol=1e-9)
+    far = landscape.minima(Polynomial((1e-10, -1), ((4,), (2,))))
+    np.testing.assert_allclose(far[:, 0], np.array([-1, 1]) * 0.5e10**0.5, rtol=1e-12)
+    np.testing.assert_allclose(landscape.minima(Polynomial((1.0,), ((2,),))), [[0.0]], atol=1e-12)
+
+
 @pytest.mark.usefixtures("x64")
 def test_gradient_and_friction():
     x = jax.random.normal(jax.random.key(0), (5, 2))
@@ -59,6 +73,9 @@ def test_particles_rest_at_the_minimum_of_their_label(potential, n_minima):
         (Polynomial((2,), ((0,),)), "does not confine"),
         (Polynomial((1,), ((2, 0),)), "does not confine"),
         (Polynomial((1,), ((4,),)), "no minimum with"),
+        (Polynomial.from_roots((1, 1, 1, 1)), "no minimum with"),
+        (Polynomial((-1e-10, 1), ((4,), (2,))), "unbounded below"),
+        (Polynomial((1, 1e-12, 1), ((2, 0), (0, 3), (0, 2))), "unbounded below"),
     ],
 )
 def test_potentials_without_an_end_are_named(potential, match):

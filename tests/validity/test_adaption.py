@@ -64,6 +64,22 @@ def test_hysteresis_keeps_the_step_between_calm_and_threshold():
         assert float(controller.update(gap, controller.init(0.2)).value) == pytest.approx(0.2 * factor)
 
 
+def test_each_failure_lowers_the_ceiling_by_the_factor_of_memory_until_the_lowest_value():
+    controller = validity.settled_step_adaption()
+    state = controller.update(0.0, controller.init(0.5))
+    back = controller.update(0.3, state)
+    assert float(back.ceiling) == pytest.approx(0.8 * 0.55)
+    # The step to go back to lies above the new ceiling.
+    assert float(back.value) == pytest.approx(0.44)
+    again = controller.update(0.3, back)
+    assert float(again.ceiling) == pytest.approx(0.8 * 0.44)
+    assert float(again.value) == pytest.approx(0.22)
+    bottom = controller.init(0.0)
+    for _ in range(3):
+        bottom = controller.update(0.3, bottom)
+    assert float(bottom.value) == float(bottom.ceiling) == pytest.approx(1 / 500)
+
+
 def test_works_under_jit_and_vmap_and_for_tolerances():
     controller = validity.tolerance_adaption()
     states = jax.vmap(controller.init)(jnp.array([1e-6, 1e-5]))
@@ -80,7 +96,8 @@ def test_steps_of_are_the_fewest_of_at_most_h():
 def test_first_step_is_hairers():
     problem = make_problem(lambda t, x, k: k * x, jnp.array([1.0]), -5.0)
     h = validity.first_step(problem, "euler", 1e-3)
-    # d0 = 1 / 1.001e-3 * 1e-3... : scale = atol + rtol |x| = 2e-3, d1 = 5 d0, h0 = 0.01 / 5, d2 = 25 / 2e-3.
+    # scale = atol + rtol |x| = 2e-3, d0 = 1 / scale, d1 = 5 / scale, h0 = 0.01 d0 / d1 = 0.002, d2 = 25 / scale; the
+    # step is the smaller of 100 h0 and (0.01 / max(d1, d2))^(1 / 2).
     d2 = 25 / 2e-3
     np.testing.assert_allclose(h, min(100 * 0.002, (0.01 / d2) ** 0.5), rtol=1e-6)
 

@@ -36,6 +36,17 @@ def test_dip_at_the_training_step():
     assert validity.find_dip((10, 20), (0.01, math.nan), trained=10).detected
 
 
+def test_a_dip_into_rounding_is_none():
+    assert validity.find_dip((5, 10, 20), (1e-3, 0.0, 2e-7), trained=10).detected
+    dip = validity.find_dip((5, 10, 20), (1e-3, 0.0, 2e-7), trained=10, floor=1e-6)
+    assert (dip.detected, dip.error, dip.worst) == (False, 0.0, 1.0)
+    assert not validity.find_dip((10, 20), (0.0, 0.0), trained=10).detected
+    assert validity.find_dip((10, 20), (0.0, math.nan), trained=10, floor=1e-6).detected
+    out = jnp.full((3, 4), 2.0)
+    assert validity.rounding(out) == pytest.approx(64 * 2.0**-23 * 4)
+    assert validity.rounding(out, np.full((3, 4), np.inf)) == validity.rounding(out)
+
+
 @pytest.mark.usefixtures("x64")
 def test_numerical_pendulum_converges_with_the_orders():
     x0 = jnp.array([[pendulum.START, 0.0]])

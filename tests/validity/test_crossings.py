@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ode_nets import BasisExpansion, FixedStep, PiecewiseConstant, make_problem, validity
+from ode_nets.problems import pendulum
 
 
 def test_orientation_is_exact_where_rounding_is_not():
@@ -93,6 +94,44 @@ def test_euler_crosses_where_its_step_is_too_large_and_nowhere_else():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("n_steps", [10, 40])
+def test_polygons_that_share_an_orbit_do_not_cross(n_steps):
+    start = pendulum.solution(jnp.arange(8) / 8 * pendulum.period())
+    problem, solver = make_problem(pendulum.field, start, pendulum.GRAVITY), FixedStep("rk4", n_steps)
+    assert validity.crossings(problem, solver).count == 0
+    # As bare polygons they do, and the more the finer the steps are.
+    assert validity.segment_crossings(validity.trajectories(problem, solver, 8)[0]).count > 50 * n_steps
+
+
+@pytest.mark.usefixtures("x64")
+def test_chord_heights_are_those_of_the_curve_and_none_of_large_steps():
+    angle = np.linspace(0, 1, 9)
+    circle = 3 * np.stack([np.cos(angle), np.sin(angle)], -1)[None]
+    np.testing.assert_allclose(validity.chord_heights(circle), 3 * (1 - np.cos(1 / 16)), rtol=2e-3)
+    zigzag = np.array([[[0, 0], [1, 0], [0, 0.1], [1, 0.2], [1, 0.2], [np.nan, 0]]])
+    assert (validity.chord_heights(zigzag) == 0).all()
+    assert validity.chord_heights(np.zeros((2, 2, 2))).shape == (2, 1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_crossings_of_large_steps_stay_and_those_of_fine_ones_go():
+    # A stable spiral, which Euler turns outwards and across itself where its step is large, and not where it is fine.
+    field = lambda t, x, k: k * jnp.stack([-x[..., 1] - 0.3 * x[..., 0], x[..., 0] - 0.3 * x[..., 1]], -1)
+    problem = make_problem(field, jax.random.normal(jax.random.key(3), (24, 2)), 12.0)
+    counts = [validity.crossings(problem, FixedStep("euler", n)).count for n in (8, 16, 64)]
+    assert min(counts[:2]) > 100
+    assert counts[2] == 0
+    polygons = validity.trajectories(problem, FixedStep("euler", 8))[0]
+    assert validity.segment_crossings(polygons).count == counts[0]
+
+
+def test_runaway_polygons_have_no_sides():
+    far = np.array([[[1e200, 0], [-1e200, 3]], [[0, -1e200], [3, 1e200]], [[0, 0], [np.inf, 1]]])
+    assert validity.segment_crossings(far).count == 1
+    assert validity.segment_crossings(far, margin=np.zeros((3, 1))).members.tolist() == [[0, 0, 1, 0]]
+
+
+@pytest.mark.usefixtures("x64")
 def test_folds_are_negative_determinants_in_any_dimension():
     slopes = jnp.array([1.0, 0.5, 3.0])
     problem = make_problem(lambda t, x, k: -k * x, jnp.ones((2, 3)), slopes)
@@ -104,11 +143,24 @@ def test_folds_are_negative_determinants_in_any_dimension():
     assert validity.folds(problem, FixedStep("rk4", 2)).count == 0
 
 
+def test_folds_leave_out_what_costs_too_much_and_what_is_not_finite():
+    large = validity.crossings(make_problem(lambda t, x, k: k * x, jnp.ones((1, 50, 50)), 1.0), FixedStep("euler", 2))
+    assert (large.test, large.count, large.examined) == ("jacobian", 0, 0)
+    assert "states of 2500 numbers" in large.reason
+    gone = make_problem(lambda t, x, k: k * x**9, jnp.full((1, 3), 9.0), 1e9)
+    found = validity.folds(gone, FixedStep("euler", 8))
+    assert (found.count, found.reason) == (0, "")
+    assert found.examined < 8
+
+
 @pytest.mark.usefixtures("x64")
 def test_time_dependent_weights_are_read_on_their_grid():
     weights = BasisExpansion(PiecewiseConstant(2), jnp.array([0.0, 3.0]))
     problem = make_problem(lambda t, x, k: -k * x, jnp.array([[1.0, 2.0], [2.0, 1.0]]), weights)
     assert not validity.is_autonomous(problem)
+    # Slopes that come back at all quarters of the time.
+    hidden = make_problem(lambda t, x, k: k * jnp.round(jnp.sin(8 * jnp.pi * t), 3) * x, jnp.ones((2, 2)), 1.0)
+    assert not validity.is_autonomous(hidden)
     found = validity.crossings(problem, FixedStep("euler", 2))
     # The second interval's double factor of 1 - 3/2 keeps the determinant positive at a whole step, not at half.
     assert found.test == "jacobian"
@@ -121,6 +173,8 @@ def test_time_dependent_weights_are_read_on_their_grid():
 def test_bad_shapes_are_named():
     with pytest.raises(ValueError, match="states have shape"):
         validity.segment_crossings(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="margin has shape"):
+        validity.segment_crossings(np.zeros((2, 3, 2)), margin=np.zeros(2))
     with pytest.raises(ValueError, match="states have shape"):
         validity.order_changes(np.zeros((2, 3)), np.zeros(2))
     assert jax.config.jax_enable_x64 is False

@@ -36,6 +36,77 @@ def test_exchange_of_errors_takes_ratios_and_ignores_how_far_they_fall():
     assert (found.passed, found.loss) == (False, pytest.approx(1000))
 
 
+EULER_DIGITS = """euler 3 0.9136 0.3444, euler 4 0.9861 0.0505, euler 5 0.9861 0.0713, euler 6 0.9721 0.1149,
+euler 8 0.9805 0.0517, euler 11 0.9582 0.1091, midpoint 4 0.9721 0.0832, midpoint 6 0.9387 0.2634, midpoint 11 0.9777
+0.0487, rk4 4 0.9610 0.1118, rk4 6 0.9248 0.3382, rk4 8 0.9638 0.1134, rk4 11 0.9777 0.0652"""
+"""A ContinuousNet trained on digits with four Euler steps: scheme, steps, accuracy, cross-entropy."""
+RK4_DIGITS = "rk4 2 0.9805 0.0437, rk4 4 0.9861 0.0420, rk4 6 0.9861 0.0422, rk4 8 0.9861 0.0420, rk4 11 0.9833 0.0408"
+
+
+def measured(table):
+    rows = [entry.split() for entry in table.split(",")]
+    keys = [(scheme, int(n)) for scheme, n, *_ in rows]
+    return dict(zip(keys, [float(row[2]) for row in rows], strict=True)), dict(
+        zip(keys, [float(row[3]) for row in rows], strict=True)
+    )
+
+
+def test_a_cross_entropy_that_explodes_is_tied_where_accuracy_hardly_falls():
+    accuracies, losses = measured(EULER_DIGITS)
+    trained, own = ("euler", 4), 0.9861
+    plain = validity.exchange(accuracies, trained, own, measure="accuracy")
+    assert plain.passed
+    assert (plain.worst, plain.entropy_ratio) == (("rk4", 6), None)
+    found = validity.exchange(accuracies, trained, own, measure="accuracy", entropies=losses)
+    assert not found.passed
+    assert found.loss == plain.loss == pytest.approx(0.0613)
+    assert found.entropy_ratio == pytest.approx(0.3382 / 0.0505)
+    verdict, sentence = validity.judge(found, trained)
+    assert verdict == "tied"
+    for part in ("6.1 points of accuracy", "multiplies the cross-entropy by 6.7"):
+        assert part in sentence
+    accuracies, losses = measured(RK4_DIGITS)
+    found = validity.exchange(accuracies, ("rk4", 4), own, measure="accuracy", entropies=losses)
+    assert found.entropy_ratio == pytest.approx(1.0, abs=0.01)
+    assert validity.judge(found, ("rk4", 4))[0] == "ode"
+
+
+def test_cross_entropies_of_over_confident_networks_are_no_measure():
+    accuracies = dict.fromkeys([("rk4", n) for n in (2, 4, 8)], 1.0)
+    sure = {("rk4", 2): 1e-6, ("rk4", 4): 1e-4, ("rk4", 8): 0.02}
+    options = {"measure": "accuracy", "entropies": sure}
+    assert validity.exchange(accuracies, ("rk4", 2), 1.0, **options).passed
+    assert not validity.exchange(accuracies, ("rk4", 2), 1.0, **options, entropy_floor=1e-3).passed
+    assert not validity.exchange(
+        accuracies, ("rk4", 2), 1.0, **options | {"entropies": sure | {("rk4", 8): 0.2}}
+    ).passed
+    with pytest.raises(ValueError, match="among them"):
+        validity.exchange(accuracies, ("rk4", 2), 1.0, measure="accuracy", entropies={("rk4", 4): 1.0})
+
+
+def test_a_network_at_chance_has_nothing_to_lose():
+    accuracies = {("rk4", n): 0.3 - 0.2 * (n == 8) for n in (4, 8, 16)}
+    found = validity.exchange(accuracies, ("rk4", 4), 0.3, measure="accuracy")
+    assert validity.judge(found, ("rk4", 4))[0] == "tied"
+    verdict, sentence = validity.judge(found, ("rk4", 4), least=0.35)
+    assert verdict == "undecided"
+    assert "not trained; an accuracy of 30.0 % is not above chance by a margin (35.0 %)" in sentence
+
+
+def test_a_gain_under_finer_steps_is_no_loss_but_lowers_the_critical_step():
+    gains = {("euler", n): 0.7 + 0.25 * (n >= 8) for n in (2, 4, 8, 16)}
+    found = validity.exchange(gains, ("euler", 4), 0.7, measure="accuracy")
+    assert (found.passed, found.critical_step) == (True, 1 / 8)
+    assert "its own, 0.25, is larger" in validity.judge(found, ("euler", 4))[1]
+
+
+def test_errors_below_rounding_tie_nobody():
+    falling = {("rk4", n): error for n, error in ((2, 1e-3), (4, 0.0), (8, 1e-6), (16, 2e-7))}
+    assert not validity.exchange(falling, ("rk4", 4), 0.0, measure="error").passed
+    found = validity.exchange(falling, ("rk4", 4), 0.0, measure="error", floor=1e-5)
+    assert (found.passed, found.loss, found.critical_step) == (True, 1.0, 1 / 4)
+
+
 def test_critical_training_step_lies_between_the_finest_failure_and_what_follows():
     passed = {1: False, 2: True, 4: False, 8: True, 16: True}
     assert validity.critical_training_step(passed) == (1 / 8, 1 / 4)
@@ -60,6 +131,67 @@ def test_a_bare_field_that_euler_was_fitted_with_is_tied_and_its_flow_is_not():
     assert flow.convergence.slopes["rk4"].order == pytest.approx(4, abs=0.3)
     # Without a truth the trained outputs are compared with the flow's.
     assert validity.examine(validity.of_field(linear, fit, x0, FixedStep("euler", 1))).verdict == "tied"
+
+
+def test_exact_models_are_odes_down_to_the_rounding_of_float32():
+    x0 = jnp.array([[1.0], [0.5]])
+    subject = validity.of_field(lambda t, x, k: k * jnp.ones_like(x), 1.0, x0, FixedStep("euler", 10))
+    report = validity.examine(subject, truth=x0 + 1, factors=(1, 2, 4, 8), n_samples=0)
+    assert report.verdict == "ode"
+    assert not report.dip.detected
+    plane, turn = (
+        jnp.array([[1.0, 0.0], [0.3, 0.7]]),
+        np.array([[math.cos(2), math.sin(2)], [-math.sin(2), math.cos(2)]]),
+    )
+    oscillate = lambda t, x, k: k * jnp.stack([x[..., 1], -x[..., 0]], -1)
+    subject = validity.of_field(oscillate, 2.0, plane, FixedStep("rk4", 96))
+    truth = jnp.asarray(np.asarray(plane) @ turn.T)
+    assert validity.examine(subject, truth=truth, schemes=(), n_samples=0).verdict == "ode"
+
+
+def test_verdicts_do_not_depend_on_the_origin_nor_on_whether_an_orbit_returns():
+    fit, around = math.expm1(-2), lambda t, x, k: k[0] * (x - k[1])
+    for c in (0.0, 100.0):
+        subject = validity.of_field(around, (fit, c), jnp.array([[1.0], [0.5]]) + c, FixedStep("euler", 1))
+        assert validity.examine(subject, n_samples=0).verdict == "tied"
+    # One sample has no spread, and a whole turn ends where it began.
+    one = validity.of_field(around, (fit, 100.0), jnp.array([[101.0]]), FixedStep("euler", 1))
+    assert validity.examine(one, n_samples=0).verdict == "tied"
+    oscillate = lambda t, x, k: k * jnp.stack([x[..., 1], -x[..., 0]], -1)
+    turn = validity.of_field(oscillate, 2 * math.pi, jnp.array([[1.0, 0.0]]), FixedStep("rk4", 16))
+    assert validity.examine(turn, n_samples=0).verdict == "ode"
+    # An attractor leaves no spread to speak of, and Euler is right to a millionth of the way.
+    merge = validity.of_field(around, (-20.0, 1.0), jnp.array([[0.0], [3.0]]), FixedStep("euler", 32))
+    assert validity.examine(merge, n_samples=0).verdict == "ode"
+
+
+def test_equal_steps_are_no_match_for_an_adaptive_solver():
+    # A transient of length 0.005, which as many equal steps as the solver accepts pass over.
+    x0, transient = jnp.array([[1.0], [0.5]]), lambda t, x, k: -k * x / (t + 0.005)
+    subject = validity.of_field(transient, 2.0, x0, Adaptive("heun_euler", rtol=1e-3, atol=1e-3))
+    report = validity.examine(subject, truth=x0 * (0.005 / 1.005) ** 2, factors=(1, 2, 8), n_samples=0)
+    assert report.verdict == "ode"
+    assert "at rtol = 0.001 and below" in report.sentence
+    grid = {(row["scheme"], row["n_steps"]): row["error"] for row in report.rows if "rtol" not in row}
+    assert grid["midpoint", report.trained[1]] > 100 * next(row["error"] for row in report.rows if "rtol" in row)
+    assert report.exchange.worst[:2] != ("midpoint", report.trained[1])
+
+
+@pytest.mark.usefixtures("x64")
+def test_running_out_of_steps_is_no_verdict_on_the_model():
+    x0, oscillate = jnp.array([[1.0, 0.0], [0.3, 0.7]]), lambda t, x, k: k * jnp.stack([x[..., 1], -x[..., 0]], -1)
+    turn = np.array([[math.cos(6), math.sin(6)], [-math.sin(6), math.cos(6)]])
+    truth, few = jnp.asarray(np.asarray(x0) @ turn.T), Adaptive("heun_euler", rtol=1e-2, atol=1e-2, max_steps=32)
+    report = validity.examine(
+        validity.of_field(oscillate, 6.0, x0, few), truth=truth, schemes=("rk4",), factors=(1, 2), n_samples=0
+    )
+    assert report.verdict == "ode"
+    assert [row["result"] for row in report.rows if "rtol" in row] == ["SUCCESS"] * 3
+    # Ten thousand steps are more than any smaller tolerance is given.
+    subject = validity.of_field(oscillate, 6.0, x0, Adaptive("heun_euler", rtol=1e-6, atol=1e-6))
+    report = validity.examine(subject, schemes=("rk4",), factors=(1,), n_samples=0)
+    assert report.verdict == "undecided"
+    assert "the solver failed at all smaller tolerances (MAX_STEPS at rtol 1e-07" in report.sentence
 
 
 @pytest.mark.usefixtures("x64")
@@ -96,18 +228,23 @@ def test_a_flow_that_ends_nowhere_is_tied_to_the_solver_that_misses_it():
 
 def test_a_model_is_examined_block_by_block():
     net = ContinuousNet(n_classes=3, widths=(2,), basis=PiecewiseConstant(2), solver=FixedStep("midpoint", 2))
-    images = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
+    images = jax.random.normal(jax.random.key(0), (12, 4, 4, 1))
     variables = jax.jit(net.init)(jax.random.key(1), images)
     subject = validity.of_model(net, variables, images)
     np.testing.assert_allclose(subject.run(net.solver), jax.jit(net.apply)(variables, images), atol=1e-6)
-    labels = jnp.argmax(subject.run(net.solver), -1)
-    report = validity.examine(subject, labels=labels, schemes=("midpoint",), factors=(0.5, 1, 2, 4), n_samples=8)
-    # With skip_init an untrained net does nothing, whatever its solver.
-    assert report.verdict == "ode"
+    labels, few = jnp.arange(12) % 3, {"schemes": ("midpoint",), "factors": (0.5, 1, 2, 4)}
+    report = validity.examine(subject, labels=labels, n_samples=8, **few)
+    # With skip_init an untrained net does nothing, whatever its solver, and has no accuracy to lose.
+    assert report.verdict == "undecided"
+    assert "not trained" in report.sentence
+    assert validity.judge(report.exchange, report.trained)[0] == "ode"
+    assert report.exchange.entropy_ratio == pytest.approx(1)
     assert [c.test for c in report.crossings] == ["jacobian"]
-    assert all(row["accuracy"] == 1 for row in report.rows)
+    assert len({row["accuracy"] for row in report.rows}) == 1
     with pytest.raises(ValueError, match="labels has shape"):
         validity.examine(subject, labels=jnp.zeros(4, int))
+    with pytest.raises(ValueError, match="labels from 0 to 3"):
+        validity.examine(subject, labels=jnp.arange(12) % 4)
     with pytest.raises(ValueError, match="both given"):
         validity.examine(subject, labels=labels, truth=images)
 
