@@ -10,6 +10,8 @@ import tomllib
 import types
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -62,7 +64,11 @@ def test_public_names_are_documented():
 
 @pytest.mark.parametrize("index", range(len(blocks("python"))))
 def test_readme_examples_run(index):
-    exec(compile(blocks("python")[index], f"README.md, python block {index}", "exec"), {})
+    names: dict = {}
+    exec(compile(blocks("python")[index], f"README.md, python block {index}", "exec"), names)
+    computed = [value for value in names.values() if isinstance(value, jax.Array) and value.dtype == "float32"]
+    assert computed
+    assert all(jnp.isfinite(value).all() for value in computed)
 
 
 def test_readme_commands_name_modules_that_exist():
