@@ -3,6 +3,10 @@
     python -m experiments.train node18_small
     python -m experiments.node18_swap runs/node18_small
     python -m experiments.linear_classifier node18_small
+
+57.3 % of the 10,000 test images, after 12 epochs on 4,900 images (stopped by SIGTERM in the fourth and resumed); the
+linear classifier of the pixels has 37.4 %. An epoch takes about 110 s on two cores that others use too, so all of it
+22 minutes.
 """
 
 from experiments.config import Config
