@@ -122,13 +122,16 @@ def dataset_of(config: Config) -> data.Dataset:
     )
 
 
-def make_batches(dataset: data.Dataset, split: str) -> tuple[Batches, int]:
+def make_batches(dataset: data.Dataset, split: str, most: int | None = None) -> tuple[Batches, int]:
     """Batches of a split as `manifest.run_swap` takes them, scaled and of one shape; the number of images.
+
+    Args:
+      dataset, split: which images; most: the first so many alone.
 
     Raises:
       RunError: if the split holds no images.
     """
-    images, labels = getattr(dataset, f"x_{split}"), getattr(dataset, f"y_{split}")
+    images, labels = getattr(dataset, f"x_{split}")[:most], getattr(dataset, f"y_{split}")[:most]
     if not len(images):
         raise RunError(f"the run has no {split} images: it was trained with validation_fraction=0")
     n_batches = -(-len(images) // MAX_BATCH_SIZE)

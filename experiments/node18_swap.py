@@ -1,7 +1,7 @@
 """Evaluate one trained NODE18 under fixed and adaptive solvers of every order (ACA Tables 2, 6 and 7).
 
     python -m experiments.node18_swap runs/node18_cifar10
-    python -m experiments.node18_swap runs/node18_small --stepsizes 1 0.5 --tolerances 1e-1 1e-2
+    python -m experiments.node18_swap runs/node18_small --images 1000
 
 Prints the increase of the test error over the solver that the run was trained with, in percentage points and in the
 paper's layout, with the paper's figures beside: those of Table 7 for a network trained with an adaptive solver, those
@@ -74,6 +74,8 @@ class Options:
     """Which of its checkpoints."""
     split: Literal["test", "validation"] = "test"
     """Images to evaluate on."""
+    images: int | None = None
+    """The first so many of them alone; all of them by default."""
     stepsizes: tuple[float, ...] = STEPSIZES
     """Of the fixed solvers; 1 / stepsize must be an integer."""
     tolerances: tuple[float, ...] = TOLERANCES
@@ -82,6 +84,8 @@ class Options:
     def __post_init__(self) -> None:
         if not all(0 < h <= 1 and abs(1 / h - round(1 / h)) < 1e-6 for h in self.stepsizes):
             raise ValueError(f"stepsizes={self.stepsizes}: expected numbers that divide 1")
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"images={self.images}: expected at least 1")
         if not self.tolerances or min(self.tolerances) <= 0:
             raise ValueError(f"tolerances={self.tolerances}: expected one or more above 0")
 
@@ -143,7 +147,7 @@ def swap(options: Options) -> dict[str, Any]:
     config, net, variables, notes = load_run(options.run_dir, options.checkpoint)
     if not isinstance(net, NODE18):
         raise RunError(f"the run in {options.run_dir} trained a {type(net).__name__}: expected a NODE18")
-    batches, n_images = make_batches(dataset_of(config), options.split)
+    batches, n_images = make_batches(dataset_of(config), options.split, options.images)
 
     # All fixed solvers are one program, every embedded pair is one more.
     grid = [(scheme, round(1 / h)) for scheme in FIXED.values() for h in options.stepsizes]

@@ -72,7 +72,11 @@ def test_the_tables_of_the_paper_have_the_trained_solver_where_the_error_does_no
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"stepsizes": (0.3,)}, r"stepsizes=\(0.3,\)"), ({"tolerances": ()}, r"tolerances=\(\)")],
+    [
+        ({"stepsizes": (0.3,)}, r"stepsizes=\(0.3,\)"),
+        ({"tolerances": ()}, r"tolerances=\(\)"),
+        ({"images": 0}, "images=0"),
+    ],
 )
 def test_solvers_out_of_range_are_refused(changes, says, tmp_path):
     with pytest.raises(ValueError, match=says):
