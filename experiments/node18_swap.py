@@ -237,7 +237,7 @@ def print_table_2(record: dict[str, Any], console: Console) -> None:
 
 def main() -> None:
     """The command line."""
-    console = Console(highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     try:
         options = tyro.cli(Options, prog="python -m experiments.node18_swap", description=__doc__)
         print_tables(swap(options), console)
