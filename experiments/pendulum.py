@@ -12,7 +12,7 @@ in float64.
 Prints the errors, the fitted slopes, the dips and the verdicts of `ode_nets.validity`, and writes pendulum.json,
 trajectories.png (Fig. 3) and convergence.png (Fig. 4) into --out.
 
-Three and a half minutes on two cores that others used too. Slopes 1.009, 1.948 and 3.938. At half of its training
+73 s on two cores. Slopes 1.009, 1.948 and 3.938. At half of its training
 step ODE-Net(Euler) is 170 times worse (94 to 1400 over the seeds), Midpoint 1.1 (0.54 to 1.6), RK4 1.0. In RK4 at
 its own step ODE-Net(Euler) is 340 times worse, Midpoint 1.1 (0.9 to 1.8); RK4 in Midpoint 1.1 (0.8 to 3.1). All five
 of ODE-Net(Euler) are called tied to their solver, all of the others an ODE; no trajectories cross.
