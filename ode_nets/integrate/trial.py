@@ -77,7 +77,11 @@ def reuses_last(problem: Problem, tableau: Tableau) -> bool:
 
 
 def begin(problem: Problem, solver: Adaptive) -> Trial:
-    """The state before the first trial."""
+    """The state before the first trial, its step chosen by `solver.first_step` or by Hairer's rule.
+
+    Its result is `NON_FINITE` for a step or a span that is not finite, `UNSORTED_TIMES` for asked times out of order.
+    Cost: two evaluations with Hairer's rule; with a first step given, one where its slope is handed on, or none.
+    """
     t0, span = jnp.asarray(problem.t0), jnp.asarray(problem.t1 - problem.t0)
     sign = jnp.sign(span)
     evaluate = evaluator(problem, solver.tableau, sign)
@@ -114,7 +118,13 @@ def begin(problem: Problem, solver: Adaptive) -> Trial:
 
 
 def is_running(trial: Trial, solver: Adaptive, n_stops: int) -> jax.Array:
-    """Whether another trial is due."""
+    """Whether another trial is due, a bool scalar: stops are left, nothing has failed, and trials are left.
+
+    Args:
+      trial: the state between two trials.
+      solver: for its `max_steps`.
+      n_stops: times to land on, t1 included.
+    """
     tried = trial.n_accepted + trial.n_rejected
     return (trial.stop < n_stops) & (trial.result == Result.SUCCESS) & (tried < solver.max_steps)
 

@@ -52,7 +52,7 @@ class Motion(NamedTuple):
 
 
 class RecorderState(NamedTuple):
-    """The state of a `Recorder`."""
+    """The state of a `Recorder`: that of the controller that it stands before, and what it has recorded so far."""
 
     controller: PyTree
     record: Record

@@ -50,7 +50,7 @@ class Scheme(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """All arrays that a solve depends on."""
+    """All arrays that a solve depends on, and that its gradient is taken with respect to."""
 
     y0: PyTree
     args: PyTree
@@ -73,7 +73,7 @@ class Rows(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """What accumulates on the way back."""
+    """What accumulates on the way back: the cotangent of the state at the current step, and of the inputs."""
 
     y: PyTree
     inputs: Inputs
@@ -81,7 +81,7 @@ class Cotangents(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the forward pass keeps."""
+    """What the forward pass keeps for the backward one: the steps, the state at the end, what was saved and reported."""
 
     record: Record
     y: PyTree
