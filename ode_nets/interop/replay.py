@@ -81,7 +81,7 @@ class Cotangents(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the forward pass keeps for the backward one: the steps, the state at the end, what was saved and reported."""
+    """What the forward pass keeps for the backward one: steps, the state at the end, what was saved and reported."""
 
     record: Record
     y: PyTree

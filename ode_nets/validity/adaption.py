@@ -29,7 +29,7 @@ PyTree = Any
 
 
 class AdaptionState(NamedTuple):
-    """Where a controller stands; scalars."""
+    """Where a controller stands between two updates: scalars, floating-point steps or tolerances and int32 counts."""
 
     value: jax.Array
     """Step size h, or tolerance, to train with."""
