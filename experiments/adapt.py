@@ -2,8 +2,9 @@
 
 The step count and the tolerance are arrays, so no change of them compiles anything: fixed steps are taken by a
 `TracedStep`, and `Adaptive` takes traced tolerances as it is. Measured (`benchmarks.traced_steps`), the one traced
-program is as fast as a program of its own for each number of steps, whose compilations it saves. The check every 50 steps is a branch of the compiled
-training step; it reads the batch that was just trained on, with running batch statistics.
+program is as fast as a program of its own for each number of steps, whose compilations it saves. The check every 50
+steps is a branch of the compiled training step; it reads the batch that was just trained on, with running batch
+statistics.
 """
 
 from __future__ import annotations
