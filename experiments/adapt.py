@@ -77,7 +77,8 @@ def checked(
         hits = []
         for solver in (_solver(net.solver, state.value, 4096), _finer(config, net.solver, state.value)):
             logits = net.clone(solver=solver).apply(variables, x)
-            hits.append(jnp.mean(jnp.where(jnp.isfinite(logits).all(-1), jnp.argmax(logits, -1) == y, False)))
+            # A solve that failed makes the gap NaN, which counts as too large.
+            hits.append(jnp.where(jnp.isfinite(logits).all(), jnp.mean(jnp.argmax(logits, -1) == y), jnp.nan))
         return hits[0] - hits[1]
 
     def judge(state: validity.AdaptionState) -> validity.AdaptionState:

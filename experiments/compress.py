@@ -178,6 +178,14 @@ def choose(rows: list[Row], options: Options) -> Row:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def compressed(config: Config, chosen: Row) -> Config:
+    """The setting of the network that was chosen; its kernels evolve on the grid that they were trained on."""
+    changes: dict[str, Any] = {name: chosen[name] for name in ("basis", "n_basis", "scheme", "n_steps")}
+    if config.evolution != "none":
+        changes["evolution_steps"] = config.evolution_steps or config.n_steps
+    return dataclasses.replace(config, refine_epochs=(), **changes)
+
+
 def save(
     out: Path,
     parent: Path,
@@ -188,11 +196,8 @@ def save(
     overwrite: bool,
 ) -> None:
     """Write the compressed network as a run: checkpoint and manifest.json."""
-    smaller = dataclasses.replace(
-        config, refine_epochs=(), **{name: chosen[name] for name in ("basis", "n_basis", "scheme", "n_steps")}
-    )
     record = read_manifest(parent) or {}
-    run = Run.start(out, smaller, resume=False, overwrite=overwrite)
+    run = Run.start(out, compressed(config, chosen), resume=False, overwrite=overwrite)
     try:
         run.save("latest", notes["step"], variables, {"level": 0, "best": chosen["accuracy"], "seconds": 0.0})
         run.update(

@@ -156,6 +156,7 @@ class Config:
         if self.adapt != "none":
             by_tolerance = self.adapt == "tolerance"
             check("adapt", "tolerance beside rtol, and only there", by_tolerance == (self.rtol is not None))
+            check("atol", f"None for adapt={self.adapt!r}, which moves it with rtol", self.atol in (None, self.rtol))
             check("adapt_max_steps", "at most 2000", self.adapt_max_steps <= 2000)
             check("refine_epochs", f"none for adapt={self.adapt!r}", not self.refine_epochs)
             solved = self.architecture in ("continuous_net", "node18")

@@ -51,7 +51,7 @@ class Options:
     """Runge-Kutta schemes to exchange for the trained one."""
     factors: tuple[float, ...] = validity.FACTORS
     """Step counts, in units of the trained one."""
-    samples: int = 8
+    samples: int = 32
     """Images whose trajectories are searched for crossings, an eighth of them beyond two dimensions; 0 for none."""
     out: Path = Path("results/is_ode")
     """Folder of the results."""
@@ -133,6 +133,15 @@ def print_table(records: list[Record], console: Console) -> None:
         console.print(f"[bold]{Path(record['run']).name}[/]: {record['sentence']}", soft_wrap=True)
 
 
+def finite(tree: Any) -> Any:
+    """The same with `None` for numbers that JSON has not: NaN and infinity."""
+    if isinstance(tree, dict):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
 def draw(records: list[Record]) -> Figure:
     """Accuracy (top) and distance from the finest manifestation's outputs (bottom), a column a run."""
     from matplotlib.figure import Figure
@@ -176,10 +185,13 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     settings = {"images": options.images, "schemes": options.schemes, "factors": options.factors}
     settings |= {"samples": options.samples}
-    write_json(options.out / "is_ode.json", {"settings": settings, "environment": environment(), "reports": records})
+    found = {"settings": settings, "environment": environment(), "reports": finite(records)}
+    write_json(options.out / "is_ode.json", found)
+    written = f"{options.out}/is_ode.json"
     if any(record["rows"] for record in records):
         draw([record for record in records if record["rows"]]).savefig(options.out / "is_ode.png", dpi=110)
-    console.print(f"{time.perf_counter() - began:.0f} s; written: {options.out}/is_ode.json, is_ode.png")
+        written += ", is_ode.png"
+    console.print(f"{time.perf_counter() - began:.0f} s; written: {written}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 
 from ode_nets.gradients import Direct
 from ode_nets.integrate import FixedStep, pad
+from ode_nets.nn.evolving import EVOLVED
 from ode_nets.stepping import n_propagating
 from ode_nets.weights import (
     Basis,
@@ -46,7 +47,9 @@ def map_coefficients(tree: PyTree, function: Callable[[PyTree], PyTree]) -> PyTr
     """
 
     def leaf(path: tuple[Any, ...], value: Any) -> Any:
-        return function(value) if any(getattr(key, "key", None) == COEFFICIENTS for key in path) else value
+        names = [getattr(key, "key", None) for key in path]
+        # The parameters of a q may have any names of their own.
+        return function(value) if COEFFICIENTS in names and EVOLVED not in names else value
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from ode_nets.fields import ResidualUnit
 from ode_nets.gradients import Checkpointed, GradientMethod
 from ode_nets.integrate import FixedStep
+from ode_nets.nn.evolving import EVOLVED
 from ode_nets.nn.layers import ConvNorm, check_images, fold
 from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.weights import (
     RDA,
     Basis,
     Evolution,
+    Evolved,
     FlowStep,
     PiecewiseConstant,
     Still,
@@ -188,17 +190,26 @@ def regularization(params: PyTree, w0: float = 0.0, p: float = 0.0) -> jax.Array
         R(w_0, p) = w0 / 2 |w_0|^2 + p / 2 |p|^2             (ANODEV2 eq. 3, 5a: R is left open there)
 
     Args:
-      params: `variables["params"]` of any network with evolved weights.
+      params: `variables["params"]` of any network with evolved weights, or a pytree with weight functions
+        `Evolved` in it.
       w0, p: weights of the two terms, at least 0.
 
     Returns:
       A scalar to add to the loss; 0 where nothing evolves.
+
+    Raises:
+      ValueError: for a weight below 0.
     """
+    for name, factor in (("w0", w0), ("p", p)):
+        if not isinstance(factor, jax.Array) and not factor >= 0:
+            raise ValueError(f"{name}={factor}: expected at least 0")
     total, factors = jnp.zeros(()), {"w0": w0, "p": p}
+    named = lambda tree: {EVOLVED: {"w0": tree.w0, "p": tree.p}} if isinstance(tree, Evolved) else tree
+    params = jax.tree.map(named, params, is_leaf=lambda tree: isinstance(tree, Evolved))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [str(getattr(key, "key", "")) for key in path]
-        if "evolved" in names:
-            total = total + factors[names[names.index("evolved") + 1]] / 2 * jnp.sum(jnp.square(leaf))
+        if EVOLVED in names:
+            total = total + factors[names[names.index(EVOLVED) + 1]] / 2 * jnp.sum(jnp.square(leaf))
     return total
 
 

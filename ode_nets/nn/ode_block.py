@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ode_nets.fields import Unit
 from ode_nets.gradients import Checkpointed, GradientMethod, solve
-from ode_nets.nn.evolving import init_evolved, join_kernels, split_kernels
+from ode_nets.nn.evolving import EVOLVED, init_evolved, join_kernels, split_kernels
 from ode_nets.nn.layers import fold
 from ode_nets.weights import Basis, BasisExpansion, Evolution, Evolved, Joint, PiecewiseConstant
 
@@ -69,8 +69,8 @@ class OdeBlock(nn.Module):
 
         parts: dict[str, Any] = {"params": BasisExpansion(self.basis, self.param("coefficients", init))}
         if (evolution := self.evolution) is not None:
-            arrays = self.param("evolved", lambda key: init_evolved(self.unit, evolution, key))
-            parts["evolved"] = Evolved(arrays["w0"], arrays["p"], evolution)
+            arrays = self.param(EVOLVED, lambda key: init_evolved(self.unit, evolution, key))
+            parts[EVOLVED] = Evolved(arrays["w0"], arrays["p"], evolution)
         return parts
 
     @nn.compact
@@ -92,8 +92,8 @@ class OdeBlock(nn.Module):
 
         def field(t: Any, x: jax.Array, theta: PyTree) -> tuple[jax.Array, PyTree]:
             params = theta["params"]
-            if "evolved" in theta:
-                params = join_kernels(self.unit, params | theta["evolved"])
+            if EVOLVED in theta:
+                params = join_kernels(self.unit, params | theta[EVOLVED])
             dx, used = self.unit.apply(params, x, t, theta.get("stats"))
             if not train:
                 return self.epsilon * dx, ()

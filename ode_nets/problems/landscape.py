@@ -38,6 +38,8 @@ class Polynomial:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coefficients", tuple(float(c) for c in self.coefficients))
+        if any(e != int(e) for row in self.exponents for e in row):
+            raise ValueError(f"exponents={self.exponents}: expected integers of at least 0")
         object.__setattr__(self, "exponents", tuple(tuple(int(e) for e in row) for row in self.exponents))
         lengths = {len(row) for row in self.exponents}
         if not self.coefficients or len(self.exponents) != len(self.coefficients) or len(lengths) != 1:
@@ -244,6 +246,8 @@ def generate(
     gamma: float = FRICTION,
     t_max: float = 100.0,
     h: float = 0.02,
+    speed: float = 1e-3,
+    reach: float = 0.02,
 ) -> tuple[jax.Array, jax.Array]:
     """Starts of particles and the minima where they come to rest (Ott sec. 3.2).
 
@@ -254,6 +258,8 @@ def generate(
       x_range, v_range: of every component of positions and velocities at the start, uniform.
       gamma: friction, above 0.
       t_max, h: longest time, and the step of RK4.
+      speed, reach: when a particle rests, see `simulate`, in the units of the potential: `speed` far below what
+        takes a particle over its lowest barrier, `reach` at most half of the distance between two minima.
 
     Returns:
       Starts, `[n, 2 dimension]` in the default floating dtype, and labels, int32 `[n]`: the index in `minima`.
@@ -268,15 +274,22 @@ def generate(
     for name, (low, high) in (("x_range", x_range), ("v_range", v_range)):
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"{name}={(low, high)}: expected two finite numbers, the lower first")
-    for name, value in (("gamma", gamma), ("t_max", t_max), ("h", h)):
+    for name, value in (("gamma", gamma), ("t_max", t_max), ("h", h), ("speed", speed), ("reach", reach)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name}={value}: expected a finite number above 0")
     places, shape = minima(potential), (n, potential.dimension)
+    closest = min((float(np.linalg.norm(a - b)) for a, b in itertools.combinations(places, 2)), default=math.inf)
+    if reach > closest / 2:
+        raise ValueError(
+            f"reach={reach}: expected at most {closest / 2:.3g}, half of the distance between two minima of "
+            f"{potential}; scale speed={speed} like it"
+        )
     x_key, v_key = jax.random.split(key)
     x = jax.random.uniform(x_key, shape, minval=x_range[0], maxval=x_range[1])
     v = jax.random.uniform(v_key, shape, minval=v_range[0], maxval=v_range[1])
     start = jnp.concatenate([x, v], axis=-1)
-    rest = jax.jit(lambda start: simulate(potential, places, start, gamma=gamma, t_max=t_max, h=h))(start)
+    settings: dict[str, Any] = {"gamma": gamma, "t_max": t_max, "h": h, "speed": speed, "reach": reach}
+    rest = jax.jit(lambda start: simulate(potential, places, start, **settings))(start)
     if not is_finite(rest.x, rest.v):
         raise ValueError(f"particles ran away to infinity: h={h} is too coarse, or the potential does not confine")
     if moving := int(jnp.sum(~rest.at_rest)):

@@ -33,7 +33,7 @@ from ode_nets.validity.crossings import (
 )
 from ode_nets.validity.exchange import Exchange, critical_training_step, exchange
 from ode_nets.validity.report import FACTORS, Report, examine, judge
-from ode_nets.validity.subjects import Subject, of_field, of_model, own_grid
+from ode_nets.validity.subjects import Subject, of_field, of_model
 
 __all__ = [
     "FACTORS",
@@ -64,7 +64,6 @@ __all__ = [
     "of_model",
     "order_changes",
     "orientation",
-    "own_grid",
     "rounding",
     "segment_crossings",
     "settled_step_adaption",

@@ -9,7 +9,7 @@
 
 with `difference(h)` the gap between the accuracies of one batch under the training solver at step h and under one
 of smaller error. Everything is an array: both functions work under jit, vmap and scan, where the second update
-can always be made, as it leaves a state that is not on trial alone with `where`.
+is made always and kept, by `jnp.where(state.on_trial, ...)` on every leaf, only where a value is on trial.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def order_changes(states: np.ndarray, t: np.ndarray, margin: float = 0.0) -> Cro
     """Crossings of trajectories in one dimension: a pair that changes places within a step.
 
     Exact with margin 0: comparisons of floating-point numbers. Two trajectories that start in one point coincide, and a
-    pair that merges without passing does not cross. Right for fields that depend on time, too.
+    pair that merges without passing does not cross; one that merges and comes out the other way round does, where it
+    comes out. Right for fields that depend on time, too.
 
     Args:
       states: `[n, n_steps + 1]`, at common times.
@@ -71,10 +72,12 @@ def order_changes(states: np.ndarray, t: np.ndarray, margin: float = 0.0) -> Cro
     first, second = np.triu_indices(len(x), 1)
     gap = x[first] - x[second]
     side = np.where(np.abs(gap) > margin, np.sign(gap), 0)
+    for k in range(1, len(t)):
+        side[:, k] = np.where(side[:, k] == 0, side[:, k - 1], side[:, k])
     pair, k = np.nonzero(side[:, :-1] * side[:, 1:] < 0)
     n, m = first[pair], second[pair]
     before, after = x[n, k] - x[m, k], x[n, k + 1] - x[m, k + 1]
-    tau = before / (before - after)
+    tau = np.clip(before / (before - after), 0.0, 1.0)
     places = np.stack([t[k] + tau * (t[k + 1] - t[k]), x[n, k] + tau * (x[n, k + 1] - x[n, k])], axis=-1)
     return Crossings("order", len(k), places, np.stack([n, k, m, k], axis=-1), side[:, 1:].size)
 

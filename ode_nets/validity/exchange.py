@@ -36,8 +36,8 @@ class Exchange:
         cross-entropy by more than its own.
       converged_enough: whether the two finest manifestations agree; if not, finer ones must be measured.
       critical_step: h*, the largest step below which, it included, every solver measured of the trained order
-        or a higher one gives the converged quality; NaN if only the finest does. Of a model with an adaptive solver
-        it is that of uniform grids, and NaN if none of them does.
+        or a higher one gives the converged quality, and none that is compared with the trained one fails; NaN if
+        there is none. Of a model with an adaptive solver it is that of uniform grids.
       entropy_ratio: the largest ratio of a cross-entropy under a solver of equal or smaller error to that as
         trained, both at least the floor; entropy_worst: that solver; entropy_tolerance: what it was held against.
         `None` where no cross-entropies were given.
@@ -97,7 +97,8 @@ def exchange(
     """Compare a trained manifestation with others of the same weights (Ott sec. 4, Figs 3 and 4).
 
     A solver has equal or smaller error where its order is at least the trained one's and its step at most. That is
-    no measure of an adaptive solver, whose steps lie where they are needed: name what is `finer` than it.
+    no measure of an adaptive solver, whose steps lie where they are needed, nor of steps that theta jumps inside of:
+    name what is `finer` then.
 
     Accuracy is a coarse measure: a network may lose six points and multiply its cross-entropy by seven. So with
     `entropies` a model is tied, too, where such a solver multiplies the cross-entropy by more than
@@ -120,14 +121,22 @@ def exchange(
       entropy_floor: at least 0; for n samples at least 1 / n is sensible, which one wrong answer is worth.
 
     Raises:
-      ValueError: for nothing to compare with, an unknown measure, or `entropies` without the trained one's.
+      ValueError: for nothing to compare with, an unknown measure, an `own` that is not finite, accuracies outside
+        [0, 1], a tolerance that is not above 0, or solvers without their cross-entropies.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"measure={measure!r}: expected one of {', '.join(get_args(Measure))}")
-    if entropies is not None and trained not in entropies:
-        raise ValueError(f"entropies hold {[*entropies]}: expected {trained} among them")
     tolerance = TOLERANCES[measure] if tolerance is None else tolerance
+    if not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance}: expected a number above 0")
+    if not math.isfinite(own):
+        raise ValueError(f"own={own}: expected a finite number; a model that fails as trained has nothing to lose")
+    shares = [value for value in (own, *quality.values()) if math.isfinite(value)]
+    if measure == "accuracy" and not 0 <= min(shares) <= max(shares) <= 1:
+        raise ValueError(f"accuracies from {min(shares)} to {max(shares)}: expected fractions in [0, 1], not percent")
     able = _able(quality, trained)
+    if entropies is not None and (absent := {trained, *able, *(finer or ())} - set(entropies)):
+        raise ValueError(f"entropies hold {[*entropies]}: expected {sorted(absent)} among them")
     ladder: list[Key] = [*able]
     if finer is None:
         finer = [key for key in able if key[1] >= trained[1] and key != trained]
@@ -141,10 +150,10 @@ def exchange(
     if measure == "disagreement":
         losses = {trained: own}
     worst = max(losses, key=lambda key: losses[key])
-    passed, ratios = losses[worst] <= tolerance, {}
+    failed, ratios = {key for key in losses if not losses[key] <= tolerance}, {}
     if entropies is not None:
         ratios = {k: loss_of("error", entropies[k], entropies[trained], entropy_floor) for k in finer}
-        passed = passed and max(ratios.values()) <= entropy_tolerance
+        failed |= {key for key in ratios if not ratios[key] <= entropy_tolerance}
 
     def is_converged(key: Key) -> bool:
         same = agrees(measure, quality[key], converged, own, tolerance, floor)
@@ -154,7 +163,8 @@ def exchange(
         return same and agrees("error", entropies[key], last, first, entropy_tolerance, entropy_floor)
 
     coarser = itertools.groupby(reversed(able), key=lambda key: key[1])
-    good = [n for n, _ in itertools.takewhile(lambda at: all(map(is_converged, at[1])), coarser)]
+    holds = lambda at: all(is_converged(key) and key not in failed for key in at[1])
+    good = [n for n, _ in itertools.takewhile(holds, coarser)]
     return Exchange(
         measure=measure,
         tolerance=tolerance,
@@ -162,7 +172,7 @@ def exchange(
         converged=converged,
         worst=worst,
         loss=losses[worst],
-        passed=passed,
+        passed=not failed,
         converged_enough=len(ladder) > 1 and is_converged(ladder[-2]),
         critical_step=span / good[-1] if good else math.nan,
         entropy_ratio=max(ratios.values(), default=None),

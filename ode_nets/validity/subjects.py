@@ -20,6 +20,7 @@ from ode_nets.integrate import (
     Problem,
     Result,
     Solution,
+    WeightFunction,
     integrate_adaptive,
     integrate_fixed,
     make_problem,
@@ -45,7 +46,8 @@ class Subject:
       run: `run(solver) -> outputs`, `[batch, ...]`: the model under another solver. One compiled program
         serves all `FixedStep` of up to four stages, and one all tolerances of an embedded scheme.
       solver: what it was trained with.
-      problems: `problems(solver) -> list[Problem]`: the initial value problems that it solves, in their order.
+      problems: `problems(solver) -> list[Problem]`: the initial value problems that it solves, in their order, each
+        from the end of the one before under that solver.
       span: |t1 - t0| of each of them.
       path: `path(solver) -> outputs`, `[n_steps + 1, batch, ...]`: from the start to the end; `None` where there are
         none before the end, as of a model of several blocks.
@@ -53,21 +55,23 @@ class Subject:
 
     run: Callable[[FixedStep | Adaptive], jax.Array]
     solver: FixedStep | Adaptive
-    problems: Callable[[FixedStep], list[Problem]]
+    problems: Callable[[FixedStep | Adaptive], list[Problem]]
     span: float = 1.0
     path: Callable[[FixedStep], jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Probe:
-    """A solver that notes the problems it is given and solves them on a fixed grid."""
+    """A solver that notes the problems that another is given."""
 
-    solver: FixedStep
+    solver: FixedStep | Adaptive
     found: list[Problem]
 
     def run(self, problem: Problem, gradient: Any) -> Solution:
         self.found.append(problem)
-        return integrate_fixed(problem, self.solver)
+        if isinstance(self.solver, FixedStep):
+            return integrate_fixed(problem, self.solver)
+        return integrate_adaptive(problem, self.solver)
 
 
 def _by_solver(apply: Callable[[Any, PyTree], jax.Array], inputs: PyTree) -> Callable[..., jax.Array]:
@@ -119,7 +123,7 @@ def of_model(net: nn.Module, variables: PyTree, inputs: jax.Array, **kwargs: Any
         out: Any = net.clone(solver=solver, gradient=Direct()).apply(*inputs, **kwargs)
         return out
 
-    def problems(solver: FixedStep) -> list[Problem]:
+    def problems(solver: FixedStep | Adaptive) -> list[Problem]:
         found: list[Problem] = []
         apply(_Probe(solver, found), (variables, inputs))
         return found
@@ -148,7 +152,8 @@ def of_field(
       readout: of the final state, e.g. a classifier.
 
     Raises:
-      ValueError: for another kind of solver, an empty batch, and what `solve` refuses.
+      ValueError: for another kind of solver, an empty batch, a time span other than the domain of a weight function,
+        and what `solve` refuses.
     """
     if not isinstance(solver, FixedStep | Adaptive):
         raise ValueError(f"solver={solver!r}: expected a FixedStep or Adaptive")
@@ -158,6 +163,8 @@ def of_field(
         return readout(solve(field, *inputs, solver=solver, gradient=Direct(), t0=t0, t1=t1).x)
 
     problem = make_problem(field, x0, theta, t0=t0, t1=t1)
+    if isinstance(problem.weights, WeightFunction) and not problem.on_domain:
+        raise ValueError(f"t0={t0}, t1={t1}: expected the domain {problem.weights.domain} of the weights theta")
 
     def path(solver: FixedStep) -> jax.Array:
         ts: Any = t0 + (t1 - t0) * np.arange(solver.n_steps + 1) / solver.n_steps
@@ -201,27 +208,15 @@ def check_batch(inputs: Any) -> None:
         raise ValueError(f"inputs have shape {jnp.shape(inputs)}: expected [batch, ...] with at least one sample")
 
 
-def own_grid(subject: Subject) -> FixedStep:
-    """The fixed grid of the trained solver; of an adaptive one a uniform surrogate.
-
-    That has as many steps as the adaptive solver accepts in the problem where it accepts most. They do not lie where
-    they are needed, so it is no solver of equal error.
-    """
-    solver = subject.solver
-    if isinstance(solver, FixedStep):
-        return solver
-    return FixedStep(solver.tableau, accepted_steps(subject, [solver])[0][0])
-
-
 def accepted_steps(subject: Subject, solvers: Sequence[Adaptive]) -> list[tuple[int, Result]]:
-    """Most steps that each adaptive solver accepts in any problem of a subject, and the worst result code.
+    """Most steps that each adaptive solver accepts in any problem of a subject, and the first result code of a failure.
 
     Args:
       subject: what is examined.
-      solvers: of one scheme, which may differ in their tolerances without compiling again.
+      solvers: of one scheme, which may differ in their tolerances without compiling again. The first makes the
+        states that later blocks start from.
     """
-    # Later blocks start from what a fine grid hands on, which is the adaptive solver's state to its tolerance.
-    problems = subject.problems(FixedStep("rk4", 16))
+    problems = subject.problems(solvers[0])
 
     @partial(jax.jit, static_argnums=0)
     def count(static: Adaptive, rtol: jax.Array, atol: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
@@ -232,8 +227,9 @@ def accepted_steps(subject: Subject, solvers: Sequence[Adaptive]) -> list[tuple[
     found = []
     for solver in solvers:
         counts = count(dataclasses.replace(solver, rtol=1.0, atol=1.0), solver.rtol, solver.atol)
-        worst = Result(max(int(result) for _, result in counts))
-        found.append((max(1, *(int(n) for n, _ in counts)), worst))
+        # What follows a failed block starts from NaN, and fails for no reason of its own.
+        first = next((Result(int(result)) for _, result in counts if int(result)), Result.SUCCESS)
+        found.append((max(1, *(int(n) for n, _ in counts)), first))
     return found
 
 

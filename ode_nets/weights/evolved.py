@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ode_nets.gradients import Checkpointed, GradientMethod, solve
-from ode_nets.integrate import FixedStep
+from ode_nets.gradients import Checkpointed, GradientMethod, TracedStep, solve
+from ode_nets.integrate import FixedStep, PaddedStep
 from ode_nets.tableaus import Number
 from ode_nets.weights.basis import Basis, PiecewiseConstant, PiecewiseLinear
 from ode_nets.weights.expansion import BasisExpansion, transform
@@ -93,7 +93,8 @@ class Evolution:
 
     Args:
       q: `WeightField`, hashable: `RDA()`, `Still()`, `Flattened(MLP(...))`, or any function `q(w, p)`.
-      solver: of the weight ODE over the domain: `FlowStep`, or any solver of `solve`.
+      solver: of the weight ODE over the domain: `FlowStep`, or any solver of `solve` that gives states at
+        given times: `FixedStep`, `Adaptive`, `DiffraxSolver`.
       basis: `PiecewiseConstant(M)` or `PiecewiseLinear(M)`.
       times: when the M coefficients of theta are taken, as fractions of the domain, exact; default
         for intervals k / M, where each begins, and for knots k / (M - 1), where they are.
@@ -106,7 +107,7 @@ class Evolution:
     Raises:
       ValueError: for another basis, for times that are not M fractions in [0, 1] or no points of the weight
         grid, for a kernel that does not match that grid, for a `grid` other than the solver's own, for a
-        `FlowStep` of a q without `flow`, and for a domain without t0 < t1.
+        `FlowStep` of a q without `flow`, for a `TracedStep` or `PaddedStep`, and for a domain without t0 < t1.
     """
 
     q: WeightField
@@ -129,6 +130,11 @@ class Evolution:
         if isinstance(self.solver, FlowStep) and not hasattr(self.q, "flow"):
             raise ValueError(
                 f"solver={self.solver!r}: q={self.q!r} has no flow(w, p, h); use FixedStep or Adaptive"
+            )
+        if isinstance(self.solver, (TracedStep, PaddedStep)):
+            raise ValueError(
+                f"solver={self.solver!r}: expected FlowStep, FixedStep, Adaptive or DiffraxSolver, whose states "
+                "lie on a weight grid that is known at trace time"
             )
         t0, t1 = (float(t) for t in self.domain)
         if not t0 < t1:
@@ -169,7 +175,7 @@ class Evolution:
         return q.init(key, w0) if hasattr(q, "init") else {}
 
     def path(self, w0: PyTree, p: PyTree) -> PyTree:
-        """w at the points of its grid, leaves `[n_steps + 1, ...]`; NaN where an adaptive solver did not arrive.
+        """w at the points of its grid, leaves `[n_steps + 1, ...]`; NaN from where w is not finite, or not reached.
 
         Raises:
           ValueError: at trace time, for weights that are not floating point and a q whose output is not like
@@ -180,9 +186,9 @@ class Evolution:
         if not isinstance(self.solver, FlowStep):
             grid = np.linspace(t0, t1, self.n_steps + 1)
             field = lambda t, w, p: self.q(w, p)
-            return solve(
-                field, w0, p, solver=self.solver, gradient=self.gradient, t0=t0, t1=t1, ts=grid
-            ).x
+            return _failed_as_nan(
+                solve(field, w0, p, solver=self.solver, gradient=self.gradient, t0=t0, t1=t1, ts=grid).x
+            )
         q: Any = self.q
         h = (t1 - t0) / self.n_steps
 
@@ -191,7 +197,7 @@ class Evolution:
             return after, after
 
         after = jax.lax.scan(step, w0, None, length=self.n_steps)[1]
-        return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), w0, after)
+        return _failed_as_nan(jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), w0, after))
 
     def _check_q(self, w0: PyTree, p: PyTree) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(w0):
@@ -280,6 +286,14 @@ class Evolved:
     def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
         """theta at one stage node; see `WeightFunction.at_node`."""
         return self.expanded().at_node(step, n_steps, numerator, denominator)
+
+
+def _failed_as_nan(path: PyTree) -> PyTree:
+    """NaN in all leaves from the first point that is not finite on: a field may saturate at an infinite theta."""
+    finite = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in jax.tree.leaves(path)]
+    good = jnp.cumprod(jnp.stack(finite).all(0)) > 0
+    mark = lambda leaf: jnp.where(good.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan)
+    return jax.tree.map(mark, path)
 
 
 def default_times(basis: Basis) -> tuple[Fraction, ...]:

@@ -46,12 +46,15 @@ def advance_filter(
 
     Raises:
       ValueError: at trace time, for an even extent, whose highest wave has no derivative on the grid; for
-        another rank, dtype or parameter shape; and for a diffusion below 0 where its value is known.
+        another rank, dtype or parameter shape; and for a diffusion that is not at least 0, or one back in
+        time, where their values are known.
 
     Differentiable in all arrays. Cost: two transforms of the filter, independent of batch and image size.
     """
     _check_filter(w, "w")
-    _check_coefficients(w, diffusion, advection, reaction)
+    known = not any(isinstance(value, jax.core.Tracer) for value in (h, diffusion))
+    if known and np.min(h) < 0 and np.max(diffusion) > 0:
+        raise ValueError(f"h={h}: expected at least 0; back in time diffusion makes high waves grow without bound")
     out = _filtered(w, lambda symbol: jnp.exp(h * symbol), diffusion, advection, reaction)
     return out if sigma is None else sigma(out)
 
@@ -124,12 +127,21 @@ class RDA:
         return p
 
     def coefficients(self, p: dict[str, jax.Array]) -> dict[str, Any]:
-        """tau, v and rho of one dict of p, as `advance_filter` names them; 0 for a term that is off."""
+        """tau, v and rho of one dict of p, as `advance_filter` names them; 0 for a term that is off.
+
+        Raises:
+          ValueError: for a p without the parameters of a term that is on.
+        """
+        names = {"tau": self.diffusion, "v": self.advection, "rho": self.reaction}
+        on = [name for name, start in names.items() if start is not None]
+        if not set(on) <= set(p):
+            raise ValueError(f"p has the entries {sorted(p)}: expected {on}, the terms of {self!r}; see RDA.init")
         tau: Any = 0.0
         if self.diffusion is not None:
             # The inverse of softplus at the initial value.
             tau = jax.nn.softplus(p["tau"] + (self.diffusion + math.log(-math.expm1(-self.diffusion))))
-        return {"diffusion": tau, "advection": p.get("v", (0.0, 0.0)), "reaction": p.get("rho", 0.0)}
+        v, rho = (p[name] if name in on else still for name, still in (("v", (0.0, 0.0)), ("rho", 0.0)))
+        return {"diffusion": tau, "advection": v, "reaction": rho}
 
     def __call__(self, w: PyTree, p: PyTree) -> PyTree:
         """q(w; p), eq. 8, with spectral derivatives; zero for leaves that do not evolve."""
@@ -156,6 +168,7 @@ class RDA:
 
 def _filtered(w: jax.Array, multiplier: Callable, diffusion: Any, advection: Any, reaction: Any) -> jax.Array:
     """F^-1(multiplier(symbol) F(w)), with symbol = -tau k^2 + i k.v + rho."""
+    _check_coefficients(w, diffusion, advection, reaction)
     dtype = jnp.promote_types(w.dtype, jnp.float32)
     height, width = w.shape[:2]
     # Trailing axes for [in, out], of which parameters a filter fill the last.
@@ -200,7 +213,7 @@ def _check_coefficients(w: jax.Array, diffusion: Any, advection: Any, reaction: 
                 f"{name} has shape {np.shape(value)}: expected {head} or {(*head, out)}, one a filter of w "
                 f"{w.shape}"
             )
-    if not isinstance(diffusion, jax.core.Tracer) and np.min(np.asarray(diffusion)) < 0:
+    if not isinstance(diffusion, jax.core.Tracer) and not np.min(np.asarray(diffusion)) >= 0:
         raise ValueError(
             f"diffusion={np.min(np.asarray(diffusion))}: expected at least 0; below 0 high waves grow without "
             "bound. Pass a parameter through jax.nn.softplus to keep it there"

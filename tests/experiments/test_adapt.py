@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import adapt, models
+from experiments import adapt, models, ott_tasks
 from experiments import train as loop
 from experiments.config import Config
 from experiments.run import load_run, read_metrics
@@ -64,6 +64,21 @@ def test_every_fifty_steps_and_only_then_the_value_is_judged():
     assert (int(after["checks"]), int(after["n_shrunk"]), bool(after["on_trial"])) == (1, 0, False)
 
 
+def test_a_model_that_fails_is_given_smaller_steps():
+    """In the loop of training, and in the one of `experiments.ott`."""
+    net, variables, images = made()
+    broken, labels = jax.tree.map(lambda leaf: leaf * jnp.nan, variables), jnp.zeros(4, int)
+    state = adapt.controller(CONFIG).init(0.25)._asdict()
+    after = jax.jit(lambda state: adapt.checked(CONFIG, net, state, broken, images, labels, 50))(state)
+    assert (float(after["value"]), int(after["n_shrunk"])) == (0.125, 1)
+    task = ott_tasks.TASKS["landscape"]
+    states = ott_tasks.begin(task, jax.random.split(jax.random.key(0), 2))
+    states["params"]["field"] = jax.tree.map(lambda leaf: leaf.at[1].mul(1e30), states["params"]["field"])
+    x, y = jnp.ones((8, 2)), jnp.zeros(8, int)
+    gaps = ott_tasks.gap(task)(states, x, y, jnp.array([0.5, 0.5]))
+    assert np.isfinite(gaps).tolist() == [True, False]
+
+
 @pytest.mark.parametrize(
     ("scheme", "finer"), [("euler", ("midpoint", 4)), ("midpoint", ("rk4", 4)), ("rk4", ("rk4", 8))]
 )
@@ -92,6 +107,7 @@ def test_without_adaption_a_net_is_itself():
         ({"adapt": "tolerance"}, "adapt="),
         ({"rtol": 1e-2, "scheme": "dopri5"}, "adapt="),
         ({"adapt_max_steps": 0}, "adapt_max_steps=0"),
+        (ADAPTIVE | {"atol": 1e-3}, "atol="),
         ({"refine_epochs": (1,)}, "refine_epochs="),
         ({"architecture": "resnet"}, "architecture="),
     ],

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from experiments import anodev2, anodev2_figures, anodev2_kkt, anodev2_parameters, anodev2_rda, models
+from experiments import anodev2, anodev2_figures, anodev2_kkt, anodev2_parameters, anodev2_rda, compress, models, steps
 from experiments.configs import CONFIGS
 from experiments.configs import anodev2 as cells
 from experiments.run import RunError
@@ -56,11 +56,43 @@ def test_kernels_of_any_network_evolve_by_its_config(name, level, form):
     assert all(abs(leaf).max() > 0 for leaf in jax.tree.leaves(block["evolved"]))
 
 
-def test_table_of_parameters_is_within_its_promise():
-    for network, forms in anodev2_parameters.counts().items():
-        for form, ours in forms.items():
-            paper = 1e3 * cells.PARAMETERS[network][form]
-            assert ours == pytest.approx(paper, abs=5 if form == "baseline" else 0.03 * paper)
+def test_table_of_parameters_is_of_every_cell():
+    """Their values are those of tests/nn/test_anodev2.py."""
+    counts = anodev2_parameters.counts()
+    assert {name: list(forms) for name, forms in counts.items()} == {name: list(cells.FORMS) for name in cells.NETWORKS}
+    assert counts["resnet4"]["baseline"] == 7706
+
+
+def test_compressed_networks_evolve_their_kernels_on_the_grid_of_training():
+    """Whatever number of steps is chosen for the state, one included."""
+    for changes in ({"n_steps": 4}, {"n_steps": 2, "evolution_steps": 5}):
+        config = dataclasses.replace(CONFIGS["digits"], evolution="configuration_1", **changes)
+        for n in (1, 2):
+            chosen = {"basis": "piecewise_constant", "n_basis": 1, "scheme": "euler", "n_steps": n}
+            smaller = compress.compressed(config, chosen)
+            assert models.build(smaller, 10).evolution == models.build(config, 10, level=1).evolution
+            assert smaller.n_steps == n
+
+
+def test_penalties_pull_at_the_weights_of_training():
+    """One step of SGD with and without: apart by learning rate times penalty times what is penalized."""
+    config = dataclasses.replace(
+        CONFIGS["anodev2_resnet4_configuration_2"], batch_size=2, learning_rate=0.1, momentum=0.0, weight_decay=0.0
+    )
+    images, labels = np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int32)
+    moved, scaling = [], (np.zeros(3, np.float32), np.ones(3, np.float32))
+    for changes in ({}, {"w0_penalty": 0.5, "p_penalty": 0.25}):
+        one = dataclasses.replace(config, **changes)
+        net = models.build(one, 3)
+        optimizer = steps.make_optimizer(one, 1)
+        state = steps.init_state(net, optimizer, jax.numpy.zeros((1, 8, 8, 3)), 0)
+        start = state["params"]["block1"]["evolved"]
+        step = jax.jit(steps.train_step, static_argnums=(0, 1, 2))
+        after, _ = step(one, net, optimizer, state, images, labels, np.array([[0, 1]]), scaling, 0)
+        moved.append(after["params"]["block1"]["evolved"])
+    for name, factor in (("w0", 0.5), ("p", 0.25)):
+        for a, b, leaf in zip(*map(jax.tree.leaves, (moved[0][name], moved[1][name], start[name])), strict=True):
+            np.testing.assert_allclose(a - b, 0.1 * factor * leaf, atol=1e-6)
 
 
 def test_small_settings_decay_at_the_papers_shares():
@@ -113,6 +145,13 @@ def test_seeds_side_by_side_are_those_by_themselves_and_stopped_ones_go_on(optio
     np.testing.assert_allclose(split["training_loss"], whole["training_loss"], rtol=1e-4)
     assert len(split["test_accuracy"]) == len(whole["test_accuracy"]) == 2
     assert whole["training_loss"][0][0] != whole["training_loss"][0][1]
+
+    evolving = dataclasses.replace(options, forms=("configuration_2",), run_dir=options.run_dir / "evolving")
+    losses = anodev2.run(evolving, console)["forms"]["configuration_2"]["training_loss"]
+    assert np.isfinite(losses).all()
+    filters = np.load(evolving.run_dir / "resnet4_configuration_2_seed0" / "filters.npz")["filters"]
+    assert filters.shape[:3] == (11, 3, 3)
+    assert abs(filters[-1] - filters[0]).max() > 0
 
     stopped = dataclasses.replace(options, run_dir=options.run_dir / "stopped", checkpoint_seconds=0.0)
     epoch_of = anodev2.Group.epoch

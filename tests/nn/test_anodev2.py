@@ -19,6 +19,7 @@ from ode_nets import (
     ContinuousNet,
     Direct,
     Evolution,
+    Evolved,
     FixedStep,
     FlowStep,
     OdeBlock,
@@ -65,7 +66,7 @@ def test_parameters_are_those_of_table_3(network):
 
 
 def test_forms_compute_the_papers_recursions():
-    """ResNet-4 in its four forms, with one set of weights, against Euler steps written out."""
+    """ResNet-4 in its four forms, each with weights of its own, against Euler steps written out."""
 
     @jit_soon
     def run():
@@ -143,6 +144,8 @@ def test_continuous_net_takes_evolved_weights():
     """One attribute; other manifestations and a refinement are those of any network, and it trains."""
     variables = drawn(CONTINUOUS)
     deeper, finer = manifest.refine(CONTINUOUS, variables)
+    named = {"params": {"evolved": {"p": {"coefficients": jnp.ones(2)}}}}  # q's own business
+    assert manifest.map_coefficients(named, lambda leaf: leaf[:1])["params"]["evolved"]["p"]["coefficients"].size == 2
     assert set(variables["params"]["block1"]["evolved"]) == {"w0", "p"}
 
     @jit_soon
@@ -218,11 +221,14 @@ def test_regularization_is_of_w0_and_p_alone():
     assert regularization(params, w0=0.5) == 0.5 / 2 * 12
     assert regularization(params, w0=0.5, p=0.1) == pytest.approx(0.5 / 2 * 12 + 0.1 / 2 * 18)
     assert regularization({"head": jnp.ones(5)}, w0=1.0, p=1.0) == 0
+    bare = Evolved(evolved["w0"], evolved["p"], Evolution(Still(), FlowStep(1), PiecewiseConstant(1)))
+    assert regularization((bare, jnp.ones(3)), w0=0.5, p=0.1) == regularization(params, w0=0.5, p=0.1)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: regularization({}, w0=-1.0), "w0=-1.0: expected at least 0"),
         (lambda: anodev2_net("resnet4", "config1"), "form='config1'"),
         (lambda: anodev2_net("resnet5", "baseline"), "network='resnet5'"),
         (lambda: ANODEV2("vgg").init(KEY, IMAGES), "network='vgg'"),

@@ -83,12 +83,25 @@ def test_potentials_without_an_end_are_named(potential, match):
         landscape.generate(jax.random.key(0), 3, potential)
 
 
+SMALL = Polynomial.from_roots([4e-4 * root for root in (0.0, 2.0, 0.5, -1.0, -0.6, 1.6)], 0.2 * 4e-4**-4)
+"""The paper's landscape in units of length that are 2500 times as large, with the same motions."""
+
+
+def test_labels_do_not_depend_on_the_unit_of_length():
+    """Given `speed` and `reach` in it."""
+    ranges = {"x_range": (-4e-4, 8e-4), "v_range": (-8e-4, 8e-4)}
+    small = landscape.generate(jax.random.key(0), 40, SMALL, **ranges, speed=4e-7, reach=8e-6)[1]
+    np.testing.assert_array_equal(small, landscape.generate(jax.random.key(0), 40)[1])
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
         (lambda: Polynomial((1,), ((),)), "dimension 0"),
         (lambda: Polynomial((), ()), "0 coefficients"),
         (lambda: Polynomial((1,), ((-1,),)), "at least 0"),
+        (lambda: Polynomial((1,), ((2.5,),)), "expected integers"),
+        (lambda: landscape.generate(jax.random.key(0), 2, SMALL), "reach=0.02: expected at most 0.000224, half"),
         (lambda: landscape.generate(jax.random.key(0), 0), "n=0"),
         (lambda: landscape.generate(jax.random.key(0), 2, gamma=0.0), "gamma=0"),
         (lambda: landscape.generate(jax.random.key(0), 2, x_range=(1, 1)), "x_range"),

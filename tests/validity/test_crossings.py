@@ -70,6 +70,14 @@ def test_a_margin_sets_aside_what_rounding_decides():
     assert validity.crossings(merging, FixedStep("euler", 32)).count == 0
 
 
+def test_a_pair_that_meets_at_a_time_of_the_grid_and_goes_on_has_changed_places():
+    t = np.array([0.0, 0.5, 1.0])
+    through = np.array([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0]])
+    found = validity.order_changes(through, t)
+    assert (found.count, found.places.tolist()) == (1, [[0.5, 0.0]])
+    assert validity.order_changes(abs(through), t).count == 0
+
+
 def test_order_changes_are_places_in_time():
     states = np.array([[0.0, 1, 1], [1.0, 0, 1], [5.0, 5, 5]])
     found = validity.order_changes(states, np.array([0.0, 0.5, 1.0]))

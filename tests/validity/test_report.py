@@ -2,12 +2,24 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ode_nets import Adaptive, ContinuousNet, FixedStep, PiecewiseConstant, validity
+from ode_nets import (
+    Adaptive,
+    BasisExpansion,
+    ContinuousNet,
+    Direct,
+    FixedStep,
+    PiecewiseConstant,
+    Result,
+    solve,
+    validity,
+)
+from ode_nets.validity import subjects
 
 
 def test_exchange_passes_an_ode_and_fails_a_tied_model():
@@ -21,6 +33,8 @@ def test_exchange_passes_an_ode_and_fails_a_tied_model():
     found = validity.exchange(tied, ("euler", 2), 0.95, measure="accuracy")
     assert not found.passed
     assert found.loss == pytest.approx(0.45)
+    # From the trained step on it is no ODE; below it, it would be one if nothing finer failed.
+    assert math.isnan(found.critical_step)
     # Coarser steps and lower orders are no solvers of smaller error.
     low = {("euler", 8): 0.2, ("rk4", 2): 0.2, ("rk4", 4): 0.9, ("rk4", 8): 0.9, ("rk4", 16): 0.9}
     assert validity.exchange(low, ("rk4", 4), 0.9, measure="accuracy").passed
@@ -114,6 +128,60 @@ def test_critical_training_step_lies_between_the_finest_failure_and_what_follows
     assert good == 1
     assert math.isnan(bad)
     assert math.isnan(validity.critical_training_step({1: False})[0])
+
+
+@pytest.mark.usefixtures("x64")
+def test_steps_that_weights_jump_inside_of_tie_nobody():
+    """Six steps on four intervals are less exact than the four that fit them, however fine."""
+    rates, x0 = jnp.array([[-3.0], [2.0], [-2.0], [3.0]]), jnp.array([[1.0], [0.5]])
+    theta = BasisExpansion(PiecewiseConstant(4), rates)
+    subject = validity.of_field(lambda t, x, k: k * x, theta, x0, FixedStep("rk4", 4))
+    report = validity.examine(subject, truth=x0 * jnp.exp(rates.mean()), n_samples=0)
+    errors = {(row["scheme"], row["n_steps"]): row["error"] for row in report.rows}
+    assert errors["rk4", 6] > 10 * errors["rk4", 4] > 10 * errors["rk4", 8]
+    assert (report.verdict, report.exchange.passed) == ("ode", True)
+    assert report.exchange.critical_step == 1 / 8
+    with pytest.raises(ValueError, match=r"t0=0.0, t1=0.5: expected the domain \(0.0, 1.0\) of the weights"):
+        validity.of_field(lambda t, x, k: k * x, theta, x0, FixedStep("rk4", 4), t1=0.5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_model_that_does_not_fit_the_truth_is_held_against_its_own_flow():
+    """One Euler step of -1.9 x ends at -0.9 x0, its flow at 0.15 x0: to a truth of -0.375 x0 both are as near."""
+    x0 = jnp.array([[1.0], [0.5], [0.8]])
+    subject = validity.of_field(lambda t, x, k: k * x, -1.9, x0, FixedStep("euler", 1))
+    report = validity.examine(subject, truth=-0.375 * x0)
+    assert (report.verdict, report.exchange.measure) == ("tied", "disagreement")
+    assert "away from the flow's outputs" in report.sentence
+    assert math.isnan(report.exchange.critical_step) or report.exchange.critical_step < 1
+    with pytest.raises(ValueError, match="truth holds NaN"):
+        validity.examine(subject, truth=x0 * jnp.array([[1.0], [jnp.nan], [1.0]]))
+    with pytest.raises(ValueError, match="n_samples=-3"):
+        validity.examine(subject, n_samples=-3)
+
+
+def test_blocks_after_a_stiff_one_are_given_what_the_adaptive_solver_hands_on():
+    """Sixteen steps of RK4 leave the finite numbers at a rate of 400; its own steps do not."""
+
+    class Two(nn.Module):
+        solver: Adaptive
+        gradient: Direct = Direct()
+
+        def __call__(self, x):
+            for rate in (400.0, 1.0):
+                decay = lambda t, x, k: -k * (x - 1)
+                x = solve(decay, x, jnp.float32(rate), solver=self.solver, gradient=self.gradient).x
+            return x
+
+    x0 = jnp.array([[0.0], [0.5]])
+    net = Two(Adaptive("heun_euler", rtol=1e-2, atol=1e-2))
+    subject = validity.of_model(net, {}, x0)
+    counts = subjects.accepted_steps(subject, [net.solver])
+    assert counts[0][1] == Result.SUCCESS
+    few = Two(Adaptive("heun_euler", rtol=1e-2, atol=1e-2, max_steps=4))
+    report = validity.examine(validity.of_model(few, {}, x0), n_samples=0)
+    assert report.verdict == "not finite"
+    assert "MAX_STEPS at rtol 0.01" in report.sentence
 
 
 @pytest.mark.usefixtures("x64")
@@ -255,11 +323,18 @@ def test_subjects_that_cannot_be_examined_are_named():
         validity.of_field(linear, 1.0, jnp.zeros((0, 1)), FixedStep("euler", 1))
     with pytest.raises(ValueError, match="solver="):
         validity.of_field(linear, 1.0, x0, "euler")
-    import flax.linen as nn
-
     with pytest.raises(ValueError, match="of Dense"):
         validity.of_model(nn.Dense(2), {}, x0)
     with pytest.raises(ValueError, match="equal or smaller error"):
         validity.exchange({("rk4", 1): 1.0}, ("rk4", 4), 1.0, measure="accuracy")
+    accuracies = dict.fromkeys([("rk4", 4), ("rk4", 8)], 0.9)
+    for value, options, match in (
+        (98.6, {}, "from 0.9 to 98.6: expected fractions"),
+        (math.nan, {}, "own=nan"),
+        (0.9, {"tolerance": math.nan}, "tolerance=nan"),
+        (0.9, {"entropies": {("rk4", 4): 0.1}}, r"expected \[\('rk4', 8\)\] among them"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            validity.exchange(accuracies, ("rk4", 4), value, measure="accuracy", **options)
     with pytest.raises(ValueError, match="measure"):
         validity.exchange({("rk4", 1): 1.0}, ("rk4", 4), 1.0, measure="speed")

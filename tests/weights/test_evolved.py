@@ -32,6 +32,7 @@ from ode_nets import (
     PiecewiseLinear,
     Result,
     Still,
+    TracedStep,
     WeightFunction,
     configuration_1,
     configuration_2,
@@ -173,12 +174,29 @@ def test_reads_like_the_expansion_it_computes(x64):
     jax.tree.map(np.testing.assert_array_equal, run(weights), run(expanded))
 
 
-def test_failed_weight_odes_show_in_the_result(x64):
-    """Weights that blow up before t = 1 leave theta NaN and the state with a code, under any gradient method."""
-    explosion = Evolution(lambda w, p: p * w * w, Adaptive("bosh3", max_steps=8), PiecewiseLinear(2))
-    weights = Evolved(jnp.ones(2), jnp.asarray(3.0), explosion)
-    run = lambda weights: solve(lambda t, x, w: w * x, jnp.ones(2), weights, solver=FIXED, gradient=Checkpointed())
-    assert jax.jit(run)(weights).result == Result.NON_FINITE
+class Explosion:
+    """dw/dt = p w^2 has no solution at t = 1 / (p w0); so do steps of it end."""
+
+    def __call__(self, w, p):
+        return p * w * w
+
+    def flow(self, w, p, h):
+        return w + h * self(w, p)
+
+
+@pytest.mark.parametrize("weight_solver", [FlowStep(8), FixedStep("euler", 8), Adaptive("bosh3", max_steps=8)])
+def test_failed_weight_odes_show_in_the_result(x64, weight_solver):
+    """Weights that blow up before t = 1 leave theta NaN and the state with a code, though tanh hides the infinite."""
+    evolution = Evolution(Explosion(), weight_solver, PiecewiseConstant(2), (0.5, 1))
+    weights = Evolved(jnp.ones(2), jnp.asarray(1e30), evolution)
+    saturated = lambda t, x, w: jnp.tanh(w * x)
+    methods = ((FIXED, Checkpointed()), (FIXED, ACA(2)), (ADAPTIVE, ACA()))
+
+    @jax.jit
+    def run(weights):
+        return [solve(saturated, jnp.ones(2), weights, solver=s, gradient=g).result for s, g in methods]
+
+    assert run(weights) == [Result.NON_FINITE] * 3
 
 
 def test_other_domains_stretch_the_weight_ode(x64):
@@ -215,6 +233,15 @@ def test_kernels_are_integrated_to_second_order(kernel, exact):
     np.testing.assert_allclose(np.log2(errors[:-1]) - np.log2(errors[1:]), 2, atol=0.05)
 
 
+def test_kernels_written_in_jax_are_those_written_in_numpy():
+    """Under jit too: their values are constants of the program."""
+    kernel = lambda s: 3.0 * jnp.exp(-3.0 * s)
+    evolution = lambda: Evolution(Still(), FlowStep(8), PiecewiseConstant(2), kernel=kernel)
+    read = jax.jit(lambda w0: Evolved(w0, {}, evolution()).at(0.9))
+    want = kernel_matrix(Exponential(3.0), [Fraction(1, 2)], 8)[0].sum()
+    assert_same(read(W0), jax.tree.map(lambda leaf: want * leaf, W0), rtol=1e-5)
+
+
 def test_kernels_see_real_time_and_start_from_nothing(x64):
     """On a domain of length 2 ages are up to 2; theta(0) = 0 of a kernel without a delta."""
     exact = (9 * np.cos(2) + 3 * np.sin(2) - 9 * np.exp(-6)) / 10
@@ -223,8 +250,12 @@ def test_kernels_see_real_time_and_start_from_nothing(x64):
     weights = Evolved(wide(W0), {"m": jnp.eye(2)}, evolution)
     assert_same(weights.at(0.0), jax.tree.map(jnp.zeros_like, weights.w0), atol=0)
     path = evolution.path(weights.w0, weights.p)
-    adaptive = Evolution(rotation, Adaptive("bosh3"), PiecewiseLinear(2), kernel=Exponential(3.0), grid=64)
-    assert adaptive.matrix().shape == (2, 65)
+    remember = lambda solver: Evolution(rotation, solver, PiecewiseLinear(2), kernel=Exponential(3.0), grid=64)
+    adaptive, stepped = (
+        Evolved(weights.w0, weights.p, remember(solver)).at(1.0)
+        for solver in (Adaptive("dopri5", rtol=1e-9, atol=1e-9), FixedStep("rk4", 64))
+    )
+    assert_same(adaptive, stepped, rtol=1e-7)
     row = kernel_matrix(Exponential(3.0), [Fraction(1, 2)], 4)[0]
     assert_same(weights.at(0.5), jax.tree.map(lambda leaf: jnp.tensordot(row, leaf, 1), path), rtol=1e-13)
 
@@ -327,6 +358,8 @@ class Raveled(Still):
         (lambda: expanded(Still(), kernel=Box(0.3)), r"Box\(width=0.3\) does not match the weight grid of step 0.5"),
         (lambda: expanded(Still(), kernel=lambda s: s[:1]), r"kernel gave .* one finite number an age"),
         (lambda: expanded(Still(), kernel=lambda s: 1 / s), "kernel gave .* one finite number an age"),
+        (lambda: expanded(Still(), kernel=Exponential(9.0)), r"Exponential\(rate=9.0\) is too narrow .* of step 0.5"),
+        (lambda: Evolution(linear, TracedStep("euler", 2, 8), PiecewiseConstant(2)), "expected FlowStep, Fixed"),
         (lambda: expanded(Still(), times=(0, 0.3)), "times contains 3/10, which is no point k / 2"),
         (lambda: expanded(Still(), times=(0, 1.5)), "expected 2 fractions in"),
         (lambda: expanded(Still(), times=(0,)), "expected 2 fractions in"),

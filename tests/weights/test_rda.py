@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -93,13 +95,28 @@ def test_terms_and_sharing_decide_the_parameters():
     assert shapes(RDA(sharing="global", diffusion=None, reaction=None)) == {"v": (2,)}
 
 
+def test_a_term_that_is_switched_off_does_nothing_whatever_p_was_trained_to(x64):
+    """The parameters of one q under others with fewer terms; the other way round there is nothing to read."""
+    w, trained = jnp.asarray(RNG.normal(size=(3, 3, 1, 1))), RDA(0.3, 0.4, 0.2, sharing="global", sigma=None)
+    p = trained.init(jax.random.key(0), w)
+    every = trained.coefficients(p)
+    for term in every:
+        fewer = dataclasses.replace(trained, **{term: None})
+        kept = {name: value for name, value in every.items() if name != term}
+        np.testing.assert_allclose(fewer.flow(w, p, 0.7), advance_filter(w, 0.7, **kept), rtol=1e-14)
+        assert jnp.abs(fewer.flow(w, p, 0.7) - trained.flow(w, p, 0.7)).max() > 0.01
+        with pytest.raises(ValueError, match=r"p has the entries .*: expected \['tau', 'v', 'rho'\]"):
+            trained(w, fewer.init(jax.random.key(0), w))
+
+
 def test_initial_values_are_those_asked_for_and_diffusion_stays_above_zero(x64):
     q = RDA(diffusion=0.07, advection=0.2, reaction=-0.1, sharing="global")
     got = q.coefficients(q.init(jax.random.key(0), jnp.ones((3, 3, 1, 1))))
     np.testing.assert_allclose(got["diffusion"], 0.07, rtol=1e-12)
     np.testing.assert_allclose(got["advection"], [0.2, 0.2])
     np.testing.assert_allclose(got["reaction"], -0.1)
-    assert q.coefficients({"tau": jnp.asarray(-30.0)})["diffusion"] > 0
+    alone = RDA(advection=None, reaction=None)
+    assert alone.coefficients({"tau": jnp.asarray(-30.0)})["diffusion"] > 0
 
 
 def test_leaves_that_are_no_filters_do_not_evolve():
@@ -131,6 +148,14 @@ def test_tanh_acts_once_a_step_even_where_all_terms_are_zero(x64):
         (lambda: advance_filter(jnp.ones((3, 3, 1, 1)), 1.0, diffusion=-0.1), "diffusion=-0.1.*: expected at least 0"),
         (lambda: advance_filter(jnp.ones((3, 3, 1, 2)), 1.0, reaction=jnp.ones(3)), r"reaction has shape \(3,\)"),
         (lambda: advance_filter(jnp.ones((3, 3, 1, 2)), 1.0, advection=0.5), r"advection has shape \(\)"),
+        (lambda: advance_filter(jnp.ones((3, 3, 1, 1)), 1.0, diffusion=float("nan")), "diffusion=nan: expected at"),
+        (lambda: advance_filter(jnp.ones((3, 3, 1, 1)), -1.0, diffusion=0.1), "h=-1.0: expected at least 0"),
+        (
+            lambda: RDA(sharing="global", advection=None, reaction=None)(
+                jnp.ones((3, 3, 1, 2)), {"tau": jnp.ones((2, 1))}
+            ),
+            r"diffusion has shape \(2, 1\)",
+        ),
         (lambda: RDA(diffusion=-1.0), "diffusion=-1.0: expected an initial value above 0"),
         (lambda: RDA(diffusion=0.0), "diffusion=0.0"),
         (lambda: RDA(reaction=float("nan")), "reaction=nan"),
