@@ -11,7 +11,7 @@ discretized on their own: states forward, then the adjoints of activations, of t
     -dbeta/dt = (dq/dw)^T beta + int_t^1 K(tau - t)^T gamma(tau) dtau,  beta(1) = 0          (eq. 20)
     dL/dw0 = -beta(0),  dL/dp = -int_0^1 (dq/dp)^T beta dt                                   (eq. 21, 22)
 
-with nothing of the library on that side. (Eq. 20 is printed with a Heaviside function that confuses t and
+with nothing of the library on that side but the kernels as functions. (Eq. 20 is printed with a Heaviside function that confuses t and
 tau; the line above is the variation done again. Regularization terms are left out.) With K = Dirac the integral
 is gamma(t); else it is taken by the trapezoidal rule, as theta is.
 
@@ -227,12 +227,13 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     try:
         options = tyro.cli(Options, prog="python -m experiments.anodev2_kkt", description=__doc__)
-        rows = measure(options)
+        with jax.enable_x64(True):
+            rows, made_on = measure(options), environment()
     except ValueError as error:
         sys.exit(f"error: {error}")
     print_table(rows, console)
     settings = {**dataclasses.asdict(options), "out": str(options.out)}
-    write_json(options.out / "anodev2_kkt.json", {"settings": settings, "environment": environment(), "rows": rows})
+    write_json(options.out / "anodev2_kkt.json", {"settings": settings, "environment": made_on, "rows": rows})
     draw(rows).savefig(options.out / "anodev2_kkt.png", dpi=150)
     console.print(f"written: {options.out}/anodev2_kkt.json, anodev2_kkt.png")
 

@@ -148,7 +148,7 @@ def main() -> None:
     try:
         options = tyro.cli(Options, prog="python -m experiments.anodev2_rda", description=__doc__)
         with jax.enable_x64(True):
-            linear, tanh = measure_linear(options), measure_tanh(options)
+            linear, tanh, made_on = measure_linear(options), measure_tanh(options), environment()
     except ValueError as error:
         sys.exit(f"error: {error}")
     table = Table(title="largest error without sigma, float64", title_justify="left")
@@ -165,7 +165,7 @@ def main() -> None:
         table.add_row(str(row["steps"]), f"{row['distance']:.3f}")
     console.print(table)
     settings = dataclasses.asdict(options) | {"out": str(options.out)}
-    record = {"settings": settings, "environment": environment(), "linear": linear, "tanh": tanh}
+    record = {"settings": settings, "environment": made_on, "linear": linear, "tanh": tanh}
     write_json(options.out / "anodev2_rda.json", record)
     console.print(f"written: {options.out}/anodev2_rda.json")
 
