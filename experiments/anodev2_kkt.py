@@ -11,9 +11,9 @@ discretized on their own: states forward, then the adjoints of activations, of t
     -dbeta/dt = (dq/dw)^T beta + int_t^1 K(tau - t)^T gamma(tau) dtau,  beta(1) = 0          (eq. 20)
     dL/dw0 = -beta(0),  dL/dp = -int_0^1 (dq/dp)^T beta dt                                   (eq. 21, 22)
 
-with nothing of the library on that side but the kernels as functions. (Eq. 20 is printed with a Heaviside function that confuses t and
-tau; the line above is the variation done again. Regularization terms are left out.) With K = Dirac the integral
-is gamma(t); else it is taken by the trapezoidal rule, as theta is.
+with nothing of the library on that side but the kernels as functions. (Eq. 20 is printed with a Heaviside function
+that confuses t and tau; the line above is the variation done again. Regularization terms are left out.) With K =
+Dirac the integral is gamma(t); else it is taken by the trapezoidal rule, as theta is.
 
 Both gradients tend to that of the continuous system, so their difference falls with the order of the scheme.
 A minute on one core. Writes anodev2_kkt.json and anodev2_kkt.png into --out.
