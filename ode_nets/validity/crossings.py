@@ -72,8 +72,8 @@ def order_changes(states: np.ndarray, t: np.ndarray, margin: float = 0.0) -> Cro
     first, second = np.triu_indices(len(x), 1)
     gap = x[first] - x[second]
     side = np.where(np.abs(gap) > margin, np.sign(gap), 0)
-    for k in range(1, len(t)):
-        side[:, k] = np.where(side[:, k] == 0, side[:, k - 1], side[:, k])
+    for i in range(1, len(t)):
+        side[:, i] = np.where(side[:, i] == 0, side[:, i - 1], side[:, i])
     pair, k = np.nonzero(side[:, :-1] * side[:, 1:] < 0)
     n, m = first[pair], second[pair]
     before, after = x[n, k] - x[m, k], x[n, k + 1] - x[m, k + 1]

@@ -163,7 +163,8 @@ def of_field(
         return readout(solve(field, *inputs, solver=solver, gradient=Direct(), t0=t0, t1=t1).x)
 
     problem = make_problem(field, x0, theta, t0=t0, t1=t1)
-    if isinstance(problem.weights, WeightFunction) and not problem.on_domain:
+    by_node = isinstance(problem.weights, WeightFunction)
+    if by_node and not problem.on_domain:
         raise ValueError(f"t0={t0}, t1={t1}: expected the domain {problem.weights.domain} of the weights theta")
 
     def path(solver: FixedStep) -> jax.Array:
