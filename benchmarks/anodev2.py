@@ -9,9 +9,7 @@
 - inference: logits of the batch
 - multiply-adds: of convolutions and dense layers in one forward pass, counted from their shapes
 - evolution: the kernels of a block from w(0) to w(1) in ten steps of RDA, beside one evaluation of the
-  block's right-hand side on the batch
-
-Two cores take 4 minutes with `--repeats 1`.
+  block's right-hand side on the batch; and both with their gradients
 """
 
 from __future__ import annotations
@@ -154,9 +152,16 @@ def measure_evolution(config: Config, network: Network) -> dict[str, Any]:
         norms = jax.tree.map(lambda leaf: leaf[0], block["coefficients"])
         return unit.apply(join_kernels(unit, norms | block["evolved"]["w0"]), x)
 
-    timed = compare({"ten steps of RDA": evolve, "field evaluation": evaluate}, params[name], x, repeats=20)
-    ratio = timed["ten steps of RDA"].median / timed["field evaluation"].median
-    return {key: value.record() for key, value in timed.items()} | {"ratio": ratio}
+    def with_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+        total = lambda block, x: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(function(block, x)))
+        return jax.value_and_grad(total, argnums=(0, 1))
+
+    programs = {"ten steps of RDA": evolve, "field evaluation": evaluate}
+    programs |= {f"{key}, gradient": with_gradient(program) for key, program in programs.items()}
+    timed = compare(programs, params[name], x, repeats=20)
+    ratio = lambda kind: timed["ten steps of RDA" + kind].median / timed["field evaluation" + kind].median
+    ratios = {"ratio": ratio(""), "ratio of gradients": ratio(", gradient")}
+    return {key: value.record() for key, value in timed.items()} | ratios
 
 
 def main(config: Config) -> None:
@@ -179,11 +184,12 @@ def main(config: Config) -> None:
     title = "s / epoch" if config.whole_epochs else "s / epoch of like steps"
     columns = ["", "s / step", title, "s inference", "step ratio", "inference ratio", "multiply-adds"]
     show(f"batch of {config.batch_size}, medians; ratios against {config.forms[0]}", columns, rows)
+    names = ("ten steps of RDA", "field evaluation")
     rows = [
-        [network, *(found[key]["median"] * 1e3 for key in ("ten steps of RDA", "field evaluation")), found["ratio"]]
+        [network, *(found[key]["median"] * 1e3 for key in names), found["ratio"], found["ratio of gradients"]]
         for network, found in results["evolution"].items()
     ]
-    show("milliseconds", ["", "ten steps of RDA", "field evaluation", "ratio"], rows)
+    show("milliseconds", ["", *names, "ratio", "with gradients"], rows)
     print(f"written to {path}")
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from agreement import assert_agree, flat, relative
-from benchmarks import continuous_net, convolution, gradients, harness, torch_peers
+from benchmarks import anodev2, continuous_net, convolution, gradients, harness, torch_peers
 from experiments.timing import compare, measure
 from ode_nets import FixedStep, PiecewiseConstant
-from ode_nets.nn import ContinuousNet
+from ode_nets.nn import ContinuousNet, anodev2_net
 
 
 def test_programs_are_measured_and_written_with_what_they_depend_on(tmp_path):
@@ -61,6 +61,32 @@ def test_swap_and_training_compare_what_computes_the_same(monkeypatch):
     losses = record["losses_of_two_images"]
     assert max(losses.values()) - min(losses.values()) < 1e-5
     assert len(continuous_net.training_rows("tiny", record)) == 3
+
+
+@pytest.mark.slow
+def test_cost_of_evolving_weights_is_measured():
+    config = anodev2.Config(networks=("resnet4",), forms=("baseline",), batch_size=2, repeats=1, n_images=4)
+    cost = anodev2.measure_evolution(config, "resnet4")
+    assert min(cost["ratio"], cost["ratio of gradients"]) > 0
+    record = anodev2.measure_network(config, "resnet4")["baseline"]
+    assert record["seconds_per_epoch"] == pytest.approx(2 * record["training_step"]["median"])
+    assert record["inference"]["median"] > 0
+
+
+@pytest.mark.parametrize(
+    ("network", "pixels"),
+    [
+        ("resnet4", {"block1": 32**2}),
+        ("alexnet", {"block1": 16**2}),
+        ("resnet10", {"block1": 32**2, "block2": 16**2}),
+    ],
+)
+def test_multiply_adds_of_an_evaluation_are_its_kernels_at_every_pixel(network, pixels):
+    net = anodev2_net(network, "baseline")
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    size = lambda block: sum(leaf.size for leaf in jax.tree.leaves(params[block]) if leaf.ndim == 5)
+    more = anodev2.multiply_adds(network, 2) - anodev2.multiply_adds(network, 1)
+    assert more == sum(n * size(block) for block, n in pixels.items())
 
 
 OPTIONS = gradients.Options(channels=4, repeats=1, max_steps=64, slow_peers=False, truth_tolerance=1e-6)
