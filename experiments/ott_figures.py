@@ -198,7 +198,8 @@ def print_table(grids: dict[str, Row], adaptions: dict[str, Row], console: Conso
     """Ott table 1, measured and the paper's.
 
     Of a grid the field evaluations that bracket the critical step, by our test and by the paper's, and the best
-    accuracy of the rows that pass; of an algorithm the field evaluations of all training, its checks included.
+    accuracy of the rows that pass, with the seeds that trained, of which it is the mean; of an algorithm the field
+    evaluations of all training, its checks included, and the accuracy of all seeds.
     """
     table = Table(title="Field evaluations and accuracy of models that are ODEs (Ott table 1)", title_justify="left")
     for column in ("task", "how", "NFE", "accuracy [%]", "paper's NFE", "paper's [%]", "iterations (paper's)"):
@@ -209,7 +210,10 @@ def print_table(grids: dict[str, Row], adaptions: dict[str, Row], console: Conso
             scheme, by = name.split(",")[0], "passed_gap" if "alone" in name else "passed"
             passed = [row for row in rows_of(record, scheme) if row[by]]
             best = max(passed, key=lambda row: row["accuracy"], default=None)
-            accuracy = f"{100 * best['accuracy']:.1f} ± {100 * best['spread']:.1f}" if best else "-"
+            accuracy = "-"
+            if best:
+                seeds = f"{sum(best['trained'])} of {len(best['trained'])}"
+                accuracy = f"{100 * best['accuracy']:.1f} ± {100 * best['spread']:.1f} ({seeds})"
             theirs = ("-".join(map(str, paper["critical"] or ())), str(paper["accuracy"] or ""))
             shown = theirs if scheme == "euler" else ("", "")
             nfe = " to ".join("-" if n is None else str(n) for n in bracket)
