@@ -168,7 +168,7 @@ def test_seeds_side_by_side_are_those_by_themselves_and_stopped_ones_go_on(optio
     with pytest.raises(RunError, match="--resume goes on with it"):
         anodev2.run(stopped, console)
     resumed = dataclasses.replace(stopped, resume=True)
-    with pytest.raises(RunError, match=r"holds the seeds \[0, 1\], not \[0\]"):
+    with pytest.raises(RunError, match=r"holds a run with seeds=\[0, 1\], not \[0\]"):
         anodev2.run(dataclasses.replace(resumed, n_seeds=1), console)
     found = anodev2.run(resumed, console)["forms"]["baseline"]
     for name in ("training_loss", "training_accuracy", "test_accuracy"):
