@@ -69,7 +69,7 @@ def test_cost_of_evolving_weights_is_measured():
     cost = anodev2.measure_evolution(config, "resnet4")
     assert min(cost["ratio"], cost["ratio of gradients"]) > 0
     record = anodev2.measure_network(config, "resnet4")["baseline"]
-    assert record["seconds_per_epoch"] == pytest.approx(2 * record["training_step"]["median"], rel=1e-3)  # records are rounded
+    assert record["seconds_per_epoch"] == pytest.approx(2 * record["training_step"]["median"], rel=1e-3)
     assert record["inference"]["median"] > 0
 
 
