@@ -5,7 +5,7 @@
         --widths 8 16 32 --batch-size 32 --run-dir runs/node18_digits
     python -m experiments.is_ode runs/quickstart/digits_euler runs/quickstart/digits runs/node18_digits
 
-On two cores the three take 3 minutes, 75 s and 80 s, and the verdicts are tied, an ODE and an ODE.
+On two cores the three take 3 minutes, 75 s and 90 s, and the verdicts are tied, an ODE and an ODE.
 
 Each network is evaluated on test images under its own solver and under others, its trajectories are searched for
 crossings, and `validity.examine` says from the measures alone whether it is an ODE. Prints a table with a line a
