@@ -7,12 +7,12 @@ Table 1 compares baseline and configuration 1, table 2 baseline and configuratio
 and configuration 2. The paper gives batch 256, learning rate 0.1 and when it decays; momentum and weight decay
 are those of its time. None of these has been run in full here.
 
-Seconds an epoch of 50,000 images on two cores, from single steps (`python -m benchmarks.anodev2`):
+Seconds an epoch of 50,000 images on two cores, 195 times the median step (`python -m benchmarks.anodev2`):
 
     network      baseline   Neural ODE   configuration 1   configuration 2
-    alexnet           185          351               670               320
-    resnet4            63          160               385               156
-    resnet10          164          319               642               307
+    alexnet           212          366               733               377
+    resnet4            70          192               412               186
+    resnet10          150          281               600               312
 """
 
 from __future__ import annotations

@@ -76,17 +76,18 @@ def test_compressed_networks_evolve_their_kernels_on_the_grid_of_training():
 
 def test_penalties_pull_at_the_weights_of_training():
     """One step of SGD with and without: apart by learning rate times penalty times what is penalized."""
-    config = dataclasses.replace(
-        CONFIGS["anodev2_resnet4_configuration_2"], batch_size=2, learning_rate=0.1, momentum=0.0, weight_decay=0.0
-    )
-    images, labels = np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int32)
-    moved, scaling = [], (np.zeros(3, np.float32), np.ones(3, np.float32))
+    small = {"widths": (2,), "crop_pad": 0, "flip": False, "batch_size": 2, "evolution": "configuration_1"}
+    plain = {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0, "decay_epochs": (), "evolution_steps": 2}
+    config = dataclasses.replace(CONFIGS["digits"], scheme="euler", n_steps=1, n_basis=1, **small, **plain)
+    images, labels = np.ones((2, 4, 4, 1), np.uint8), np.zeros(2, np.int32)
+    moved, scaling = [], (np.zeros(1, np.float32), np.ones(1, np.float32))
     for changes in ({}, {"w0_penalty": 0.5, "p_penalty": 0.25}):
         one = dataclasses.replace(config, **changes)
         net = models.build(one, 3)
         optimizer = steps.make_optimizer(one, 1)
-        state = steps.init_state(net, optimizer, jax.numpy.zeros((1, 8, 8, 3)), 0)
-        start = state["params"]["block1"]["evolved"]
+        state = steps.init_state(net, optimizer, jax.numpy.zeros((1, 4, 4, 1)), 0)
+        block = state["params"]["block1"]
+        start = block["evolved"] = jax.tree.map(lambda leaf: leaf + 0.3, block["evolved"])  # p starts at zero
         step = jax.jit(steps.train_step, static_argnums=(0, 1, 2))
         after, _ = step(one, net, optimizer, state, images, labels, np.array([[0, 1]]), scaling, 0)
         moved.append(after["params"]["block1"]["evolved"])
