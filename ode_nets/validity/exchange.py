@@ -124,24 +124,14 @@ def exchange(
       ValueError: for nothing to compare with, an unknown measure, an `own` that is not finite, accuracies outside
         [0, 1], a tolerance that is not above 0, or solvers without their cross-entropies.
     """
-    if measure not in get_args(Measure):
-        raise ValueError(f"measure={measure!r}: expected one of {', '.join(get_args(Measure))}")
+    _check(measure, tolerance, [own, *quality.values()])
     tolerance = TOLERANCES[measure] if tolerance is None else tolerance
-    if not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance}: expected a number above 0")
-    if not math.isfinite(own):
-        raise ValueError(f"own={own}: expected a finite number; a model that fails as trained has nothing to lose")
-    shares = [value for value in (own, *quality.values()) if math.isfinite(value)]
-    if measure == "accuracy" and not 0 <= min(shares) <= max(shares) <= 1:
-        raise ValueError(f"accuracies from {min(shares)} to {max(shares)}: expected fractions in [0, 1], not percent")
     able = _able(quality, trained)
     if entropies is not None and (absent := {trained, *able, *(finer or ())} - set(entropies)):
         raise ValueError(f"entropies hold {[*entropies]}: expected {sorted(absent)} among them")
-    ladder: list[Key] = [*able]
+    ladder: list[Key] = [*able] if finer is None else [trained, *finer]
     if finer is None:
         finer = [key for key in able if key[1] >= trained[1] and key != trained]
-    else:
-        ladder = [trained, *finer]
     if not finer:
         raise ValueError(f"quality holds {[*quality]}: expected solvers of equal or smaller error than {trained}")
     converged = quality[ladder[-1]]
@@ -179,6 +169,19 @@ def exchange(
         entropy_worst=max(ratios, key=lambda key: ratios[key], default=None),
         entropy_tolerance=entropy_tolerance if ratios else None,
     )
+
+
+def _check(measure: Measure, tolerance: float | None, qualities: Sequence[float]) -> None:
+    """That an exchange can be judged; the first of the qualities is the trained manifestation's own."""
+    if measure not in get_args(Measure):
+        raise ValueError(f"measure={measure!r}: expected one of {', '.join(get_args(Measure))}")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance}: expected a number above 0")
+    own, finite = qualities[0], [value for value in qualities if math.isfinite(value)]
+    if not math.isfinite(own):
+        raise ValueError(f"own={own}: expected a finite number; a model that fails as trained has nothing to lose")
+    if measure == "accuracy" and not 0 <= min(finite) <= max(finite) <= 1:
+        raise ValueError(f"accuracies from {min(finite)} to {max(finite)}: expected fractions in [0, 1], not percent")
 
 
 def _able(quality: Mapping[Any, float], trained: Key) -> list[tuple[str, int]]:
