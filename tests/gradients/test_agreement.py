@@ -4,12 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agreement import relative
 from ode_nets import ACA, Adaptive, Backsolve, Direct, solve
-
-
-def relative(a, b):
-    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-    return np.abs(flat(a) - flat(b)).max() / np.abs(flat(b)).max()
 
 
 def test_backsolve_approaches_the_others_as_its_tolerance_goes_to_zero(x64):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agreement import assert_agree, flat, jit_soon
 from ode_nets.gradients import ACA, Checkpointed, Direct, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.weights import (
@@ -50,21 +51,11 @@ def make_loss(weights_of, method, **options):
     return loss
 
 
-def flat(tree):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-
-
-def assert_agree(got, expected, tolerance=1e-12):
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True):
-        atol = tolerance * float(np.max(np.abs(b)))
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
-
-
 def assert_methods_agree(weights_of, coefficients, methods=METHODS, **options):
     """All methods in one program against `Direct`, and `Direct` against a central difference."""
     arguments = (X0, coefficients, CLOSED)
 
-    @jax.jit
+    @jit_soon
     def run(*a):
         losses = [make_loss(weights_of, method, **options) for method in (Direct(), *methods)]
         return [jax.value_and_grad(loss, (0, 1, 2))(*a) for loss in losses]
@@ -126,7 +117,7 @@ def test_ends_of_a_fixed_grid_have_gradients(x64):
         field, solver = lambda t, x, p: jnp.sin(x) + t, FixedStep("midpoint", 6)
         return solve(field, 0.3, solver=solver, gradient=method, t0=t0, t1=t1).x
 
-    @jax.jit
+    @jit_soon
     def gradients(t0, t1):
         methods = (Direct(), Checkpointed("block"), ACA(2))
         return [jax.value_and_grad(loss, argnums=(0, 1))(t0, t1, method) for method in methods]

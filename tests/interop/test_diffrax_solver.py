@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agreement import jit_soon, relative
 from ode_nets import (
     ACA,
     Adaptive,
@@ -30,14 +31,6 @@ PID = diffrax.PIDController(rtol=1e-3, atol=1e-4)
 HEUN = DiffraxSolver(diffrax.Heun(), dt0=0.25)
 
 
-def flat(tree):
-    return jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0])
-
-
-def relative(a, b):
-    return float(jnp.abs(flat(a) - flat(b)).max() / jnp.abs(flat(b)).max())
-
-
 def tanh_field(t, x, theta):
     dx = jnp.tanh(theta["w"] @ x["p"]) + jnp.sin(3 * t) * theta["w"][0]
     return {"p": dx}, {"mean": jnp.sum(theta["w"] * t * x["p"]), "count": jnp.ones((), int)}
@@ -56,7 +49,7 @@ def of_problem(method, scheme, t1=1.5, ts=None, has_aux=True):
         s = solve(f, x0, theta, solver=scheme, gradient=method, t1=t1, ts=asked, has_aux=has_aux)
         return jnp.sum(WEIGHTS * s.x["p"] ** 2) + (0.1 * s.aux["mean"] if has_aux else 0), s
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True))(X0, THETA)
+    return jit_soon(jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True))(X0, THETA)
 
 
 @functools.cache
@@ -120,7 +113,7 @@ def test_failures_have_a_code_and_no_gradient(x64):
             s = solve(f, jnp.ones(2), theta, solver=scheme, gradient=ACA(), t1=3.0)
             return s.x.sum(), s
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(2.0)
+        return jit_soon(jax.value_and_grad(loss, has_aux=True))(2.0)
 
     grow = lambda t, x, theta: theta * x**2
     narrow = diffrax.PIDController(rtol=1e-3, atol=1e-4, dtmin=1e-2, force_dtmin=False)
@@ -148,7 +141,7 @@ def test_block_evaluates_and_trains(x64):
             y, changed = block.apply(whole, x, train=True, mutable=["batch_stats", "solution"])
             return jnp.sum(jnp.sin(y)), changed
 
-        grads, changed = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], x)
+        grads, changed = jit_soon(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], x)
         return grads, changed["batch_stats"], changed["solution"]["nfe"]
 
     ours, theirs = train(block), train(block.clone(solver=foreign))
