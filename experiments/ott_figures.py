@@ -64,10 +64,11 @@ def draw_grid(record: Row) -> Figure:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, scheme in zip(panels, ("euler", "rk4"), strict=True):
-        rows = [row for row in rows_of(record, scheme) if any(row["trained"])]
+    found = {scheme: [row for row in rows_of(record, scheme) if any(row["trained"])] for scheme in ("euler", "rk4")}
+    found = {scheme: rows for scheme, rows in found.items() if rows}
+    figure = Figure(figsize=(5.5 * max(len(found), 1), 4.2), layout="constrained")
+    panels = figure.subplots(1, max(len(found), 1), sharey=True, squeeze=False)[0]
+    for axes, (scheme, rows) in zip(panels, found.items(), strict=False):
         for i, row in enumerate(rows):
             color = colormaps["viridis"](i / max(len(rows) - 1, 1) * 0.9)
             for tested in dict.fromkeys(key.split()[0] for key in row["test"]):
@@ -81,8 +82,7 @@ def draw_grid(record: Row) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xlabel("steps of the test solver")
         axes.set_title(f"trained with {scheme}; ringed: as trained", fontsize=10)
-        if rows:
-            axes.legend(frameon=False, fontsize=7, title="training steps", title_fontsize=8, ncols=2)
+        axes.legend(frameon=False, fontsize=7, title="training steps", title_fontsize=8, ncols=2)
         _bare(axes)
     panels[0].set_ylabel("test accuracy [%]")
     figure.suptitle(f"{record['settings']['task']}: o Euler, x midpoint, triangle RK4", fontsize=10)
@@ -208,6 +208,8 @@ def print_table(grids: dict[str, Row], adaptions: dict[str, Row], console: Conso
         paper, iterations = record["paper"], iterations_of(record)
         for name, bracket in record.get("critical_nfe", {}).items():
             scheme, by = name.split(",")[0], "passed_gap" if "alone" in name else "passed"
+            if not rows_of(record, scheme):
+                continue
             passed = [row for row in rows_of(record, scheme) if row[by]]
             best = max(passed, key=lambda row: row["accuracy"], default=None)
             accuracy = "-"

@@ -49,7 +49,7 @@ def row(scheme, n, own, other):
 
 def test_rows_are_judged_over_the_seeds_that_trained():
     rows = [row("euler", 4, 0.9, 0.5), row("euler", 8, 0.9, 0.75), row("euler", 16, 0.88, 0.8), row("rk4", 2, 0.9, 0.9)]
-    ott.judge(rows, chance=0.5)
+    ott.judge(rows, 0.5, 1000)
     assert all(r["trained"] == [True, False] for r in rows)
     assert [r["passed"] for r in rows] == [False, False, True, True]
     assert rows[2]["accuracy"] == pytest.approx(0.88)
@@ -58,17 +58,21 @@ def test_rows_are_judged_over_the_seeds_that_trained():
     assert ott.critical(rows, "rk4") == [None, 8]
     # A row where no seed trained has no verdict, and is no sign that finer models are none either.
     rows[2]["test"]["euler 16"] = [0.4, 0.3]
-    ott.judge(rows, chance=0.5)
+    ott.judge(rows, 0.5, 1000)
     assert [r["passed"] for r in rows] == [False, False, None, True]
     rows += [row("euler", 32, 0.9, 0.9)]
-    ott.judge(rows, chance=0.5)
+    ott.judge(rows, 0.5, 1000)
     assert ott.critical(rows, "euler") == [8, 32]
     rows += [row("euler", 64, 0.3, 0.3)]
-    ott.judge(rows, chance=0.5)
+    ott.judge(rows, 0.5, 1000)
     assert ott.critical(rows, "euler") == ott.critical(rows, "euler", "passed_gap") == [8, 32]
-    ott.judge(rows, chance=0.99)
+    ott.judge(rows, 0.99, 1000)
     assert [r["passed"] for r in rows] == [None] * 6
     assert ott.critical(rows, "euler") == [None, None]
+    # Nor is there a best one among rows that guess.
+    guesses = [row("euler", 1, 0.51, 0.51)]
+    ott.judge(guesses, 0.5, 200)
+    assert guesses[0]["passed"] is None
 
 
 def few(keys):
