@@ -54,21 +54,28 @@ def rows_of(record: Row, scheme: str) -> list[Row]:
     return sorted(rows, key=lambda row: row["n_steps"])
 
 
+def trained_rows(record: Row, scheme: str) -> list[Row]:
+    """Those of them with a seed that trained."""
+    return [row for row in rows_of(record, scheme) if any(row["trained"])]
+
+
 def mean_of(row: Row, key: str) -> float:
     """Mean test accuracy, in percent, over the seeds that trained."""
     return 100 * float(np.mean(np.array(row["test"][key])[np.array(row["trained"])]))
 
 
 def draw_grid(record: Row) -> Figure:
-    """Ott Figs 3, 4, 17-19: accuracy against steps of the test solver, a color a number of training steps."""
+    """Ott Figs 3, 4, 17-19: accuracy against steps of the test solver, a color a number of training steps.
+
+    A panel a training scheme, of the rows with a seed that trained; a record without one has no picture.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    found = {scheme: [row for row in rows_of(record, scheme) if any(row["trained"])] for scheme in ("euler", "rk4")}
-    found = {scheme: rows for scheme, rows in found.items() if rows}
-    figure = Figure(figsize=(5.5 * max(len(found), 1), 4.2), layout="constrained")
-    panels = figure.subplots(1, max(len(found), 1), sharey=True, squeeze=False)[0]
-    for axes, (scheme, rows) in zip(panels, found.items(), strict=False):
+    found = {scheme: rows for scheme in ("euler", "rk4") if (rows := trained_rows(record, scheme))}
+    figure = Figure(figsize=(5.5 * len(found), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (scheme, rows) in zip(panels, found.items(), strict=True):
         for i, row in enumerate(rows):
             color = colormaps["viridis"](i / max(len(rows) - 1, 1) * 0.9)
             for tested in dict.fromkeys(key.split()[0] for key in row["test"]):
@@ -243,7 +250,8 @@ def main() -> None:
     if not (grids or adaptions or tolerances):
         sys.exit(f"error: {folder} holds no results; run experiments.ott first, or name another --folder")
     drawn: dict[str, Figure] = {"data": draw_data()}
-    drawn |= {f"grid_{task}": draw_grid(record) for task, record in grids.items()}
+    trained = {t: record for t, record in grids.items() if any(trained_rows(record, s) for s in ("euler", "rk4"))}
+    drawn |= {f"grid_{task}": draw_grid(record) for task, record in trained.items()}
     for task, record in grids.items():
         if (path := folder / f"grid_{task}.npz").exists():
             with np.load(path) as kept:
