@@ -10,15 +10,16 @@ is public, with those of `manifest`, `problems`, `validity` and `interop.diffrax
 from ode_nets import manifest, problems, validity
 from ode_nets.control import StepController
 from ode_nets.fields import MLP, ResidualUnit, Unit, batch_norm, convolution
-from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, TracedStep, solve
+from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, solve
 from ode_nets.integrate import (
     Adaptive,
     Field,
     FixedStep,
-    PaddedStep,
+    Interpolation,
     Problem,
     Result,
     Solution,
+    Steps,
     WeightFunction,
     make_problem,
     pad,
@@ -36,6 +37,7 @@ from ode_nets.nn import (
     as_resnet,
     regularization,
 )
+from ode_nets.stepping import RungeKutta, Scheme, TracedTableau, get_scheme
 from ode_nets.tableaus import SCHEMES, Tableau, get_tableau
 from ode_nets.weights import (
     RDA,
@@ -91,10 +93,10 @@ __all__ = [
     "FlowStep",
     "Fourier",
     "GradientMethod",
+    "Interpolation",
     "Joint",
     "Legendre",
     "OdeBlock",
-    "PaddedStep",
     "PiecewiseConstant",
     "PiecewiseLinear",
     "Problem",
@@ -102,11 +104,14 @@ __all__ = [
     "ResNet18",
     "ResidualUnit",
     "Result",
+    "RungeKutta",
+    "Scheme",
     "Solution",
     "StepController",
+    "Steps",
     "Still",
     "Tableau",
-    "TracedStep",
+    "TracedTableau",
     "Unit",
     "WeightFunction",
     "WideContinuousNet",
@@ -118,6 +123,7 @@ __all__ = [
     "configuration_2",
     "convolution",
     "export_inference",
+    "get_scheme",
     "get_tableau",
     "interpolate",
     "make_problem",

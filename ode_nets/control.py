@@ -85,45 +85,77 @@ def scaled_norm(
         E = RMS(error / (atol + rtol * max(|x_n|, |x_{n+1}|)))      (ACA app. A, published code)
 
     Args:
-      error: pytree of floating-point arrays.
+      error: pytree of floating-point or complex arrays.
       x, x_next: states like `error`, at both ends of the step.
-      rtol, atol: tolerances, scalars.
+      rtol, atol: tolerances: scalars, arrays that broadcast against every leaf, or pytrees like the state.
       kind: `"batch"` takes the mean over every entry; `"sample"` takes it over the entries of each sample
         (leading axis of every leaf) and returns the worst sample's, so that no sample hides in a batch.
 
     Returns:
-      A scalar of at least float32; NaN where a state is not finite or a (traced) tolerance is negative.
+      A scalar of at least float32; NaN where a state is not finite or a (traced) tolerance is negative; 0 for a state
+      without entries.
 
     Raises:
-      ValueError: at trace time, if samples are asked for and leaves differ in their leading axis or lack one.
+      ValueError: at trace time, if samples are asked for and leaves differ in their leading axis or lack one, and for
+        tolerances that do not fit the state.
     """
-    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(error))
+    dtype = jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(error))).dtype
 
-    def squares(e: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        scale = (atol + rtol * jnp.maximum(jnp.abs(a), jnp.abs(b))).astype(dtype)
+    def squares(e: jax.Array, a: jax.Array, b: jax.Array, rtol: Any, atol: Any) -> jax.Array:
+        size = jnp.maximum(jnp.abs(a), jnp.abs(b)).astype(dtype)
+        scale = jnp.asarray(atol, dtype) + jnp.asarray(rtol, dtype) * size
+        if scale.shape != size.shape:
+            raise ValueError(
+                f"rtol and atol make a scale of shape {scale.shape} for a leaf of the state of shape {size.shape}: "
+                "expected scalars, arrays that broadcast against every leaf, or pytrees like the state"
+            )
+        size = jnp.abs(e).astype(dtype)
         # With atol = 0, an entry that rests at zero has no error and no scale.
-        ratio = e.astype(dtype) / jnp.where((e == 0) & (scale == 0), 1, scale)
+        ratio = size / jnp.where((size == 0) & (scale == 0), 1, scale)
         # The scale of a state that overflowed would excuse any error.
         return jnp.square(jnp.where(jnp.isfinite(scale) & (scale >= 0), ratio, jnp.nan))
 
-    leaves = jax.tree.leaves(jax.tree.map(squares, error, x, x_next))
+    rtol, atol = (_like(tolerance, error) for tolerance in (rtol, atol))
+    leaves = jax.tree.leaves(jax.tree.map(squares, error, x, x_next, rtol, atol))
     if kind == "sample":
-        if len({leaf.shape[:1] for leaf in leaves} | {()}) != 2:
+        if len({leaf.shape[:1] for leaf in leaves}) != 1 or any(leaf.ndim == 0 for leaf in leaves):
             raise ValueError(
                 f"norm='sample' with leaves of shapes {[leaf.shape for leaf in leaves]}: expected one "
                 "leading axis, the samples, in all of them; use norm='batch'"
             )
-        sums = sum(leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in leaves)
+    if sum(leaf.size for leaf in leaves) == 0:
+        return jnp.zeros((), dtype)
+    if kind == "sample":
+        sums = sum((_rows(leaf) for leaf in leaves[1:]), start=_rows(leaves[0]))
         return jnp.sqrt(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))
-    return jnp.sqrt(sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves))
+    total = sum((leaf.sum() for leaf in leaves[1:]), start=leaves[0].sum())
+    return jnp.sqrt(total / sum(leaf.size for leaf in leaves))
+
+
+def _rows(leaf: jax.Array) -> jax.Array:
+    return leaf.reshape(leaf.shape[0], -1).sum(1)
+
+
+def _like(tolerance: Any, tree: PyTree) -> PyTree:
+    """A tolerance for every leaf of a tree."""
+    structure: Any = jax.tree.structure(tree)
+    if jax.tree.structure(tolerance) == structure:
+        return tolerance
+    leaves = jax.tree.leaves(tolerance)
+    if len(leaves) != 1:
+        raise ValueError(
+            f"rtol or atol of structure {jax.tree.structure(tolerance)}: expected one number or array, or a pytree like "
+            f"the state, {structure}"
+        )
+    return jax.tree.map(lambda _: leaves[0], tree)
 
 
 def initial_step(
-    slope: Callable[[jax.Array, PyTree], PyTree],
-    t0: jax.Array,
+    slope: Callable[[Any, PyTree], PyTree],
     x0: PyTree,
     f0: PyTree,
     span: jax.Array,
+    sign: Any,
     order: int,
     rtol: Any,
     atol: Any,
@@ -134,29 +166,28 @@ def initial_step(
     Hairer, Norsett, Wanner I, section II.4, p. 169, algorithm a) to f).
 
     Args:
-      slope: `slope(t, x) -> dx`; evaluated once.
-      t0, x0: start; f0: the slope there.
-      span: t1 - t0, signed, scalar; the step takes its sign and does not exceed it.
+      slope: `slope(tau, x) -> dx/dt` at a distance tau from the start; evaluated once.
+      x0: start; f0: the slope there.
+      span: |t1 - t0|, scalar; the step does not exceed it.
+      sign: 1, or -1 where time runs backward.
       order: q, the order that the error estimate has plus one is the exponent's denominator.
       rtol, atol, kind: as in `scaled_norm`.
 
     Returns:
-      A scalar of the dtype of `t0`, with the sign of `span`.
+      A scalar of the dtype of `span`, not negative.
     """
     d0, d1 = (scaled_norm(v, x0, x0, rtol, atol, kind) for v in (x0, f0))
     # With atol = 0, a zero entry that moves makes its slope infinitely steep.
     guess = 0.01 * d0 / jnp.where(d1 == 0, 1.0, d1)
     h0 = jnp.where((d0 < 1e-5) | (d1 < 1e-5) | jnp.isinf(d1), 1e-6, guess)
-    h0 = jnp.minimum(h0, jnp.abs(span)).astype(t0.dtype)
-    signed = h0 * jnp.sign(span)
-    x1 = jax.tree.map(lambda x, f: x + signed.astype(x.dtype) * f, x0, f0)
-    change = jax.tree.map(jnp.subtract, slope(t0 + signed, x1), f0)
-    d2 = scaled_norm(change, x0, x0, rtol, atol, kind) / jnp.where(h0 == 0, 1.0, h0)
+    h0 = jnp.minimum(h0.astype(span.dtype), span)
+    x1 = jax.tree.map(lambda x, f: x + (sign * h0).astype(x.dtype) * f, x0, f0)
+    change = jax.tree.map(jnp.subtract, slope(h0, x1), f0)
+    d2 = scaled_norm(change, x0, x0, rtol, atol, kind) / jnp.where(h0 == 0, 1.0, h0).astype(d1.dtype)
     steep = jnp.maximum(d1, d2)
     h1 = jnp.where(
         (steep <= 1e-15) | jnp.isinf(steep),
-        jnp.maximum(1e-6, h0 * 1e-3),
+        jnp.maximum(1e-6, h0.astype(d1.dtype) * 1e-3),
         (0.01 / jnp.where(steep == 0, 1.0, steep)) ** (1.0 / (order + 1)),
     )
-    h = jnp.minimum(jnp.minimum(100 * h0, h1), jnp.abs(span)).astype(t0.dtype)
-    return h * jnp.sign(span)
+    return jnp.minimum(jnp.minimum(100 * h0, h1.astype(span.dtype)), span)

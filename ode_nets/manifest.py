@@ -20,7 +20,7 @@ import numpy as np
 from ode_nets.gradients import Direct
 from ode_nets.integrate import FixedStep, pad
 from ode_nets.nn.evolving import EVOLVED
-from ode_nets.stepping import n_propagating
+
 from ode_nets.weights import (
     Basis,
     PiecewiseConstant,
@@ -81,7 +81,7 @@ def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Modul
     old = _basis_of(net)
     if not isinstance(net.solver, FixedStep):
         raise ValueError(f"net.solver={net.solver!r}: only a FixedStep has a number of steps to multiply")
-    solver = FixedStep(net.solver.tableau, net.solver.n_steps * factor)
+    solver = FixedStep(net.solver.scheme, net.solver.n_steps * factor)
     return _rebased(net.clone(solver=solver), variables, old.refined(factor), refinement_matrix(old, factor))
 
 
@@ -126,7 +126,7 @@ def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray
 
 def nfe(solver: FixedStep, n_blocks: int = 1) -> int:
     """Field evaluations of one forward pass: stages that the state depends on, times steps, times blocks."""
-    return solver.n_steps * n_propagating(solver.tableau) * n_blocks
+    return solver.n_steps * (solver.scheme.n_evaluations or 0) * n_blocks
 
 
 def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lanes: int = 1) -> Callable[..., PyTree]:
@@ -207,7 +207,7 @@ def compile_swap(
     """
     if not solvers or (lanes is not None and lanes < 1):
         raise ValueError(f"{len(solvers)} solvers in lanes={lanes}: expected at least one of each")
-    n_stages = max(n_propagating(solver.tableau) for solver in solvers)
+    n_stages = max(solver.scheme.n_evaluations or 0 for solver in solvers)
     bound = math.inf if lanes is not None or bytes_available is None else bytes_available
     lanes = min(lanes or len(solvers), len(solvers))
     while True:

@@ -2,9 +2,7 @@
 
 from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.backsolve import Backsolve
-from ode_nets.gradients.checkpointed import Checkpointed
-from ode_nets.gradients.direct import Direct
-from ode_nets.gradients.methods import GradientMethod, solve
-from ode_nets.gradients.traced import TracedStep
+from ode_nets.gradients.direct import Checkpointed, Direct
+from ode_nets.gradients.methods import GradientMethod, default_gradient, solve
 
-__all__ = ["ACA", "Backsolve", "Checkpointed", "Direct", "GradientMethod", "TracedStep", "solve"]
+__all__ = ["ACA", "Backsolve", "Checkpointed", "Direct", "GradientMethod", "default_gradient", "solve"]

@@ -3,233 +3,275 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ode_nets.gradients import treeverse
-from ode_nets.gradients.aca_fixed import run_fixed
-from ode_nets.gradients.closure import Closed, Inputs, add, as_cotangents, close_over, zero_cotangent, zeros
-from ode_nets.gradients.outputs import follow_times, run_marked
+from ode_nets.gradients.replay import replay
 from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.gradients.treeverse import Store
-from ode_nets.integrate import Adaptive, FixedStep, Problem, Result, Solution
-from ode_nets.integrate.adaptive import Run, finish, first_run, interpolate_step, next_run, run_adaptive
-from ode_nets.integrate.trial import attempt, evaluator, is_running, outcome, stops_of
-from ode_nets.stepping import rk_advance, rk_step
+from ode_nets.integrate import Problem, Solution, Solver
+from ode_nets.integrate.loop import Keeper, Run, finish, loop, within
+from ode_nets.integrate.problem import Place, evaluator
+from ode_nets.integrate.solution import Result
+from ode_nets.integrate.uniform import Clock
+from ode_nets.lanes import any_lane, read, room, select, this_lane, vary, write
+from ode_nets.stepping import Step
+from ode_nets.trees import add, as_cotangents, split, zero_cotangent, zeros
 
 PyTree = Any
+RECORDED = 256
+"""Steps whose times are written down. Where more are taken, states of later ones are recomputed by searching for their
+steps again, so that no memory grows with the bound on their number."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ACA:
     """The adaptive checkpoint adjoint (ACA algorithm 2, app. A).
 
-    The forward pass keeps the times, sizes and starting states of accepted steps and nothing else. The
-    backward pass replays each of them with its recorded size and takes one local vector-Jacobian product:
-    no rejected trial, no search for step sizes, no error estimate and no stage that only serves one.
-    Parameter cotangents add up in one tree. On the same accepted steps the gradient is that of `Direct`.
+    The forward pass keeps the times and starting states of accepted steps and nothing else. The backward pass takes
+    each of them once more with its own size, and one local vector-Jacobian product: no rejected trial, no search for
+    step sizes, no error estimate and no stage that only serves one. Parameter cotangents add up in one tree. On the
+    same accepted steps the gradient is that of `Direct`.
 
     Args:
       checkpoints: S, how many states are kept at once. While at most S steps are accepted nothing is computed
-        twice. Beyond, states are thinned out as they come and recomputed from recorded step sizes, in as few
-        passes as S states allow: at most one more forward pass while n_accepted <= S^2 / 4. `None` keeps
-        every state in a buffer of `solver.max_steps` of them, which is allocated in full:
-        max_steps * bytes(x0), e.g. 4096 * 16 MiB = 64 GiB for a state of [32, 64, 64, 32] in float32.
+        twice. Beyond, states are thinned out as they come and recomputed, in as few passes as S states allow: at most
+        one more forward pass while n_accepted <= S^2 / 4. Recomputed are steps of recorded size up to the 256th, and
+        beyond that their sizes are searched for again. `None` keeps every state, in a buffer of `max_steps` of
+        them, which is allocated in full: max_steps * bytes(x0), e.g. 4096 * 16 MiB = 64 GiB for a state of
+        [32, 64, 64, 32] in float32.
 
-    With `FixedStep` and at least as many checkpoints as steps this is `Checkpointed("step")`.
-    Reverse mode only.
+    Memory does not depend on `max_steps`, but for `None`. On a known number of steps with at least as many checkpoints
+    this is `Checkpointed("step")`. Reverse mode only.
 
     Raises:
       ValueError: for less than one checkpoint.
+
+    Example:
+        >>> ACA(8)
+        ACA(checkpoints=8)
     """
 
     checkpoints: int | None = 32
 
     def __post_init__(self) -> None:
-        if self.checkpoints is not None and self.checkpoints < 1:
-            raise ValueError(f"checkpoints={self.checkpoints}: expected None or at least 1")
+        n = self.checkpoints
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise ValueError(f"checkpoints={n!r}: expected None or at least 1")
 
-    def run(self, problem: Problem, solver: Adaptive | FixedStep) -> Solution:
+    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`."""
-        if isinstance(solver, FixedStep):
-            return run_marked(problem, partial(run_fixed, solver=solver, checkpoints=self.checkpoints))
-        closed = close_over(problem)
-        slots = solver.max_steps if self.checkpoints is None else min(self.checkpoints, solver.max_steps)
-        stops = stops_of(problem, solver)
-        run = _solve(closed, solver, slots, problem.on_domain, Inputs.of(problem, closed, solver))
-        solution = finish(problem, solver, stops, run)
-        return dataclasses.replace(solution, x=follow_times(problem, closed, solver, solution.x))
+        problem = refuse_forward_mode(problem, "ACA(...)")
+        slots = solver.bound if self.checkpoints is None else min(self.checkpoints, solver.bound)
+        if solver.length is not None and slots >= solver.length:
+            return replay(problem, solver, None, jax.checkpoint, dense)
+        arrays, frame = split(solver)
+
+        @jax.custom_vjp
+        def run(problem: Problem, arrays: list[Any]) -> Run:
+            return _outputs(loop(problem, frame.fill(arrays), dense=dense)[0])
+
+        def forward(problem: Problem, arrays: list[Any]) -> tuple[Run, Any]:
+            solver = frame.fill(arrays)
+            found, kept = loop(problem, solver, _keeper(problem, solver, slots), dense)
+            return _outputs(found), (problem, arrays, kept, found.state.clock)
+
+        def backward(residuals: Any, cotangent: Run) -> Any:
+            problem, arrays, kept, clock = residuals
+            ct = _backward(problem, frame.fill(arrays), kept, clock, cotangent)
+            return ct, jax.tree.map(zero_cotangent, arrays)
+
+        run.defvjp(forward, backward)
+        return finish(problem, solver, run(problem, arrays))
 
 
-class _Record(NamedTuple):
-    """What the backward pass knows of each accepted step, `[max_steps]` each."""
+def _outputs(run: Run) -> Run:
+    return run._replace(state=run.state._replace(carry=None))
 
-    t: jax.Array
+
+class Point(NamedTuple):
+    """Where a step begins: what is kept of it, and enough to go on from there."""
+
+    tau: jax.Array
     h: jax.Array
-    stop: jax.Array
-    """The stop that the step ended on, -1 for none."""
+    """Size that the step was given."""
+    error: jax.Array
+    """Of the step before, for the controller."""
+    x: PyTree
 
 
-def _solve(closed: Closed, solver: Adaptive, slots: int, on_domain: bool, inputs: Inputs) -> Run:
-    # Tolerances travel as arrays, so that the static part of the solver stays hashable under tracing.
-    static = dataclasses.replace(solver, rtol=1.0, atol=0.0, first_step=None if solver.first_step is None else 1.0)
+class Kept(NamedTuple):
+    """What the forward pass leaves for the backward one."""
 
-    @jax.custom_vjp
-    def solve(inputs: Inputs) -> Run:
-        return run_adaptive(inputs.problem(closed, on_domain), inputs.solver(static))
-
-    def forward(inputs: Inputs) -> tuple[Run, Any]:
-        problem = inputs.problem(closed, on_domain)
-        run, store, record = _forward(problem, inputs.solver(static), slots)
-        good = outcome(run.trial, len(stops_of(problem, solver))) == Result.SUCCESS
-        return run, (inputs, store, record, run.trial.n_accepted, good)
-
-    def backward(residuals: Any, cotangent: Run) -> tuple[Inputs]:
-        return (_backward(closed, static, on_domain, residuals, cotangent),)
-
-    solve.defvjp(forward, backward)
-    return solve(refuse_forward_mode(inputs, "ACA(...)"))
+    store: Store
+    """Of `Point`s."""
+    ends: Any
+    """Where steps begin, `[RECORDED + 1]`; `None` where the solver knows."""
+    edge: Any
+    """`(h, error)` of the first step whose end is not recorded; likewise."""
 
 
-def _forward(problem: Problem, solver: Adaptive, slots: int) -> tuple[Run, Store, _Record]:
-    """Integrate, keeping the states of accepted steps in `slots` slots."""
-    stops, n = stops_of(problem, solver), solver.max_steps
-    start = first_run(problem, solver)
-    time = start.trial.t.dtype
-    record = _Record(jnp.zeros(n, time), jnp.zeros(n, time), jnp.zeros(n, jnp.int32))
+def _capacity(solver: Solver) -> int:
+    return min(RECORDED, solver.bound)
 
-    def body(carry: tuple[Run, Store, _Record]) -> tuple[Run, Store, _Record]:
-        run, store, record = carry
-        i = run.trial.n_accepted
-        # What a rejected trial writes, the next trial of the same step overwrites.
-        store = treeverse.keep(store, i, run.trial.x, n)
-        after, taken = attempt(problem, solver, stops, run.trial)
-        values = _Record(taken.t, taken.h, jnp.where(taken.landed, taken.stop, -1))
-        record = treeverse.write(record, i, values)
-        return next_run(problem, solver, run, after, taken), store, record
 
-    carry = (start, treeverse.new_store(problem.x0, slots), record)
-    return jax.lax.while_loop(lambda carry: is_running(carry[0].trial, solver, len(stops)), body, carry)
+def _keeper(problem: Problem, solver: Solver, slots: int) -> Keeper:
+    n = _capacity(solver)
+
+    def begin(clock: Clock, x: PyTree) -> Kept:
+        store = treeverse.new_store(Point(clock.tau, clock.h, clock.error, x), slots)
+        if solver.recorded:
+            return Kept(store, None, None)
+        return Kept(store, room(n + 1, clock.tau), (clock.h, clock.error))
+
+    def keep(kept: Kept, clock: Clock, x: PyTree, place: Place, mine: Any) -> Kept:
+        i = clock.step
+        point = Point(clock.tau, place.h, clock.error, x)
+        store = treeverse.keep(kept.store, i, point, solver.bound, mine)
+        if kept.ends is None:
+            return kept._replace(store=store)
+        ends = write(kept.ends, jnp.where(mine & (i <= n), i, n + 1), clock.tau)
+        return Kept(store, ends, select(mine & (i == n), (place.h, clock.error), kept.edge))
+
+    return Keeper(begin, keep)
 
 
 class _Cotangents(NamedTuple):
+    """What accumulates on the way back."""
+
     x: PyTree
-    t: jax.Array
-    weights: PyTree
-    stops: jax.Array
-    ts: Any
-    consts: Any
+    tau: jax.Array
+    problem: Problem
+    """Of all but the initial state, whose place is empty."""
+    end: jax.Array
+    """Where the step at hand ends: where the one after it begins."""
+    cursor: jax.Array
+    """Asked times up to there."""
 
 
-def _backward(
-    closed: Closed, solver: Adaptive, on_domain: bool, residuals: Any, cotangent: Run
-) -> Inputs:
-    inputs, store, record, n_accepted, good = residuals
-    problem, tableau = inputs.problem(closed, on_domain), solver.tableau
-    stops = stops_of(problem, solver)
-    sign = jnp.sign(problem.t1 - problem.t0)
-    clipped, dense = cotangent.landed is not None, cotangent.dense is not None
+def _backward(problem: Problem, solver: Solver, kept: Kept, clock: Clock, cotangent: Run) -> Problem:
+    parameters = dataclasses.replace(problem, x0=None)
+    ct_states, ct_rows = cotangent.asked
+    inside = ct_rows is not None or not solver.lands(problem)
+    n_known = _capacity(solver)
 
-    def local(i: jax.Array, x: PyTree, t: jax.Array, weights: PyTree, stops: jax.Array, consts: Any) -> Any:
-        """Step i again: the state and time it ends with, its reports and, for the interpolant, its stages."""
-        here = dataclasses.replace(problem, field=closed.field(consts), weights=weights)
-        landed, goal = record.stop[i] >= 0, stops[record.stop[i]]
-        h = jnp.where(landed, goal - t, record.h[i])
-        # An interpolant may use the stage that otherwise only serves the error.
-        step = rk_step(tableau, evaluator(here, tableau, sign), t, x, h, with_error=dense)
-        t_next = jnp.where(landed, goal, t + h)
-        return step.x, t_next, step.aux, ((h, x, [k for k, _ in step.stages]) if dense else ())
-
-    def advance(i: jax.Array, x: PyTree) -> PyTree:
-        t, stop = record.t[i], record.stop[i]
-        h = jnp.where(stop >= 0, stops[stop] - t, record.h[i])
-        return rk_advance(tableau, lambda j, t, x: evaluator(problem, tableau, sign)(j, t, x)[0], t, x, h)
-
-    def pull(i: jax.Array, x: PyTree, ct: _Cotangents) -> _Cotangents:
-        arguments = (x, record.t[i], inputs.weights, stops, inputs.consts)
-        out, pullback = jax.vjp(lambda *a: local(i, *a), *arguments)
-        ct_inside, ct_t = jax.tree.map(jnp.zeros_like, out[3]), jnp.zeros_like(ct.t)
-        ct_ts = ct.ts
-        if dense:
-            ct_inside, ct_t, ct_ts = _pull_dense(
-                solver, inputs.ts, cotangent.dense, record.t[i], out[1], out[3], ct_inside, ct_t, ct_ts
-            )
-        ct_x, j = ct.x, record.stop[i]
-        if clipped:
-            asked = (j >= 0) & (j < len(inputs.ts))
-            ct_x = jax.tree.map(lambda a, b: a + jnp.where(asked, b[j], 0), ct_x, cotangent.landed)
-        d_x, d_t, d_weights, d_stops, d_consts = pullback((ct_x, ct.t, cotangent.trial.aux, ct_inside))
-        return _Cotangents(
-            x=d_x,
-            t=d_t + ct_t,
-            weights=add(ct.weights, d_weights),
-            stops=ct.stops + d_stops,
-            ts=ct_ts,
-            consts=add(ct.consts, d_consts),
+    def local(parameters: Problem, tau: jax.Array, x: PyTree, i: Any, end: Any, cursor: Any) -> Any:
+        here = dataclasses.replace(parameters, x0=problem.x0)
+        place = solver.place(here, i, tau, end, cursor)
+        step = solver.scheme.step(
+            evaluator(here, place), x, place.shift(here), inside=inside, smooth=problem.smooth
         )
+        row = (place.tau, place.h, x, step.inside) if inside else ()
+        return step.x, place.end, step.aux, row
 
-    # What a failed solve never reached does not depend on its inputs: derivatives of zero would be plausible.
-    spoil = jnp.where(good, 0.0, jnp.nan)
-    ct = _Cotangents(
-        x=cotangent.trial.x,
-        t=cotangent.trial.t,
-        weights=zeros(inputs.weights),
-        stops=jnp.zeros_like(stops),
-        ts=None if inputs.ts is None else jnp.zeros_like(inputs.ts),
-        consts=zeros(inputs.consts),
+    def pull(i: jax.Array, point: Point, ct: _Cotangents) -> _Cotangents:
+        started = Clock(point.tau, point.h, i, jnp.int32(0), point.error, ct.cursor, jnp.int32(0))
+        before = _passed_at(problem, solver, started, ct.cursor)
+        again = lambda parameters, tau, x: local(parameters, tau, x, i, ct.end, before)
+        out, pullback = jax.vjp(again, parameters, point.tau, point.x)
+        ct_x, ct_row, d_ts = ct.x, jax.tree.map(jnp.zeros_like, out[3]), ct.problem.ts
+        if ct_rows is not None:
+            ct_row = read(ct_rows, i)
+        if problem.ts is not None:
+            carry = (before, ct_x, ct_row, d_ts)
+            ct_x, ct_row, d_ts = _pull_asked(problem, solver, out[3], ct_states, ct.cursor, carry)
+        d_parameters, d_tau, d_x = pullback((ct_x, ct.tau, cotangent.state.aux, ct_row))
+        total = dataclasses.replace(add(ct.problem, d_parameters), ts=None)
+        if d_ts is not None:
+            total = dataclasses.replace(total, ts=d_ts + d_parameters.ts)
+        return _Cotangents(d_x, d_tau, total, point.tau, before)
+
+    def advance(i: jax.Array, point: Point) -> Point:
+        if solver.recorded:
+            return _take(problem, solver, solver.place(problem, i, None, None, None), point)
+        take = lambda: _take(problem, solver, Place(point.tau, (end := read(kept.ends, i + 1)) - point.tau, end), point)
+        if n_known >= solver.bound:
+            return take()
+        late = i >= n_known
+        found = jax.lax.cond(any_lane(late), lambda: _search(problem, solver, i, point, late), lambda: point)
+        taken = jax.lax.cond(any_lane(~late), take, lambda: point)
+        edge = Point(taken.tau, *kept.edge, taken.x)
+        return select(late, found, select(i + 1 == n_known, edge, taken))
+
+    start = _Cotangents(
+        x=cotangent.state.x,
+        tau=cotangent.state.clock.tau,
+        problem=zeros(parameters),
+        end=clock.tau,
+        cursor=clock.cursor,
     )
-    ct = jax.tree.map(lambda leaf: leaf + spoil.astype(leaf.dtype), ct)
-    ct = treeverse.reverse(n_accepted, store, solver.max_steps, advance, pull, ct)
-    return _gather(inputs, problem, solver, ct, cotangent)
+    start = vary(start, problem.x0)
+    ct = treeverse.reverse(clock.step, kept.store, solver.bound, advance, pull, start)
+    ct_x = ct.x
+    if ct_states is not None:
+        at_start = jnp.arange(problem.n_asked + 1) < ct.cursor
+        total = lambda a, b: a + jnp.sum(jnp.where(at_start.reshape(-1, *[1] * a.ndim), b, 0), axis=0)
+        ct_x = jax.tree.map(total, ct_x, ct_states)
+    return dataclasses.replace(as_cotangents(parameters, ct.problem), x0=ct_x)
 
 
-def _gather(inputs: Inputs, problem: Problem, solver: Adaptive, ct: _Cotangents, cotangent: Run) -> Inputs:
-    """Cotangents of the inputs, those of states asked for at t0 included."""
-    ct_x0, clipped = ct.x, cotangent.landed is not None
-    if (asked := cotangent.landed if clipped else cotangent.dense) is not None:
-        at_start = jnp.sign(problem.t1 - problem.t0) * (jnp.asarray(problem.ts) - problem.t0) <= 0
-
-        def from_start(a: jax.Array, b: jax.Array) -> jax.Array:
-            return a + jnp.sum(jnp.where(at_start.reshape(-1, *[1] * (b.ndim - 1)), b, 0), axis=0)
-
-        ct_x0 = jax.tree.map(from_start, ct_x0, asked)
-    return Inputs(
-        x0=ct_x0,
-        weights=as_cotangents(inputs.weights, ct.weights),
-        t0=ct.t,
-        t1=ct.stops[-1],
-        ts=ct.stops[:-1] if clipped else ct.ts,
-        consts=as_cotangents(inputs.consts, ct.consts),
-        tolerances=jax.tree.map(zero_cotangent, inputs.tolerances),
-    )
+def _take(problem: Problem, solver: Solver, place: Place, point: Point) -> Point:
+    """The point after a step whose size is known."""
+    x, _ = solver.scheme.advance(evaluator(problem, place), point.x, place.shift(problem))
+    return Point(place.end, point.h, point.error, x)
 
 
-def _pull_dense(
-    solver: Adaptive,
-    ts: jax.Array,
-    ct_states: PyTree,
-    t: jax.Array,
-    t_next: jax.Array,
-    inside: Any,
-    ct_inside: Any,
-    ct_t: jax.Array,
-    ct_ts: jax.Array,
-) -> tuple[Any, jax.Array, jax.Array]:
-    """Add the cotangents of the asked times that one step's interpolant serves."""
-    sign = jnp.sign(t_next - t)
-    covered = (sign * (ts - t) > 0) & (sign * (ts - t_next) <= 0)
-    first = jnp.argmax(covered).astype(jnp.int32)
+def _search(problem: Problem, solver: Solver, i: jax.Array, point: Point, mine: jax.Array) -> Point:
+    """The point after a step whose size is to be found again, from the size that it was given first."""
+    zero = jnp.int32(0)
+    cursor = zero
+    if problem.ts is not None:
+        cursor = jnp.searchsorted(problem.ts, point.tau, side="right").astype(jnp.int32)
+    clock = Clock(point.tau, point.h, i, zero, point.error, cursor, zero)
+    due = lambda carry: mine & (carry[0].step == i) & (carry[0].result == Result.SUCCESS)
+
+    def body(carry: tuple[Clock, PyTree]) -> tuple[Clock, PyTree]:
+        clock, x = carry
+        going = this_lane(due(carry))
+        place = solver.propose(problem, clock)
+        after, error = solver.scheme.advance(evaluator(problem, place), x, place.shift(problem), error=True)
+        step = Step(after, error, (), (), None, None, None, zero)
+        new, accepted = solver.judge(problem, clock, place, x, step)
+        return select(going, new, clock), select(accepted & going, after, x)
+
+    clock, x = jax.lax.while_loop(lambda carry: any_lane(due(carry)), body, (clock, point.x))
+    return Point(clock.tau, clock.h, clock.error, x)
+
+
+def _passed_at(problem: Problem, solver: Solver, clock: Clock, cursor: jax.Array) -> jax.Array:
+    """How many of the first `cursor` asked times lie behind the clock."""
+    if problem.ts is None:
+        return cursor
+    ahead = lambda j: (j > 0) & ~solver.passed(problem, jnp.maximum(j - 1, 0), clock)
+
+    def body(j: jax.Array) -> jax.Array:
+        return jnp.where(this_lane(ahead(j)), j - 1, j)
+
+    return jax.lax.while_loop(lambda j: any_lane(ahead(j)), body, cursor)
+
+
+def _pull_asked(problem: Problem, solver: Solver, row: PyTree, ct_states: PyTree, end: jax.Array, carry: Any) -> Any:
+    """Add the cotangents of the asked times that one step serves, from the first of them on."""
+    lands = solver.lands(problem)
+
+    def value(row: PyTree, ts: jax.Array) -> PyTree:
+        tau, h, x, inside = row
+        return within(problem, solver, Place(tau, h, tau + h), x, inside, ts)
 
     def body(carry: Any) -> Any:
-        j, ct_inside, ct_t, ct_ts = carry
-        h, x, slopes = inside
-        state = lambda t, h, x, slopes, t_j: interpolate_step(solver.tableau, t, h, x, slopes, t_j)
-        _, pullback = jax.vjp(state, t, h, x, slopes, ts[j])
-        d_t, *d_inside, d_tj = pullback(jax.tree.map(lambda leaf: leaf[j], ct_states))
-        return j + 1, jax.tree.map(jnp.add, ct_inside, tuple(d_inside)), ct_t + d_t, ct_ts.at[j].add(d_tj)
+        j, ct_x, ct_row, d_ts = carry
+        mine = this_lane(j < end)
+        at = jnp.minimum(j, problem.n_asked - 1)
+        one = read(ct_states, at)
+        if lands:
+            new = (jax.tree.map(jnp.add, ct_x, one), ct_row, d_ts)
+        else:
+            _, pullback = jax.vjp(value, row, problem.ts[at])
+            d_row, d_t = pullback(one)
+            new = (ct_x, jax.tree.map(jnp.add, ct_row, d_row), d_ts.at[at].add(d_t))
+        return jnp.where(mine, j + 1, j), *select(mine, new, (ct_x, ct_row, d_ts))
 
-    end = first + jnp.sum(covered).astype(jnp.int32)
-    return jax.lax.while_loop(lambda carry: carry[0] < end, body, (first, ct_inside, ct_t, ct_ts))[1:]
+    return jax.lax.while_loop(lambda carry: any_lane(carry[0] < end), body, carry)[1:]

@@ -3,60 +3,92 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
-from ode_nets.gradients.closure import Closed, Inputs
-from ode_nets.gradients.outputs import follow_times, run_marked
-from ode_nets.integrate import (
-    Adaptive,
-    FixedStep,
-    Problem,
-    Solution,
-    integrate_adaptive,
-    integrate_adaptive_bounded,
-    integrate_fixed,
-)
+from ode_nets.gradients.replay import Transform, replay, search
+from ode_nets.integrate import Problem, Solution, Solver, integrate
+from ode_nets.trees import split
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Direct:
-    """Differentiate through the solver as it ran: the naive method, discretize-then-optimize.
+    """Differentiate through the accepted steps: discretize-then-optimize, everything kept.
 
-    Keeps all that every step kept, of an adaptive solve for each of `max_steps` trials, taken or not: memory
-    O(n_steps * stages * activations of the field). Under `jax.vmap` trials that are not taken are computed as
-    well: give a `max_steps` not far above what is needed. Without differentiation nothing is kept. Works in
-    forward and in reverse mode. Step sizes are constants of differentiation.
+    Keeps all that every step kept: memory O(n_steps * stages * activations of the field), and room for `max_steps` of
+    them where their number is not known at trace time. Steps that were not needed are not taken, and rejected trials
+    are no part of it: step sizes are constants of differentiation. Without differentiation nothing is kept. Works in
+    forward and in reverse mode, also to second order.
+
+    Example:
+        >>> import jax
+        >>> from ode_nets import Direct, FixedStep, solve
+        >>> end = lambda k: solve(lambda t, x, k: -k * x, 1.0, k, solver=FixedStep("euler", 2), gradient=Direct()).x
+        >>> float(jax.grad(end)(1.0))
+        -0.5
     """
 
-    def run(self, problem: Problem, solver: FixedStep | Adaptive) -> Solution:
+    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`."""
-        return run_marked(problem, partial(integrate, solver=solver, transform=lambda step: step))
+        return differentiable(problem, solver, lambda step: step, dense)
 
 
-def integrate(problem: Problem, closed: Closed, solver: FixedStep | Adaptive, transform: Any) -> Solution:
+@dataclasses.dataclass(frozen=True)
+class Checkpointed:
+    """Differentiate through the accepted steps, recomputing in the backward pass what would cost memory to keep.
+
+    Args:
+      unit: `"step"` keeps one state a step and recomputes inside the step; `"block"` keeps the initial
+        state alone and recomputes the whole solve (ANODE; ANODEV2 sec. 3), then as `Direct`.
+
+    The gradient is that of `Direct`. Works in forward and in reverse mode.
+
+    Example:
+        >>> Checkpointed("block")
+        Checkpointed(unit='block')
+    """
+
+    unit: Literal["step", "block"] = "step"
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("step", "block"):
+            raise ValueError(f"unit={self.unit!r}: expected 'step' or 'block'")
+
+    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
+        """Solve `problem` with `solver`."""
+        if self.unit == "step":
+            return differentiable(problem, solver, jax.checkpoint, dense)
+        arrays, frame = split(solver)
+
+        @jax.checkpoint
+        def block(problem: Problem, arrays: list[Any]) -> Solution:
+            return differentiable(problem, frame.fill(arrays), lambda step: step, dense)
+
+        return block(problem, arrays)
+
+
+def differentiable(problem: Problem, solver: Solver, transform: Transform, dense: bool) -> Solution:
     """A solve through which both modes of differentiation work, `transform` around each of its steps.
 
-    An adaptive solve takes the steps that it needs, and is differentiated as a scan over `max_steps`.
+    Where the number of steps is known it is a scan over them. Otherwise it takes the steps that it needs, and where it
+    is differentiated takes them once more as a scan over as many as there may be.
     """
-    if isinstance(solver, FixedStep):
-        return integrate_fixed(problem, solver, transform=transform)
-
-    def again(inputs: Inputs) -> tuple[Problem, Adaptive]:
-        return inputs.problem(closed, problem.on_domain), inputs.solver(solver)
+    if solver.length is not None:
+        return replay(problem, solver, None, transform, dense)
+    arrays, frame = split(solver)
 
     @jax.custom_jvp
-    def run(inputs: Inputs) -> Solution:
-        return integrate_adaptive(*again(inputs))
+    def run(problem: Problem, arrays: list[Any]) -> Solution:
+        return integrate(problem, frame.fill(arrays), dense)
 
     @run.defjvp
     def derivative(primals: Any, tangents: Any) -> Any:
-        bounded = lambda inputs: integrate_adaptive_bounded(*again(inputs), transform=transform)
-        return jax.jvp(bounded, primals, tangents)
+        constant, solver = jax.lax.stop_gradient(primals[0]), frame.fill(primals[1])
+        record = None if solver.recorded else search(constant, solver)
+        along = lambda problem: replay(problem, solver, record, transform, dense)
+        return jax.jvp(along, primals[:1], tangents[:1])
 
-    solution = run(Inputs.of(problem, closed, solver))
-    return dataclasses.replace(solution, x=follow_times(problem, closed, solver, solution.x))
+    return run(problem, arrays)

@@ -1,28 +1,39 @@
-"""Gradient methods, exchangeable by one argument of `solve`."""
+"""Solving, with the gradient method as one argument."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from ode_nets.integrate import Adaptive, Field, FixedStep, Problem, Solution, make_problem
+import jax
+
+from ode_nets.gradients.aca import ACA
+from ode_nets.gradients.direct import Checkpointed
+from ode_nets.gradients.outputs import follow_times, mark_failed
+from ode_nets.integrate import Adaptive, Field, FixedStep, Problem, Solution, Solver, make_problem
+from ode_nets.trees import split
 
 PyTree = Any
+N_PROGRAMS = 256
+"""Compiled programs that are kept for solves outside of `jax.jit`."""
 
 
 @runtime_checkable
 class GradientMethod(Protocol):
     """How a solve is differentiated: a frozen, hashable value that owns the solve and its backward pass."""
 
-    def run(self, problem: Problem, solver: Any) -> Solution:
-        """Solve `problem` with `solver`, differentiable by this method; where that fails, derivatives are NaN."""
+    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
+        """Solve `problem` with `solver`, differentiable by this method."""
 
 
 @runtime_checkable
-class CustomSolver(Protocol):
-    """A solver that brings its own loop and its own ways to differentiate it."""
+class OwnLoop(Protocol):
+    """A solver that brings its own loop, as one of diffrax does, and hands the ways back what it has found."""
 
-    def run(self, problem: Problem, gradient: GradientMethod) -> Solution:
-        """Solve `problem`, differentiable by what `gradient` means there; where that fails, derivatives are NaN."""
+    def solve(self, problem: Problem, gradient: GradientMethod | None, dense: bool) -> Solution:
+        """Solve `problem`, differentiable by what `gradient` means there."""
 
 
 def solve(
@@ -30,12 +41,13 @@ def solve(
     x0: PyTree,
     weights: PyTree = None,
     *,
-    solver: FixedStep | Adaptive | CustomSolver,
-    gradient: GradientMethod,
+    solver: FixedStep | Adaptive | OwnLoop,
+    gradient: GradientMethod | None = None,
     t0: Any = 0.0,
     t1: Any = 1.0,
     ts: Any = None,
     has_aux: bool = False,
+    dense: bool = False,
 ) -> Solution:
     """Solve an initial value problem; field, weight function, solver and gradient method are exchangeable.
 
@@ -45,28 +57,103 @@ def solve(
       field: pure function `field(t, x, theta) -> dx`, or `-> (dx, aux)` with `has_aux`; `dx` like `x`.
       x0: initial state, a pytree of floating-point arrays.
       weights: a weight function, or a pytree theta that holds at all times.
-      solver: `FixedStep`, `Adaptive`, or a `CustomSolver`: `PaddedStep`, `TracedStep`,
-        `ode_nets.interop.diffrax.DiffraxSolver`.
-      gradient: `Direct()`, `Checkpointed()`, ...: what reverse-mode differentiation does.
+      solver: `FixedStep(scheme, n_steps)`, `Adaptive(scheme, rtol, atol)`, or
+        `ode_nets.interop.diffrax.DiffraxSolver`, which runs diffrax's own loop.
+      gradient: `Direct()`, `Checkpointed()`, `ACA()`, `Backsolve()`: what differentiation does. The default is
+        `ACA()` where steps are found by their error, and `Checkpointed()` on a uniform grid.
       t0, t1: start and end; `t1 < t0` integrates backward in time.
       ts: times at which the state is asked for, in the order of integration; `None` asks for x(t1).
       has_aux: whether the field reports something beside `dx`; reports of accepted steps are summed.
+      dense: whether to keep what the solution is between the steps: `solution.dense(t)`. Takes memory for
+        `max_steps` steps of an adaptive solver.
 
     Returns:
       `Solution`. Array values never raise; look at `result`: where it is not `SUCCESS`, states that were not
       reached and all derivatives are NaN.
 
     Raises:
-      ValueError: at trace time, for bad shapes, dtypes, names and known times; see `make_problem`.
+      ValueError: at trace time, for bad shapes, dtypes, names and known times; see `make_problem`; and for what
+        solver and gradient method cannot do together.
+
+    Outside of `jax.jit` it compiles once for all fields that are the same operations.
+
+    Example:
+        >>> from ode_nets import Adaptive, solve
+        >>> solution = solve(lambda t, x, k: -k * x, 1.0, 2.0, solver=Adaptive("dopri5", rtol=1e-5))
+        >>> round(float(solution.x), 4), int(solution.result)
+        (0.1353, 0)
     """
-    if isinstance(solver, type) or not isinstance(solver, FixedStep | Adaptive | CustomSolver):
+    _check_kinds(solver, gradient)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        problem = make_problem(_as_configured(field), x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
+    if not isinstance(solver, FixedStep | Adaptive):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return mark_failed(solver.solve(problem, gradient, dense), problem)
+    method = gradient if gradient is not None else default_gradient(solver)
+    if dense and not solver.scheme.interpolates:
+        raise ValueError(f"dense=True: scheme {solver.scheme.name!r} has no interpolant; ask for ts, or change the scheme")
+    parts, frame = split((dataclasses.replace(problem, field=None), solver))
+    return _program(frame, method, dense)(parts)
+
+
+def default_gradient(solver: Any) -> GradientMethod:
+    """`Checkpointed()` where steps are known before they are taken, `ACA()` where they are found."""
+    return Checkpointed() if solver.recorded else ACA()
+
+
+_PROGRAMS: OrderedDict[Any, Callable] = OrderedDict()
+
+
+def _program(frame: Any, method: GradientMethod, dense: bool) -> Callable:
+    """The compiled solve of all problems of one frame. The least used are forgotten, and with them their programs."""
+    key = (frame, method, dense)
+    try:
+        if key in _PROGRAMS:
+            _PROGRAMS.move_to_end(key)
+            return _PROGRAMS[key]
+    except TypeError:
+        # What cannot be hashed cannot be found again.
+        return _compiled(frame, method, dense)
+    program = _PROGRAMS[key] = _compiled(frame, method, dense)
+    while len(_PROGRAMS) > N_PROGRAMS:
+        _PROGRAMS.popitem(last=False)
+    return program
+
+
+def _compiled(frame: Any, method: GradientMethod, dense: bool) -> Callable:
+    @jax.jit
+    def run(parts: list[Any]) -> Solution:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            problem, solver = frame.fill(parts)
+            solution = method.run(problem, solver, dense) if dense else method.run(problem, solver)
+            return mark_failed(follow_times(problem, solver, solution), problem)
+
+    return run
+
+
+def _as_configured(field: Field) -> Field:
+    """The field under the promotion rules that hold where `solve` is called: those inside are the library's own."""
+    dtypes, ranks = jax.config.jax_numpy_dtype_promotion, jax.config.jax_numpy_rank_promotion
+    if (dtypes, ranks) == ("standard", "allow") or not callable(field):
+        return field
+
+    def configured(t: Any, x: PyTree, theta: PyTree) -> PyTree:
+        with jax.numpy_dtype_promotion(dtypes), jax.numpy_rank_promotion(ranks):
+            return field(t, x, theta)
+
+    return configured
+
+
+def _check_kinds(solver: Any, gradient: Any) -> None:
+    is_solver = isinstance(solver, FixedStep | Adaptive | OwnLoop) and not isinstance(solver, type)
+    if not is_solver:
         raise ValueError(
             f"solver={solver!r}: expected FixedStep('rk4', n_steps), Adaptive('dopri5', rtol, atol) or another "
             "solver of this library"
         )
-    if isinstance(gradient, type) or not isinstance(gradient, GradientMethod):
-        raise ValueError(f"gradient={gradient!r}: expected Direct(), Checkpointed(), ACA() or Backsolve()")
-    problem = make_problem(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
-    if isinstance(solver, CustomSolver):
-        return solver.run(problem, gradient)
-    return gradient.run(problem, solver)
+    wrong = isinstance(gradient, type) or not isinstance(gradient, GradientMethod)
+    if gradient is not None and (wrong or isinstance(gradient, FixedStep | Adaptive | OwnLoop)):
+        raise ValueError(
+            f"gradient={gradient!r}: expected Direct(), Checkpointed(), ACA() or Backsolve(), or None for the "
+            "solver's default"
+        )

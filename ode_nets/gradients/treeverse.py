@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.lanes import any_lane, longest, read, room, select, this_lane, write
+
 PyTree = Any
 _FAR = 2**30
 """More steps than any chain has."""
@@ -30,9 +32,9 @@ class Store(NamedTuple):
     """States of some steps of a chain, by slot."""
 
     states: PyTree
-    """Leaves `[n_slots, ...]`."""
+    """Leaves `[n_slots + 1, ...]`; the last row takes what no slot does."""
     steps: jax.Array
-    """int32 `[n_slots]`: the step that each slot's state starts, `_FAR` for a free slot."""
+    """int32 `[n_slots + 1]`: the step that each slot's state starts, `_FAR` for a free slot."""
 
 
 @cache
@@ -68,33 +70,24 @@ def new_store(x0: PyTree, n_slots: int) -> Store:
     Args:
       x0: a state, which gives leaves their shapes and dtypes.
     """
-    states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n_slots, *leaf.shape)), x0)
-    return Store(states, jnp.full(n_slots, _FAR, jnp.int32))
+    return Store(room(n_slots, x0), jnp.full(n_slots + 1, _FAR, jnp.int32))
 
 
-def keep(store: Store, step: jax.Array, x: PyTree, max_steps: int) -> Store:
+def keep(store: Store, step: jax.Array, x: PyTree, max_steps: int, wanted: Any = True) -> Store:
     """Put the state of a step into its slot, if it gets one; putting it there again replaces it.
 
     Args:
       store: of the states of all steps before.
       step: int32 scalar, below `max_steps`.
       x: its state.
+      wanted: false for a lane that has arrived.
     """
-    n_slots = store.steps.shape[0]
-    if n_slots >= max_steps:
-        return store._replace(states=write(store.states, step, x))
-    slot = jnp.asarray(slots_of_steps(n_slots, max_steps))[step]
-    return Store(*write(tuple(store), jnp.maximum(slot, 0), (x, step), slot >= 0))
-
-
-def write(states: PyTree, slot: jax.Array, x: PyTree, wanted: jax.Array | bool = True) -> PyTree:
-    """States by slot, leaves `[n_slots, ...]`, with `x` in one of them where `wanted`, else as they were."""
-
-    def leaf(all_: jax.Array, one: jax.Array) -> jax.Array:
-        new = one if wanted is True else jnp.where(wanted, one, all_[slot])
-        return jax.lax.dynamic_update_index_in_dim(all_, new, slot, 0)
-
-    return jax.tree.map(leaf, states, x)
+    nowhere = store.steps.shape[0] - 1
+    if nowhere >= max_steps:
+        return store._replace(states=write(store.states, jnp.where(wanted, step, nowhere), x))
+    slot = jnp.asarray(slots_of_steps(nowhere, max_steps))[step]
+    slot = jnp.where((slot >= 0) & wanted, slot, nowhere)
+    return Store(*write(tuple(store), slot, (x, step)))
 
 
 @cache
@@ -150,32 +143,38 @@ def reverse(
       The cotangents before step 0. Never more states are stored than there are slots; with a slot for every
       step, `advance` is never called.
     """
-    n_slots, last = store.steps.shape[0], jnp.asarray(n_steps, jnp.int32) - 1
+    n_slots, n_steps = store.steps.shape[0] - 1, jnp.asarray(n_steps, jnp.int32)
+    # Lanes step down together, so that all read and write at one index where they can.
+    last = longest(n_steps) - 1
     if n_slots >= max_steps:
 
         def stored_step(carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
             i, cotangents = carry
-            return i - 1, pull(i, _read(store.states, i), cotangents)
+            pulled = pull(i, read(store.states, i), cotangents)
+            return i - 1, select(this_lane(i < n_steps), pulled, cotangents)
 
         return jax.lax.while_loop(lambda carry: carry[0] >= 0, stored_step, (last, cotangents))[1]
 
     # The last state to come is the first to go: slots in the order of their steps, free ones last, are a stack.
-    order = jnp.arange(n_slots, dtype=jnp.int32)
-    earlier = (store.steps < store.steps[:, None]) | ((store.steps == store.steps[:, None]) & (order < order[:, None]))
+    order, steps = jnp.arange(n_slots, dtype=jnp.int32), store.steps[:n_slots]
+    earlier = (steps < steps[:, None]) | ((steps == steps[:, None]) & (order < order[:, None]))
     rank = jnp.sum(earlier, axis=1, dtype=jnp.int32)
     slots = jnp.sum(jnp.where(rank == order[:, None], order, 0), axis=1, dtype=jnp.int32)
-    height = jnp.sum(store.steps < _FAR, dtype=jnp.int32)
+    height = jnp.sum(steps < _FAR, dtype=jnp.int32)
 
     def body(carry: tuple[jax.Array, jax.Array, Store, PyTree]) -> tuple[jax.Array, jax.Array, Store, PyTree]:
         i, height, store, cotangents = carry
-        height, store, x = _recompute(i, height - 1, slots, store, max_steps, advance)
-        return i - 1, height, store, pull(i, x, cotangents)
+        mine = this_lane(i < n_steps)
+        lower, store, x = _recompute(i, mine, height - 1, slots, store, max_steps, advance)
+        cotangents = select(mine, pull(i, x, cotangents), cotangents)
+        return i - 1, jnp.where(mine, lower, height), store, cotangents
 
     return jax.lax.while_loop(lambda carry: carry[0] >= 0, body, (last, height, store, cotangents))[3]
 
 
 def _recompute(
     goal: jax.Array,
+    mine: jax.Array,
     top: jax.Array,
     slots: jax.Array,
     store: Store,
@@ -191,20 +190,19 @@ def _recompute(
 
     def body(carry: Any) -> Any:
         at, x, next_, height, store = carry
-        due = at == next_
-        store = Store(*write(tuple(store), slots[height], (x, at), due))
+        going = this_lane(mine & (at < goal))
+        due = going & (at == next_)
+        free = n_slots - 1 - height
+        store = Store(*write(tuple(store), jnp.where(due, slots[jnp.minimum(height, n_slots - 1)], n_slots), (x, at)))
         if n_slots > 1:
             # Nothing is due at the goal, where this ends.
-            free = n_slots - 1 - height
-            ahead = split(goal - at + 1, jnp.maximum(free + 1, 2), n_slots, max_steps)
+            ahead = split(jnp.maximum(goal - at + 1, 2), jnp.maximum(free + 1, 2), n_slots, max_steps)
             next_ = jnp.where(due, jnp.where(free > 0, at + ahead, goal), next_)
-        return at + 1, advance(at, x), next_, height + due.astype(jnp.int32), store
+        at, x = select(going, (at + 1, advance(at, x)), (at, x))
+        return at, x, next_, height + due.astype(jnp.int32), store
 
-    at, x = _read((store.steps, store.states), slots[top])
+    at, x = read((store.steps, store.states), slots[jnp.maximum(top, 0)])
     # Taken from the stack and put back where it is needed again, so that the rule stands in the loop alone.
-    _, x, _, height, store = jax.lax.while_loop(lambda carry: carry[0] < goal, body, (at, x, at, top, store))
+    going = lambda carry: any_lane(mine & (carry[0] < goal))
+    _, x, _, height, store = jax.lax.while_loop(going, body, (at, x, at, top, store))
     return height, store, x
-
-
-def _read(states: PyTree, slot: jax.Array) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, slot, 0, keepdims=False), states)

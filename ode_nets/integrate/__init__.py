@@ -1,34 +1,31 @@
-"""Integration of initial value problems on fixed and adaptive grids."""
+"""Integration of initial value problems: a scheme over a grid, by one loop."""
 
-from ode_nets.integrate.adaptive import integrate_adaptive, integrate_adaptive_bounded
-from ode_nets.integrate.fixed import integrate_fixed
-from ode_nets.integrate.padded import PaddedStep, integrate_padded, pad
+from ode_nets.integrate.adaptive import Adaptive
+from ode_nets.integrate.loop import Solver, integrate
 from ode_nets.integrate.problem import (
     Field,
     Problem,
-    Result,
-    Solution,
+    TimeDependent,
     WeightFunction,
-    is_finite,
     make_problem,
     theta_at,
 )
-from ode_nets.integrate.solvers import Adaptive, FixedStep
+from ode_nets.integrate.solution import Interpolation, Result, Solution, Steps
+from ode_nets.integrate.uniform import FixedStep, pad
 
 __all__ = [
     "Adaptive",
     "Field",
     "FixedStep",
-    "PaddedStep",
+    "Interpolation",
     "Problem",
     "Result",
     "Solution",
+    "Solver",
+    "Steps",
+    "TimeDependent",
     "WeightFunction",
-    "integrate_adaptive",
-    "integrate_adaptive_bounded",
-    "integrate_fixed",
-    "integrate_padded",
-    "is_finite",
+    "integrate",
     "make_problem",
     "pad",
     "theta_at",

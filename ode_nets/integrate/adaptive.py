@@ -1,206 +1,222 @@
-"""Adaptive integration: the loop over trial steps, and the states at asked times."""
+"""Steps that are sized by their error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ode_nets.integrate.problem import Problem, PyTree, Result, Solution
-from ode_nets.integrate.solvers import Adaptive
-from ode_nets.integrate.trial import Taken, Trial, attempt, begin, is_running, outcome, stops_of
-from ode_nets.stepping import Stage
-from ode_nets.tableaus import Tableau
+from ode_nets.control import Norm, StepController, initial_step, scaled_norm
+from ode_nets.integrate.problem import Place, Problem, evaluator, unresolved
+from ode_nets.integrate.solution import Result
+from ode_nets.integrate.uniform import Clock, check_count
+from ode_nets.stepping import START, Scheme, Step, all_finite, get_scheme
+from ode_nets.trees import known, pytree
 
-
-class Run(NamedTuple):
-    """An adaptive solve after its loop, before its outputs are sorted out."""
-
-    trial: Trial
-    landed: PyTree
-    """States at the asked times that steps are clipped to, leaves `[len(ts), ...]`, x0 where no step has landed;
-    `None` where steps are not."""
-    dense: PyTree
-    """States at the asked times by interpolation, leaves `[len(ts), ...]`; `None` where steps are clipped."""
+PyTree = Any
+Outputs = Literal["interpolate", "clip"]
 
 
-def integrate_adaptive(problem: Problem, solver: Adaptive) -> Solution:
-    """Steps until t1, as many as it takes, in a `while_loop`.
-
-    Returns:
-      `Solution`; states at times that were not reached are NaN, with a result code that says why.
-
-    Not differentiable in reverse mode; `integrate_adaptive_bounded` is.
-    """
-    return finish(problem, solver, stops_of(problem, solver), run_adaptive(problem, solver))
-
-
-def run_adaptive(problem: Problem, solver: Adaptive) -> Run:
-    """Trials in a `while_loop` until t1 or a failure: what `integrate_adaptive` makes a solution of with `finish`."""
-    stops = stops_of(problem, solver)
-
-    def body(run: Run) -> Run:
-        after, taken = attempt(problem, solver, stops, run.trial)
-        return next_run(problem, solver, run, after, taken)
-
-    return jax.lax.while_loop(
-        lambda run: is_running(run.trial, solver, len(stops)), body, first_run(problem, solver)
-    )
-
-
-def integrate_adaptive_bounded(
-    problem: Problem, solver: Adaptive, *, transform: Callable[[Callable], Callable] = lambda step: step
-) -> Solution:
-    """The same steps in a `scan` over `solver.max_steps` trials, those not needed left out.
+@pytree("scheme", "rtol", "atol", "first_step", "min_step")
+@dataclasses.dataclass(frozen=True)
+class Adaptive:
+    """Steps of a scheme with an error estimate, sized by that error.
 
     Args:
-      transform: wraps the function of one trial, e.g. `jax.checkpoint`.
+      scheme: the key of an embedded tableau (`"heun_euler"`, `"bosh3"`, `"fehlberg21"`, `"dopri5"`, `"tsit5"`), a
+        `Tableau`, or any `Scheme` with an error estimate.
+      rtol, atol: relative and absolute tolerance above 0 (atol may be 0): scalars, arrays that broadcast against every
+        leaf of the state, or pytrees like the state; may be traced.
+      first_step: size of the first trial, above 0, may be traced; `None` for Hairer's estimate, which costs
+        one evaluation more.
+      max_steps: bound on trials, accepted and rejected together.
+      min_step: smallest step before the solve gives up; `None` for steps that do not move the clock.
+      controller: next step from error.
+      norm: `"batch"` controls the error of the whole state, `"sample"` that of the worst sample
+        (leading axis).
+      outputs: how asked times `ts` are met: `"interpolate"` leaves the steps alone and uses the scheme's interpolant,
+        `"clip"` shortens steps to land on them. `None` interpolates where the scheme can.
 
-    Differentiable in both modes. Reverse mode reserves memory for `max_steps` trials, rejected ones and ones
-    never taken included.
+    Raises:
+      ValueError: for schemes without error estimate or, with `"interpolate"`, without an interpolant, and for
+        values out of range.
+
+    Example:
+        >>> Adaptive("dopri5", rtol=1e-6, atol=1e-9)
+        Adaptive(dopri5, rtol=1e-06, atol=1e-09)
     """
-    stops = stops_of(problem, solver)
-    dense = problem.ts is not None and solver.outputs == "dense"
 
-    def taken_of(trial: Trial) -> tuple[Trial, Taken]:
-        return attempt(problem, solver, stops, trial)
+    scheme: Scheme
+    rtol: Any = 1e-3
+    atol: Any = 1e-6
+    first_step: Any = None
+    max_steps: int = 4096
+    min_step: Any = None
+    controller: StepController = StepController()
+    norm: Norm = "batch"
+    outputs: Outputs | None = None
 
-    shapes = jax.eval_shape(taken_of, begin(problem, solver))[1]
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-    def body(carry: tuple[Trial, PyTree], _: None) -> tuple[tuple[Trial, PyTree], Any]:
-        trial, landed = carry
-        running = is_running(trial, solver, len(stops))
-        after, taken = jax.lax.cond(running, transform(taken_of), lambda trial: (trial, nothing), trial)
-        if landed is not None:
-            landed = write_landed(landed, taken)
-        return (after, landed), ((taken, trial.x) if dense else None)
-
-    run = first_run(problem, solver)
-    (trial, landed), steps = jax.lax.scan(body, (run.trial, run.landed), None, length=solver.max_steps)
-    states = run.dense
-    if dense:
-
-        def at(t: jax.Array, start: PyTree) -> PyTree:
-            index = jnp.argmax(_covers(steps[0], t))
-            taken, x = jax.tree.map(lambda leaf: leaf[index], steps)
-            state = interpolate_step(
-                solver.tableau, taken.t, taken.h, x, [k for k, _ in taken.step.stages], t
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scheme", get_scheme(self.scheme))
+        if self.scheme.error_order is None:
+            raise ValueError(
+                f"scheme {self.scheme.name!r} has no error estimate; use heun_euler, bosh3, fehlberg21, "
+                "dopri5 or tsit5, or FixedStep"
             )
-            return jax.tree.map(lambda a, b: jnp.where(t == problem.t0, a, b), start, state)
+        _check_number("rtol", self.rtol, "above 0", lambda v: v > 0)
+        _check_number("atol", self.atol, "at least 0", lambda v: v >= 0)
+        for name in ("first_step", "min_step"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), "above 0", lambda v: v > 0)
+        check_count("max_steps", self.max_steps)
+        if not isinstance(self.controller, StepController):
+            raise ValueError(f"controller={self.controller!r}: expected a StepController")
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm={self.norm!r}: expected 'batch' or 'sample'")
+        if self.outputs is None:
+            object.__setattr__(self, "outputs", "interpolate" if self.scheme.interpolates else "clip")
+        if self.outputs not in get_args(Outputs):
+            raise ValueError(f"outputs={self.outputs!r}: expected None, 'interpolate' or 'clip'")
+        if self.outputs == "interpolate" and not self.scheme.interpolates:
+            raise ValueError(f"scheme {self.scheme.name!r} has no interpolant; use outputs='clip'")
 
-        states = jax.vmap(at, in_axes=(0, None))(jnp.asarray(problem.ts), problem.x0)
-    return finish(problem, solver, stops, Run(trial, landed, states))
+    def __repr__(self) -> str:
+        return f"Adaptive({self.scheme!r}, rtol={self.rtol}, atol={self.atol})"
+
+    length = None
+    """Number of steps: it is never known before."""
+    estimates = True
+    """Whether steps are judged by an error."""
+    recorded = False
+    """Whether steps are known before they are taken."""
+
+    @property
+    def bound(self) -> int:
+        """Most steps."""
+        return self.max_steps
+
+    def lands(self, problem: Problem) -> bool:
+        """Whether asked times are met by ends of steps, so that nothing is interpolated."""
+        return problem.ts is None or self.outputs == "clip"
+
+    def begin(self, problem: Problem) -> tuple[Clock, PyTree, Any]:
+        """The clock before the first trial, what the scheme starts with, and the evaluations that took.
+
+        The result is `NON_FINITE` for a step or a span that is not finite, `UNSORTED_TIMES` for asked times out of
+        order.
+        """
+        span, zero = problem.span, jnp.zeros_like(problem.span)
+        evaluate = evaluator(problem, Place(zero, zero, zero))
+        first, nfe = None, 0
+        if self.first_step is None:
+            first = evaluate(START, problem.x0)
+            h = initial_step(
+                lambda tau, x: evaluator(problem, Place(tau, zero, tau))(START, x)[0],
+                problem.x0, first[0], span, problem.sign, self.scheme.error_order or 1, self.rtol, self.atol, self.norm,
+            )  # fmt: skip
+            nfe = 2
+        else:
+            given = jnp.asarray(self.first_step, span.dtype)
+            h = jnp.minimum(jnp.where(given > 0, given, jnp.nan), span)
+        carry, more = self.scheme.start(evaluate, problem.x0, first, problem.smooth)
+        good = jnp.isfinite(h) & jnp.isfinite(span) & jnp.isfinite(problem.t0) & all_finite(problem.x0)
+        result = jnp.where(good, Result.SUCCESS, Result.NON_FINITE)
+        result = jnp.where(_in_order(problem), result, Result.UNSORTED_TIMES)
+        count = jnp.int32(0)
+        error = jnp.ones((), scaled_norm(problem.x0, problem.x0, problem.x0, self.rtol, self.atol).dtype)
+        h = jax.lax.stop_gradient(jnp.where(span <= 0, -1, h))
+        clock = Clock(zero, h, count, count, error, count, result.astype(jnp.int32))
+        return clock, carry, jnp.int32(nfe + more)
+
+    def running(self, clock: Clock) -> jax.Array:
+        """Whether another trial is due: t1 is ahead (a negative size stands for arrival), nothing has failed."""
+        return (clock.h >= 0) & (clock.result == Result.SUCCESS) & (clock.step + clock.rejected < self.max_steps)
+
+    def arrived(self, clock: Clock) -> jax.Array:
+        """Whether a step has landed on t1."""
+        return clock.h < 0
+
+    def _goal(self, problem: Problem, cursor: Any) -> jax.Array:
+        """The time that must be landed on next."""
+        if problem.ts is None or self.outputs != "clip":
+            return problem.span
+        n = problem.n_asked
+        return jnp.where(cursor < n, problem.ts[jnp.minimum(cursor, n - 1)], problem.span)
+
+    def place(self, problem: Problem, step: Any, tau: Any, end: Any, cursor: Any) -> Place:
+        """A step that went from `tau` to `end`, again: its size is a constant of differentiation, but for a step that
+        landed: its size is what was left to the time that it landed on."""
+        goal = self._goal(problem, cursor)
+        landed = end == goal
+        h = jnp.where(landed, goal - tau, jax.lax.stop_gradient(end - tau))
+        return Place(tau, h, jnp.where(landed, goal, tau + h))
+
+    def propose(self, problem: Problem, clock: Clock) -> Place:
+        """The trial to make next."""
+        goal = self._goal(problem, clock.cursor)
+        remaining = goal - clock.tau
+        landed = remaining <= clock.h * (1 + 1e-6)
+        end = jnp.where(landed, goal, clock.tau + clock.h)
+        # The state advances by what the clock advances.
+        return Place(clock.tau, end - clock.tau, end)
+
+    def judge(self, problem: Problem, clock: Clock, place: Place, x: PyTree, step: Step) -> tuple[Clock, Any]:
+        """The clock after a trial, and whether it counts."""
+        error = scaled_norm(step.error, x, step.x, self.rtol, self.atol, self.norm)
+        if step.good is not None:
+            error = jnp.where(step.good, error, jnp.inf)
+        error = jax.lax.stop_gradient(error)
+        landed = place.end == self._goal(problem, clock.cursor)
+        stuck = unresolved(problem, place.tau, place.end) & ~landed
+        accepted = (error <= 1) & ~stuck
+        factor = self.controller.factor(error, clock.error.astype(error.dtype), self.scheme.error_order or 1)
+        h = place.h * factor.astype(place.h.dtype)
+        # A step that was cut short says nothing against the size that was planned.
+        h = jnp.where(accepted & landed, jnp.maximum(h, clock.h), h)
+        if self.min_step is not None:
+            stuck |= ~accepted & (h < jnp.asarray(self.min_step, h.dtype))
+        why = jnp.where(jnp.isfinite(error), Result.STEP_UNDERFLOW, Result.NON_FINITE)
+        done = accepted & (place.end >= problem.span)
+        return Clock(
+            tau=jnp.where(accepted, place.end, clock.tau),
+            h=jax.lax.stop_gradient(jnp.where(done, -1, h)),
+            step=clock.step + accepted.astype(jnp.int32),
+            rejected=clock.rejected + (~accepted).astype(jnp.int32),
+            error=jnp.where(accepted, error, clock.error).astype(clock.error.dtype),
+            cursor=clock.cursor,
+            result=jnp.where(stuck, why, clock.result).astype(jnp.int32),
+        ), accepted
+
+    def passed(self, problem: Problem, j: Any, clock: Clock) -> jax.Array:
+        """Whether asked time j lies behind the clock, or at it."""
+        return problem.ts[j] <= clock.tau
+
+    def among(self, problem: Problem, span: Any) -> Adaptive:
+        """The solver of a part of the problem: itself. A backward solve has no batch axis to look at sample by sample."""
+        return dataclasses.replace(self, norm="batch", outputs="clip")
+
+    def outcome(self, clock: Clock, x: PyTree, aux: PyTree) -> jax.Array:
+        """The `Result` of a solve after its loop: success once it has landed on t1."""
+        result = jnp.where(self.arrived(clock), Result.SUCCESS, Result.MAX_STEPS)
+        if jax.tree.leaves(aux):
+            result = jnp.where(all_finite(aux), result, Result.NON_FINITE)
+        return jnp.where(clock.result == Result.SUCCESS, result, clock.result).astype(jnp.int32)
 
 
-def first_run(problem: Problem, solver: Adaptive) -> Run:
-    """Before the first trial, with room for the states at all asked times."""
-    room = None
-    if problem.ts is not None:
-        n = len(problem.ts)
-        room = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape)), problem.x0)
-    dense = solver.outputs == "dense"
-    return Run(begin(problem, solver), landed=None if dense else room, dense=room if dense else None)
+def _check_number(name: str, value: Any, allowed: str, good: Any) -> None:
+    for leaf in jax.tree.leaves(value) if value is not None else [value]:
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float)) or isinstance(leaf, bool):
+            raise ValueError(f"{name}={value!r}: expected a number {allowed}")
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating) or (known(leaf) and not np.all(good(np.asarray(leaf)))):
+            raise ValueError(f"{name}={value}: expected a number {allowed}")
 
 
-def next_run(problem: Problem, solver: Adaptive, run: Run, after: Trial, taken: Taken) -> Run:
-    """A run after one more trial: `after` where it stands then, with what the trial `taken` adds to the outputs."""
-    landed = None if run.landed is None else write_landed(run.landed, taken)
-    dense = None if run.dense is None else _write_dense(problem, solver.tableau, run, taken)
-    return Run(after, landed, dense)
-
-
-def write_landed(landed: PyTree, taken: Taken) -> PyTree:
-    """Store the state of an accepted step at the asked time that it landed on."""
-    n_asked = len(jax.tree.leaves(landed)[0])
-    # The stop behind the asked times is t1.
-    hit = taken.accepted & taken.landed & (taken.stop < n_asked)
-
-    def leaf(all_: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(all_, jnp.where(hit, new, all_[taken.stop]), taken.stop, 0)
-
-    return jax.tree.map(leaf, landed, taken.step.x)
-
-
-def finish(problem: Problem, solver: Adaptive, stops: jax.Array, run: Run) -> Solution:
-    """The solution of a finished loop: NaN, in value and in gradient, at times that were not reached."""
-    trial = run.trial
+def _in_order(problem: Problem) -> jax.Array:
+    """Whether the asked times lie in order between t0 and t1."""
     if problem.ts is None:
-        x, reached = trial.x, trial.stop > 0
-    elif run.dense is not None:
-        sign = jnp.sign(jnp.asarray(problem.t1 - problem.t0))
-        x, reached = run.dense, sign * (jnp.asarray(problem.ts) - trial.t) <= 0
-    else:
-        # Equal times share the slot of the first of them, the only one that is landed on.
-        slot = jnp.argmax(stops == stops[:-1, None], axis=1)
-        x, reached = jax.tree.map(lambda leaf: leaf[slot], run.landed), slot < trial.stop
-    reached = reached & (trial.result != Result.UNSORTED_TIMES)
-    return Solution(
-        x=poison(x, reached),
-        aux=trial.aux,
-        nfe=trial.nfe,
-        n_accepted=trial.n_accepted,
-        n_rejected=trial.n_rejected,
-        result=outcome(trial, len(stops)),
-    )
-
-
-def poison(x: PyTree, good: jax.Array) -> PyTree:
-    """`x` where `good`, else NaN, by a product, so that gradients turn NaN too."""
-
-    def leaf(a: jax.Array) -> jax.Array:
-        factor = jnp.where(good, 1.0, jnp.nan).astype(a.dtype)
-        return a * factor.reshape(factor.shape + (1,) * (a.ndim - factor.ndim))
-
-    return jax.tree.map(leaf, x)
-
-
-def interpolate_step(
-    tableau: Tableau, t_n: jax.Array, h: jax.Array, x_n: PyTree, slopes: list[PyTree], t: jax.Array
-) -> PyTree:
-    """The state inside a step, by the tableau's own interpolant.
-
-        x(t_n + s h) = x_n + h * sum_i b_i(s) k_i
-
-    Args:
-      t_n, h, x_n, slopes: the step: its start, size, first state and stages.
-      t: time between its ends, scalar.
-    """
-    s = (t - t_n) / jnp.where(h == 0, 1.0, h)
-    used = []
-    for polynomial, k in zip(tableau.b_dense or (), slopes, strict=True):
-        if any(polynomial):
-            weight: Any = 0.0
-            for coefficient in reversed(polynomial):
-                weight = (weight + float(coefficient)) * s
-            used.append((weight, k))
-
-    def leaf(a: jax.Array, *ks: jax.Array) -> jax.Array:
-        moved = sum(w.astype(a.dtype) * k for (w, _), k in zip(used, ks, strict=True))
-        return a + h.astype(a.dtype) * moved
-
-    return jax.tree.map(leaf, x_n, *(k for _, k in used))
-
-
-def _covers(taken: Taken, t: jax.Array) -> jax.Array:
-    """Whether `t` lies in an accepted step, its end included and its start not."""
-    sign = jnp.sign(taken.h)
-    return taken.accepted & (sign * (t - taken.t) > 0) & (sign * (t - taken.t_next) <= 0)
-
-
-def _write_dense(problem: Problem, tableau: Tableau, run: Run, taken: Taken) -> PyTree:
-    """Fill in the asked times that an accepted step has passed."""
-    ts = jnp.asarray(problem.ts)
-    stages: list[Stage] = list(taken.step.stages)
-    inside = _covers(taken, ts)
-    first = jnp.argmax(inside).astype(jnp.int32)
-
-    def body(carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
-        j, states = carry
-        state = interpolate_step(tableau, taken.t, taken.h, run.trial.x, [k for k, _ in stages], ts[j])
-        return j + 1, jax.tree.map(lambda all_, one: all_.at[j].set(one), states, state)
-
-    end = first + jnp.sum(inside).astype(jnp.int32)
-    return jax.lax.while_loop(lambda carry: carry[0] < end, body, (first, run.dense))[1]
+        return jnp.asarray(True)
+    times = jnp.concatenate([jnp.zeros_like(problem.ts[:1]), problem.ts, problem.span[None]])
+    return jnp.all(jnp.diff(times) >= 0)

@@ -1,35 +1,24 @@
-"""What is integrated, by what, and what comes out: the types that every solver and gradient method shares."""
+"""What is integrated: an initial value problem, checked, with everything that it depends on in one pytree."""
 
 from __future__ import annotations
 
 import dataclasses
-import enum
-import itertools
-import math
-from collections.abc import Callable, Sequence
-from fractions import Fraction
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.integrate.program import Program, close_over
+from ode_nets.integrate.times import check_times, covers_domain, direction_of, time_dtype
+from ode_nets.lanes import vary
+from ode_nets.stepping import END, Evaluate, Node, Stage
+from ode_nets.trees import pytree
+
 PyTree = Any
 Field = Callable[[Any, PyTree, PyTree], PyTree]
 """`field(t, x, theta) -> dx`, or `-> (dx, aux)` with `has_aux`."""
-Read = Callable[[PyTree, Any, int], PyTree]
-"""`read(section, step, stage) -> theta`; see `WeightFunction.on_grid`."""
-
-
-class Result(enum.IntEnum):
-    """Result code of a solve. Anything but `SUCCESS` means that the state is not the solution."""
-
-    SUCCESS = 0
-    MAX_STEPS = 1
-    STEP_UNDERFLOW = 2
-    NON_FINITE = 3
-    UNSORTED_TIMES = 4
-    """Asked times, known only when the program runs, that are not in order from t0 to t1."""
 
 
 @runtime_checkable
@@ -51,11 +40,11 @@ class WeightFunction(TimeDependent, Protocol):
     def n_sections(self, n_steps: int) -> int:
         """Largest number of equal sections of the grid that share no coefficient; divides `n_steps`."""
 
-    def on_grid(self, n_steps: int, c: Sequence[Fraction | float], n_sections: int) -> tuple[PyTree, Read]:
-        """Coefficients cut into `n_sections` (leading axis), and how a stage reads theta from its section."""
+    def sections(self, n_sections: int) -> WeightFunction:
+        """The weight functions of as many equal sections of the domain, stacked: a scan over its leaves gives each."""
 
     def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
-        """theta at node `numerator / denominator` of a step of a grid; every argument may be traced."""
+        """theta at node `numerator / denominator` of a step of a uniform grid; every argument may be traced."""
 
 
 @runtime_checkable
@@ -66,43 +55,121 @@ class Expandable(Protocol):
         """The weight function to read."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Solution:
-    """What a solve gives.
-
-    Attributes:
-      x: the state at `t1`, a pytree like `x0`; with `ts`, every leaf has a leading axis `[len(ts), ...]`.
-      aux: what the field reported, summed over the stages of accepted steps that the state depends on.
-      nfe: int32 scalar, field evaluations of the forward pass, rejected trials included.
-      n_accepted: int32 scalar, accepted steps.
-      n_rejected: int32 scalar, rejected trials.
-      result: int32 scalar, a `Result`.
-    """
-
-    x: PyTree
-    aux: PyTree
-    nfe: jax.Array
-    n_accepted: jax.Array
-    n_rejected: jax.Array
-    result: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
+@pytree("x0", "weights", "t0", "span", "sign", "ts", "consts")
+@dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """An initial value problem, ready for a solver: dx/dt = field(t, x, theta(t)), x(t0) = x0.
 
-    Made by `make_problem`, which checks it. `field` always returns `(dx, aux)`.
+    Made by `make_problem`, which checks it. Time is kept as tau = |t - t0|, from 0 to `span`: a clock that starts at
+    zero resolves small steps wherever t0 is.
+
+    Attributes:
+      x0, weights: as `solve` takes them.
+      t0: start, scalar. `span`: |t1 - t0|. `sign`: 1.0, or -1.0 where time runs backward.
+      ts: asked times as tau, `[n]`, ascending; or `None`.
+      consts: arrays that the field closes over.
+      program: the field itself, `program(consts, t, x, theta) -> (dx, aux)`.
+      exact: whether [t0, t1] is known to be the whole domain of the weights, which are then read by exact arithmetic
+        on (step, stage node) wherever the grid is uniform.
+      known_ts: asked times as known fractions of the span, or `None`: what a uniform grid can land on.
+      field: what was traced, for problems that are looked at outside of a solve; else `None`.
     """
 
-    field: Field
     x0: PyTree
     weights: PyTree
-    t0: jax.Array
-    t1: jax.Array
-    ts: jax.Array | None
-    on_domain: bool
-    """Whether [t0, t1] is known at trace time to be the whole domain of the weights."""
+    t0: Any
+    span: Any
+    sign: Any
+    ts: Any
+    consts: Any
+    program: Program
+    exact: bool
+    known_ts: tuple[tuple[float, float], ...] | None
+    field: Any = None
+
+    def of_state(self, x0: PyTree) -> Problem:
+        """The same problem from another initial state, of any shape that the field takes."""
+        if self.field is None:
+            raise ValueError("a problem inside a solve keeps no field to trace again: take the one of make_problem")
+        program, consts = close_over(self.field, self.t0, x0, _theta_shapes(self.weights, self.t0))
+        return dataclasses.replace(self, x0=x0, program=program, consts=consts)
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the weights have no jumps."""
+        return bool(getattr(self.weights, "continuous", True))
+
+    @property
+    def clocked(self) -> bool:
+        """Whether the right-hand side depends on time at all."""
+        varies = isinstance(self.weights, TimeDependent) and not getattr(self.weights, "constant", False)
+        return self.program.reads_time or varies
+
+    @property
+    def n_asked(self) -> int:
+        """Number of asked times."""
+        return 0 if self.ts is None else int(self.ts.shape[0])
+
+    def time(self, tau: Any) -> Any:
+        """t at a tau."""
+        return self.t0 + self.sign * tau
+
+    def slope(self, t: Any, x: PyTree, theta: PyTree) -> Stage:
+        """`(dx, aux)`."""
+        return self.program(self.consts, t, x, theta)
+
+    def aux_shapes(self) -> PyTree:
+        """Of what the field reports."""
+        return self.program.shapes[1]
+
+
+class Place(NamedTuple):
+    """A step about to be taken."""
+
+    tau: Any
+    """Where it starts."""
+    h: Any
+    """Its size, not negative."""
+    end: Any
+    """Where it ends."""
+    exact: Any = None
+    """`(step, n_steps)` on a uniform grid over the domain of the weights: integers by which they are read."""
+
+    def shift(self, problem: Problem) -> Any:
+        """Its signed size."""
+        return problem.sign * self.h
+
+
+def evaluator(problem: Problem, place: Place, weights: PyTree = None) -> Evaluate:
+    """The field inside one step: each evaluation at its own time, with its own weights.
+
+    Where weights jump they are read from inside the step: from the right at its start, from the left at its end.
+
+    Args:
+      weights: those to read in place of the problem's, for instance of one section.
+    """
+    weights = problem.weights if weights is None else weights
+
+    def evaluate(node: Node, x: PyTree) -> Stage:
+        numerator, denominator = node
+        exact = isinstance(numerator, int) and isinstance(denominator, int)
+        if exact and node == END:
+            t, last = problem.time(place.end), True
+        else:
+            c = numerator / denominator if exact else jnp.asarray(numerator, place.h.dtype) / denominator
+            t, last = problem.time(place.tau + c * place.h), numerator >= denominator
+        if place.exact is not None and isinstance(weights, WeightFunction):
+            theta = weights.at_node(*place.exact, numerator, denominator)
+            if not isinstance(place.exact[0], int):
+                # The compiler would fuse the search for the interval into the field, and repeat it for every entry.
+                theta = jax.lax.optimization_barrier(theta)
+        else:
+            side = -problem.sign if last is True else problem.sign if last is False else None
+            side = jnp.where(last, -problem.sign, problem.sign) if side is None else side
+            theta = theta_at(weights, t, side)
+        return problem.slope(t, x, theta)
+
+    return evaluate
 
 
 def theta_at(weights: PyTree, t: Any, side: Any = 1) -> PyTree:
@@ -113,7 +180,7 @@ def theta_at(weights: PyTree, t: Any, side: Any = 1) -> PyTree:
 def make_problem(
     field: Field,
     x0: PyTree,
-    weights: PyTree,
+    weights: PyTree = None,
     *,
     t0: Any = 0.0,
     t1: Any = 1.0,
@@ -131,16 +198,73 @@ def make_problem(
       has_aux: whether the field reports something beside `dx`.
 
     Raises:
-      ValueError: at trace time, for states that are not floating point, times that are not scalars, `ts`
-        that is empty, of the wrong rank, unsorted or outside [t0, t1] (where the values are known), and a
-        field whose `dx` differs from `x` in structure, shape or dtype.
+      ValueError: at trace time, for states that are not floating point, leaves that are no arrays, times that are not
+        scalars, a t1 that rounds onto t0, `ts` that is empty, of the wrong rank, unsorted or outside [t0, t1] (where
+        the values are known), and a field whose `dx` differs from `x` in structure, shape or dtype.
     """
-    # With a dtype, so that a Python number turns into an array that promotes like any other.
-    x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), x0)
+    if not callable(field):
+        raise ValueError(f"field={field!r}: expected a function field(t, x, theta) -> dx")
+    x0 = _state(x0)
     is_expandable = lambda part: isinstance(part, Expandable)
     weights = jax.tree.map(
         lambda part: part.expanded() if is_expandable(part) else part, weights, is_leaf=is_expandable
     )
+    weights = _arrays(weights)
+    ts, known_ts = check_times(t0, t1, ts)
+    start, end = (jnp.asarray(t, time_dtype()) for t in (t0, t1))
+    sign = direction_of(t0, t1)
+    span = sign * _difference(t1, t0, end - start)
+    asked = None if ts is None else sign * _difference(ts, t0, jnp.asarray(ts, time_dtype()) - start)
+    exact = covers_domain(t0, t1, getattr(weights, "domain", None))
+    pair = field if has_aux else lambda t, x, theta: (field(t, x, theta), ())
+
+    def posed(arrays: Any) -> Problem:
+        x0, weights, t0, span, sign, ts = arrays
+        return pose(pair, x0, weights, t0=t0, span=span, sign=sign, ts=ts, exact=exact, known_ts=known_ts)
+
+    arrays = (x0, weights, start, span, sign, asked)
+    problem = posed(arrays)
+    # Once, before the loops: what is shared by devices has its cotangents summed over them once, after the loops.
+    varied = vary(arrays, (arrays, problem.consts))
+    if any(a is not b for a, b in zip(jax.tree.leaves(varied), jax.tree.leaves(arrays), strict=True)):
+        problem = posed(varied)
+    _check_field(problem, has_aux)
+    return dataclasses.replace(problem, field=pair)
+
+
+def pose(
+    field: Any,
+    x0: PyTree,
+    weights: PyTree,
+    *,
+    t0: Any,
+    span: Any,
+    sign: Any,
+    ts: Any = None,
+    exact: bool = False,
+    known_ts: Any = None,
+) -> Problem:
+    """A problem from parts that are known to fit; `field` returns `(dx, aux)`."""
+    program, consts = close_over(field, t0, x0, _theta_shapes(weights, t0))
+    return Problem(x0, weights, t0, span, sign, ts, consts, program, exact, known_ts)
+
+
+def _theta_shapes(weights: PyTree, t0: Any) -> PyTree:
+    return jax.eval_shape(lambda weights, t: theta_at(weights, t), weights, t0)
+
+
+def _difference(a: Any, b: Any, traced: Any) -> Any:
+    """a - b: of known numbers before they are rounded to the precision of times."""
+    if any(isinstance(v, jax.core.Tracer) for v in (a, b)):
+        return traced
+    return jnp.asarray(np.asarray(a, np.float64) - np.asarray(b, np.float64), time_dtype())
+
+
+def _state(x0: PyTree) -> PyTree:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x0):
+        _check_leaf("x0", path, leaf)
+    # With a dtype, so that a Python number turns into an array that promotes like any other.
+    x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), x0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(x0):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
@@ -149,72 +273,34 @@ def make_problem(
             )
     if not jax.tree.leaves(x0):
         raise ValueError("x0 holds no array: expected a pytree of floating-point arrays")
-    if isinstance(ts, (list, tuple)):
-        ts = jnp.asarray(ts) if any(isinstance(t, jax.core.Tracer) for t in ts) else np.asarray(ts)
-    _check_times(t0, t1, ts)
-    domain = getattr(weights, "domain", None)
-    on_domain = _concrete(t0) is not None and (_concrete(t0), _concrete(t1)) == domain
-    time = jnp.result_type(float)
-    problem = Problem(
-        field=field if has_aux else lambda t, x, theta: (field(t, x, theta), ()),
-        x0=x0,
-        weights=weights,
-        t0=_keep_known(t0, time),
-        t1=_keep_known(t1, time),
-        ts=None if ts is None else _keep_known(ts, time),
-        on_domain=on_domain,
-    )
-    _check_field(problem, has_aux)
-    return problem
+    return x0
 
 
-def is_finite(*trees: PyTree) -> jax.Array:
-    """Whether every entry of every array is finite; a boolean scalar."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trees)]))
+def _arrays(weights: PyTree) -> PyTree:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+        _check_leaf("weights", path, leaf)
+    return jax.tree.map(jnp.asarray, weights)
 
 
-def _concrete(t: Any) -> float | None:
-    """The value of a time that is known at trace time, else `None`."""
-    if isinstance(t, jax.core.Tracer):
-        return None
-    return float(t)
-
-
-def _keep_known(t: Any, dtype: Any) -> Any:
-    """An array of times; a NumPy one where the values are known, so that they stay known inside jit."""
-    return jnp.asarray(t, dtype) if isinstance(t, jax.core.Tracer) else np.asarray(t, dtype)
-
-
-def _check_times(t0: Any, t1: Any, ts: Any) -> None:
-    for name, t in (("t0", t0), ("t1", t1)):
-        if np.shape(t) != ():
-            raise ValueError(f"{name} has shape {np.shape(t)}: expected a scalar; use jax.vmap for several solves")
-        if (value := _concrete(t)) is not None and not math.isfinite(value):
-            raise ValueError(f"{name}={value}: expected a finite time")
-    if ts is None:
+def _check_leaf(name: str, path: Any, leaf: Any) -> None:
+    numbers = (jax.Array, np.ndarray, np.generic, int, float, complex)
+    if isinstance(leaf, numbers) and not isinstance(leaf, bool) and getattr(leaf, "dtype", None) != np.dtype(object):
         return
-    if jnp.ndim(ts) != 1 or jnp.shape(ts)[0] == 0:
-        raise ValueError(
-            f"ts has shape {jnp.shape(ts)}: expected a non-empty vector of times; leave it out for the state at t1"
+    where = f"{name}{jax.tree_util.keystr(path)}"
+    if isinstance(leaf, (bool, str)):
+        advice = "a setting is no weight: let the field close over it"
+    else:
+        advice = (
+            "only arrays go through a solve; split the model into arrays and the rest, as "
+            "arrays, rest = equinox.partition(model, equinox.is_array) does, give the arrays, and let the field "
+            "close over the rest"
         )
-    start, end = _concrete(t0), _concrete(t1)
-    if isinstance(ts, jax.core.Tracer) or start is None or end is None:
-        return
-    times = np.asarray(ts, np.float64).tolist()
-    sign = 1 if end >= start else -1
-    if not all(math.isfinite(t) for t in times):
-        raise ValueError(f"ts={times}: expected finite times")
-    if any(sign * (b - a) < 0 for a, b in itertools.pairwise(times)):
-        raise ValueError(f"ts={times} is not sorted from t0={start} towards t1={end}; sort it")
-    if sign * (times[0] - start) < 0 or sign * (end - times[-1]) < 0:
-        raise ValueError(f"ts={times} leaves the interval from t0={start} to t1={end}; move t0 and t1, or drop times")
+    raise ValueError(f"{where} is {leaf!r}, a {type(leaf).__name__}: {advice}")
 
 
 def _check_field(problem: Problem, has_aux: bool) -> None:
-    out = jax.eval_shape(
-        lambda x, t, weights: problem.field(t, x, theta_at(weights, t)), problem.x0, problem.t0, problem.weights
-    )
-    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+    out = problem.program.shapes
+    if not (isinstance(out, tuple) and len(out) == 2):
         raise ValueError(f"with has_aux the field must return (dx, aux): got {type(out).__name__}")
     dx, expected = out[0], jax.eval_shape(lambda: problem.x0)
     structure: Any = jax.tree.structure(expected)
@@ -229,3 +315,9 @@ def _check_field(problem: Problem, has_aux: bool) -> None:
                 f"the field returned dx{jax.tree_util.keystr(path)} of shape {got.shape} and dtype {got.dtype}: "
                 f"expected {want.shape} and {want.dtype}, those of the state"
             )
+
+
+def unresolved(problem: Problem, tau: Any, end: Any) -> jax.Array:
+    """Whether a step from `tau` to `end` fails to move the clock that its field is told."""
+    stuck = end <= tau
+    return (stuck | (problem.time(end) == problem.time(tau))) if problem.clocked else stuck

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ode_nets.gradients import Direct, solve
-from ode_nets.integrate import FixedStep, is_finite
+from ode_nets.integrate import FixedStep
+from ode_nets.stepping import all_finite
 
 FRICTION = 0.2
 """gamma of Ott eq. 4 (published code)."""
@@ -228,7 +229,7 @@ def simulate(
         return Rest(x, v, jnp.argmin(distance, 1).astype(jnp.int32), slow & (distance.min(1) < reach))
 
     def going(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return (carry[0] < sections) & ~rest(carry[1]).at_rest.all() & is_finite(carry[1])
+        return (carry[0] < sections) & ~rest(carry[1]).at_rest.all() & all_finite(carry[1])
 
     def section(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return carry[0] + 1, jax.vmap(one)(carry[1])
@@ -290,7 +291,7 @@ def generate(
     start = jnp.concatenate([x, v], axis=-1)
     settings: dict[str, Any] = {"gamma": gamma, "t_max": t_max, "h": h, "speed": speed, "reach": reach}
     rest = jax.jit(lambda start: simulate(potential, places, start, **settings))(start)
-    if not is_finite(rest.x, rest.v):
+    if not all_finite(rest.x, rest.v):
         raise ValueError(f"particles ran away to infinity: h={h} is too coarse, or the potential does not confine")
     if moving := int(jnp.sum(~rest.at_rest)):
         raise ValueError(

@@ -178,11 +178,11 @@ def first_step(problem: Problem, scheme: Tableau | str, tolerance: Any = 1e-3) -
     Hairer, Norsett, Wanner I, p. 169 (Ott algorithm 1), with rtol = atol = tolerance, which the paper does not
     name, and the order of the scheme.
     """
-    t0, span = jnp.asarray(problem.t0), jnp.asarray(problem.t1 - problem.t0)
 
-    def slope(t: jax.Array, x: PyTree) -> PyTree:
-        return problem.field(t, x, theta_at(problem.weights, t))[0]
+    def slope(tau: jax.Array, x: PyTree) -> PyTree:
+        t = problem.time(tau)
+        return problem.slope(t, x, theta_at(problem.weights, t))[0]
 
     order = get_tableau(scheme).order
-    f0 = slope(t0, problem.x0)
-    return jnp.abs(initial_step(slope, t0, problem.x0, f0, span, order, tolerance, tolerance))
+    f0 = slope(0 * problem.span, problem.x0)
+    return initial_step(slope, problem.x0, f0, problem.span, problem.sign, order, tolerance, tolerance)

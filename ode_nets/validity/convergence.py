@@ -212,7 +212,7 @@ def convergence(
         errors[scheme] = np.array([distance(out, reference) for out in outputs])
     h = span / np.array(steps, float)
     dip = None
-    if truth is not None and trained is not None and trained.scheme in errors and trained.n_steps in steps[:-1]:
-        dip = find_dip(steps, errors[trained.scheme], trained.n_steps, tolerance, rounding(outputs[-1], reference))
+    if truth is not None and trained is not None and trained.scheme.name in errors and trained.n_steps in steps[:-1]:
+        dip = find_dip(steps, errors[trained.scheme.name], trained.n_steps, tolerance, rounding(outputs[-1], reference))
     slopes = {scheme: fit_slope(h, values) for scheme, values in errors.items()}
     return Convergence(h, steps, errors, slopes, dip)

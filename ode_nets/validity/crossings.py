@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.integrate import FixedStep, Problem, integrate_fixed, theta_at
-from ode_nets.stepping import rk_step
+from ode_nets.integrate import FixedStep, Problem, integrate, theta_at
+from ode_nets.integrate.problem import Place, evaluator
 
 PyTree = Any
 Test = Literal["order", "segments", "jacobian"]
@@ -210,34 +210,33 @@ def trajectories(problem: Problem, solver: FixedStep, substeps: int = 1) -> tupl
     Returns:
       States `[batch, n_steps * substeps + 1, size]`, float64, and times.
     """
-    t0, t1, n = float(problem.t0), float(problem.t1), solver.n_steps
-    grid: Any = t0 + (t1 - t0) * np.arange(n + 1) / n
+    t0, span, n = float(problem.t0), float(problem.sign * problem.span), solver.n_steps
+    grid = span * np.arange(n + 1) / n
     # Weights that jump are read by exact arithmetic on the whole grid, and partial steps start from there.
-    states = jax.jit(lambda: integrate_fixed(dataclasses.replace(problem, ts=grid), solver).x)()
+    known = tuple((k / n, 0.0) for k in range(n + 1))
+    asked = dataclasses.replace(problem, ts=jnp.asarray(np.abs(grid), problem.span.dtype), known_ts=known)
+    states = jax.jit(lambda: integrate(asked, solver).x)()
     parts = [states]
     if substeps > 1:
         taus = np.arange(1, substeps) / substeps
         step = _step_map(problem, solver)
-        parts += [jax.jit(jax.vmap(step, in_axes=(0, 0, None)))(states[:-1], grid[:-1], tau) for tau in taus]
+        starts = jnp.asarray(np.abs(grid[:-1]), problem.span.dtype)
+        parts += [jax.jit(jax.vmap(step, in_axes=(0, 0, None)))(states[:-1], starts, share) for share in taus]
     whole = np.asarray(states, float).reshape(n + 1, states.shape[1], -1)
     inner = [np.asarray(part, float).reshape(n, states.shape[1], -1) for part in parts[1:]]
     woven = np.stack([whole[:-1], *inner], axis=1).reshape(n * substeps, states.shape[1], -1)
-    t = t0 + (t1 - t0) * np.arange(n * substeps + 1) / (n * substeps)
+    t = t0 + span * np.arange(n * substeps + 1) / (n * substeps)
     return np.concatenate([woven, whole[-1:]]).swapaxes(0, 1), t
 
 
 def _step_map(problem: Problem, solver: FixedStep) -> Any:
-    """`step(x, t, tau)`: Psi_{tau h} from time t, on a batch of states."""
-    h = (float(problem.t1) - float(problem.t0)) / solver.n_steps
+    """`step(x, tau, share)`: Psi_{share h} from tau, on a batch of states."""
+    h = problem.span / solver.n_steps
 
-    def step(x: jax.Array, t: jax.Array, tau: jax.Array) -> jax.Array:
-        def evaluate(i: int, t_i: jax.Array, x_i: PyTree) -> Any:
-            # Weights that jump are read a hair inside the step, where they are those of its own interval.
-            inside = t + jnp.clip((t_i - t) / h, 1e-4, 1 - 1e-4) * h
-            smooth = getattr(problem.weights, "continuous", True)
-            return problem.field(t_i, x_i, theta_at(problem.weights, t_i if smooth else inside))
-
-        return rk_step(solver.tableau, evaluate, t, x, tau * h).x
+    def step(x: jax.Array, tau: jax.Array, share: Any) -> jax.Array:
+        # A step of full size may end on a jump, which is read from inside the step.
+        place = Place(tau, share * h, tau + share * h)
+        return solver.scheme.step(evaluator(problem, place), x, place.shift(problem)).x
 
     return step
 
@@ -270,10 +269,9 @@ def folds(
     if size > LARGEST:
         why = f"states of {size} numbers: Jacobians beyond {LARGEST} cost too much"
         return Crossings("jacobian", 0, np.zeros((0, size)), np.zeros((0, 4), int), 0, why)
-    grid_problem = dataclasses.replace(problem, x0=problem.x0[:n_samples])
-    states, t = trajectories(grid_problem, solver)
+    states, t = trajectories(problem.of_state(problem.x0[:n_samples]), solver)
     ks = np.unique(np.linspace(0, solver.n_steps - 1, n_places).round().astype(int))
-    step, shape = _step_map(grid_problem, solver), problem.x0.shape[1:]
+    step, shape = _step_map(problem.of_state(problem.x0[:1]), solver), problem.x0.shape[1:]
 
     def sign_of(x: jax.Array, t: jax.Array, tau: jax.Array) -> jax.Array:
         one = lambda flat: step(flat.reshape(1, *shape), t, tau).ravel()
@@ -281,7 +279,7 @@ def folds(
         return jnp.where(jnp.isfinite(jacobian).all(), jnp.linalg.slogdet(jacobian)[0], jnp.nan)
 
     x = jnp.asarray(states[:, ks].reshape(-1, states.shape[-1]), problem.x0.dtype)
-    times = jnp.asarray(np.tile(t[ks], len(states)), x.dtype)
+    times = jnp.asarray(np.tile(np.abs(t[ks] - t[0]), len(states)), x.dtype)
     all_signs = jax.jit(lambda tau: jax.lax.map(lambda at: sign_of(at[0], at[1], tau), (x, times)))
     signs = np.stack([np.asarray(all_signs(tau)) for tau in taus])
     examined = int(np.isfinite(signs).all(0).sum())
@@ -315,8 +313,8 @@ def crossings(
     size = int(np.prod(problem.x0.shape[1:]))
     if size > 2 or (size == 2 and not is_autonomous(problem)):
         return folds(problem, solver, n_samples=max(1, n_samples // 8))
-    some = dataclasses.replace(problem, x0=problem.x0[:n_samples])
-    substeps = (1 if solver.tableau.n_stages == 1 else 8) if substeps is None else substeps
+    some = problem.of_state(problem.x0[:n_samples])
+    substeps = (1 if solver.scheme.n_evaluations == 1 else 8) if substeps is None else substeps
     states, t = trajectories(some, solver, substeps)
     if margin is None:
         largest = np.abs(states[np.isfinite(states)]).max(initial=0.0)
@@ -331,6 +329,7 @@ def is_autonomous(problem: Problem) -> bool:
 
     Irrational fractions of the whole time, so that no period of a field falls in with them.
     """
-    times = float(problem.t0) + (float(problem.t1) - float(problem.t0)) * np.mod(np.arange(8) * (5**0.5 - 1) / 2, 1)
-    slopes = [problem.field(t, problem.x0, theta_at(problem.weights, t))[0] for t in jnp.asarray(times)]
+    taus = problem.span * jnp.mod(jnp.arange(8) * (5**0.5 - 1) / 2, 1)
+    times = [problem.time(tau) for tau in taus]
+    slopes = [problem.slope(t, problem.x0, theta_at(problem.weights, t))[0] for t in times]
     return all(bool(jnp.array_equal(slopes[0], slope)) for slope in slopes[1:])

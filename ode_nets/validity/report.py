@@ -124,7 +124,7 @@ def examine(
     options: dict[str, Any] = {"tolerance": tolerance, "span": subject.span, "floor": floor, "entropy_floor": low}
     test = _exchanged(found, rows, measure, scale, options)
     study = convergence(
-        lambda solver: found.outputs[solver.scheme, solver.n_steps],
+        lambda solver: found.outputs[solver.scheme.name, solver.n_steps],
         found.schemes,
         found.counts,
         truth=reference,
@@ -234,7 +234,7 @@ def _manifestations(
     own_key: Key
     ended: tuple[Row, ...] = ()
     if isinstance(solver, FixedStep):
-        grid, own_key = solver, (solver.scheme, solver.n_steps)
+        grid, own_key = solver, (solver.scheme.name, solver.n_steps)
         ends: list[tuple[int, Result]] = []
     else:
         # Beyond rounding a smaller tolerance asks for what no step can give; one is always tried.
@@ -242,7 +242,7 @@ def _manifestations(
         smaller = [f for i, f in enumerate(TOLERANCES[1:]) if i == 0 or f * solver.rtol >= least]
         solvers = smaller_tolerances(solver, smaller)
         (n, result), *ends = accepted_steps(subject, [solver, *solvers])
-        grid, own_key = FixedStep(solver.tableau, n), (solver.scheme, n, float(solver.rtol))
+        grid, own_key = FixedStep(solver.scheme, n), (solver.scheme.name, n, float(solver.rtol))
         if result != Result.SUCCESS:
             ended = (_failed_row(own_key, subject.span, result),)
     if not bool(jnp.isfinite(own).all()):
@@ -252,14 +252,14 @@ def _manifestations(
     outputs: dict[Key, jax.Array] = {(s, n): subject.run(FixedStep(s, n)) for s in tried for n in counts}
     outputs[own_key] = own
     if not ends:
-        last, order = (tried[-1], counts[-1]), grid.tableau.order
+        last, order = (tried[-1], counts[-1]), grid.scheme.order
         near = _as_exact(outputs, own_key, outputs[last]) if bool(jnp.isfinite(outputs[last]).all()) else []
         finer = [k for k in near if k[1] >= grid.n_steps and get_tableau(k[0]).order >= order]
         return _Manifestations(grid, own_key, outputs, tried, counts, last, finer or None)
     more: dict[Key, jax.Array] = {}
     failed = []
     for at, (n, result) in zip(solvers, ends, strict=True):
-        key = (at.scheme, n, float(at.rtol))
+        key = (at.scheme.name, n, float(at.rtol))
         if result == Result.SUCCESS:
             more[key] = subject.run(at)
         else:
@@ -312,8 +312,8 @@ def _tried(subject: Subject, grid: FixedStep, schemes: Sequence[str]) -> tuple[s
     An adaptive solver's own is tried on a fixed grid only where no other has its order.
     """
     orders = [get_tableau(scheme).order for scheme in schemes]
-    needed = not isinstance(subject.solver, Adaptive) or max(orders, default=0) < grid.tableau.order
-    tried = dict.fromkeys((*((grid.scheme,) if needed else ()), *schemes))
+    needed = not isinstance(subject.solver, Adaptive) or max(orders, default=0) < grid.scheme.order
+    tried = dict.fromkeys((*((grid.scheme.name,) if needed else ()), *schemes))
     return tuple(sorted(tried, key=lambda scheme: get_tableau(scheme).order))
 
 

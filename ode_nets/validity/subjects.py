@@ -21,12 +21,10 @@ from ode_nets.integrate import (
     Result,
     Solution,
     WeightFunction,
-    integrate_adaptive,
-    integrate_fixed,
+    integrate,
     make_problem,
     pad,
 )
-from ode_nets.stepping import n_propagating
 from ode_nets.validity.convergence import distance, rounding
 from ode_nets.validity.exchange import TOLERANCES
 
@@ -67,11 +65,9 @@ class _Probe:
     solver: FixedStep | Adaptive
     found: list[Problem]
 
-    def run(self, problem: Problem, gradient: Any) -> Solution:
+    def solve(self, problem: Problem, gradient: Any, dense: bool) -> Solution:
         self.found.append(problem)
-        if isinstance(self.solver, FixedStep):
-            return integrate_fixed(problem, self.solver)
-        return integrate_adaptive(problem, self.solver)
+        return integrate(problem, self.solver)
 
 
 def _by_solver(apply: Callable[[Any, PyTree], jax.Array], inputs: PyTree) -> Callable[..., jax.Array]:
@@ -87,7 +83,7 @@ def _by_solver(apply: Callable[[Any, PyTree], jax.Array], inputs: PyTree) -> Cal
 
     def run(solver: FixedStep | Adaptive) -> jax.Array:
         if isinstance(solver, FixedStep):
-            return programs["fixed"](pad(solver, max(N_STAGES, n_propagating(solver.tableau))), arrays)
+            return programs["fixed"](pad(solver, max(N_STAGES, solver.scheme.n_evaluations or 0)), arrays)
         static = dataclasses.replace(solver, rtol=1.0, atol=1.0)
         if static not in programs:
             programs[static] = jax.jit(
@@ -164,12 +160,14 @@ def of_field(
 
     problem = make_problem(field, x0, theta, t0=t0, t1=t1)
     by_node = isinstance(problem.weights, WeightFunction)
-    if by_node and not problem.on_domain:
+    if by_node and not problem.exact:
         raise ValueError(f"t0={t0}, t1={t1}: expected the domain {problem.weights.domain} of the weights theta")
 
     def path(solver: FixedStep) -> jax.Array:
-        ts: Any = t0 + (t1 - t0) * np.arange(solver.n_steps + 1) / solver.n_steps
-        return jax.jit(lambda: jax.vmap(readout)(integrate_fixed(dataclasses.replace(problem, ts=ts), solver).x))()
+        ts = t0 + (t1 - t0) * np.arange(solver.n_steps + 1) / solver.n_steps
+        return jax.jit(
+            lambda: jax.vmap(readout)(solve(field, x0, theta, solver=solver, gradient=Direct(), t0=t0, t1=t1, ts=ts).x)
+        )()
 
     return Subject(_by_solver(apply, (x0, theta)), solver, lambda solver: [problem], abs(t1 - t0), path)
 
@@ -222,7 +220,7 @@ def accepted_steps(subject: Subject, solvers: Sequence[Adaptive]) -> list[tuple[
     @partial(jax.jit, static_argnums=0)
     def count(static: Adaptive, rtol: jax.Array, atol: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
         own = dataclasses.replace(static, rtol=rtol, atol=atol)
-        solutions = [integrate_adaptive(problem, own) for problem in problems]
+        solutions = [integrate(problem, own) for problem in problems]
         return [(solution.n_accepted, solution.result) for solution in solutions]
 
     found = []

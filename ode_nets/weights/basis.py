@@ -53,6 +53,10 @@ def stage_offset(n_basis: int, c: Number) -> int:
 
 
 def _node_offset(n_basis: Any, numerator: Any, denominator: Any) -> Any:
+    if not isinstance(numerator, int) and jnp.issubdtype(numerator.dtype, jnp.floating):
+        # A node that came as a float may be a jump that rounding has moved.
+        inside = _locate(numerator, n_basis, jnp.where(numerator < 1, 1, -1))
+        return inside.astype(np.int32)
     scaled = n_basis * numerator
     right, left = scaled // denominator, -(-scaled // denominator) - 1
     if isinstance(right, int):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from ode_nets.tableaus import Number
 
 PyTree = Any
 
@@ -38,6 +35,9 @@ class Constant:
             raise ValueError(f"domain={self.domain}: expected (t0, t1) with t0 < t1")
         object.__setattr__(self, "domain", (t0, t1))
 
+    constant = True
+    """theta does not depend on time."""
+
     @property
     def continuous(self) -> bool:
         """theta does not jump."""
@@ -51,13 +51,10 @@ class Constant:
         """One: every step uses all there is."""
         return 1
 
-    def on_grid(self, n_steps: int, c: Sequence[Number], n_sections: int = 1) -> tuple[PyTree, Any]:
-        """Sections that all hold theta, leaves `[n_sections, ...]`, and a reader that returns it."""
-
-        def repeat(leaf: Any) -> Any:
-            return jnp.broadcast_to(leaf, (n_sections, *jnp.shape(leaf)))
-
-        return jax.tree.map(repeat, self.theta), lambda section, step, i: section
+    def sections(self, n_sections: int) -> Constant:
+        """As many copies, leaves `[n_sections, ...]`."""
+        repeat = lambda leaf: jnp.broadcast_to(leaf, (n_sections, *jnp.shape(leaf)))
+        return Constant(jax.tree.map(repeat, self.theta), self.domain)
 
     def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
         """theta, at every node of every grid."""

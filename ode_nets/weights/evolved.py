@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ode_nets.gradients import Checkpointed, GradientMethod, TracedStep, solve
-from ode_nets.integrate import FixedStep, PaddedStep
+from ode_nets.gradients import Checkpointed, GradientMethod, solve
+from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import Number
 from ode_nets.weights.basis import Basis, PiecewiseConstant, PiecewiseLinear
 from ode_nets.weights.expansion import BasisExpansion, transform
@@ -107,7 +107,7 @@ class Evolution:
     Raises:
       ValueError: for another basis, for times that are not M fractions in [0, 1] or no points of the weight
         grid, for a kernel that does not match that grid, for a `grid` other than the solver's own, for a
-        `FlowStep` of a q without `flow`, for a `TracedStep` or `PaddedStep`, and for a domain without t0 < t1.
+        `FlowStep` of a q without `flow`, for a number of steps that is an array, and for a domain without t0 < t1.
     """
 
     q: WeightField
@@ -131,7 +131,7 @@ class Evolution:
             raise ValueError(
                 f"solver={self.solver!r}: q={self.q!r} has no flow(w, p, h); use FixedStep or Adaptive"
             )
-        if isinstance(self.solver, (TracedStep, PaddedStep)):
+        if isinstance(self.solver, FixedStep) and self.solver.length is None:
             raise ValueError(
                 f"solver={self.solver!r}: expected FlowStep, FixedStep, Adaptive or DiffraxSolver, whose states "
                 "lie on a weight grid that is known at trace time"
@@ -279,9 +279,9 @@ class Evolved:
         """Sections of a grid that share no coefficient; see `WeightFunction.n_sections`."""
         return self.evolution.basis.n_sections(n_steps)
 
-    def on_grid(self, n_steps: int, c: Sequence[Number], n_sections: int | None = None) -> tuple[PyTree, Any]:
-        """theta at the stages of a grid; see `WeightFunction.on_grid`."""
-        return self.expanded().on_grid(n_steps, c, n_sections)
+    def sections(self, n_sections: int) -> BasisExpansion:
+        """theta(t) in sections; see `WeightFunction.sections`."""
+        return self.expanded().sections(n_sections)
 
     def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
         """theta at one stage node; see `WeightFunction.at_node`."""

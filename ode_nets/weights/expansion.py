@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.tableaus import Number
 from ode_nets.weights.basis import Basis, gram_matrix
 
 PyTree = Any
@@ -94,46 +92,25 @@ class BasisExpansion:
         """Largest number of equal sections of a grid that share no coefficient; gcd(M, N) for intervals."""
         return self.basis.n_sections(n_steps)
 
-    def on_grid(self, n_steps: int, c: Sequence[Number], n_sections: int | None = None) -> tuple[PyTree, Any]:
-        """theta at the stages of a uniform grid over the whole domain, for a scan over sections and steps.
+    def sections(self, n_sections: int) -> BasisExpansion:
+        """theta(t) on equal sections of the domain that share no coefficient, stacked: leaves `[L, M / L, ...]`.
 
-        Stage i of step k reads interval floor((M k + o_i) / N) of a piecewise-constant basis, with
+        A scan over its leaves gives the weight function of each section. Read at the node of a step counted inside
+        its section, it is theta of that step: interval floor((M k + o_i) / N) of a piecewise-constant basis, with
         o_i = `stage_offset(M, c_i)`: exact, and never the interval after the step's own end.
 
         Args:
-          n_steps: number of steps N.
-          c: nodes of the scheme.
-          n_sections: number of sections L, a divisor of `self.n_sections(N)`, which is the default.
-
-        Returns:
-          `(sections, read)`. `sections` has leaves `[L, M / L, ...]`; each serves N / L successive steps.
-          `read(section, step, i)` gives theta at stage i (static) of a step counted inside its section. With
-          one coefficient to a section or one step to it, the index is static.
+          n_sections: number of sections L, a divisor of `self.n_sections(N)` for a grid of N steps.
 
         Raises:
-          ValueError: if `n_sections` is not such a divisor.
+          ValueError: if the basis cannot be cut so.
         """
         self._check()
-        largest = self.n_sections(n_steps)
-        n_sections = largest if n_sections is None else n_sections
-        if n_sections < 1 or largest % n_sections:
-            raise ValueError(
-                f"n_sections={n_sections}: {self.basis!r} on {n_steps} steps can be cut into a divisor of "
-                f"{largest} sections"
-            )
-        basis, per_section = self.basis.section(n_sections), n_steps // n_sections
-        nodes, dtype = [Fraction(node) for node in c], self._dtype
-
-        def split(leaf: Any) -> Any:
-            return jnp.reshape(leaf, (n_sections, basis.n_basis, *leaf.shape[1:]))
-
-        def read(section: PyTree, step: Any, i: int) -> PyTree:
-            node, local = nodes[i], 0 if per_section == 1 else step
-            return _combine(
-                section, *basis.node_support(local, per_section, node.numerator, node.denominator, dtype)
-            )
-
-        return jax.tree.map(split, self.coefficients), read
+        if n_sections < 1 or self.basis.n_sections(n_sections) % n_sections:
+            raise ValueError(f"n_sections={n_sections}: {self.basis!r} cannot be cut into as many sections")
+        basis = self.basis.section(n_sections)
+        split = lambda leaf: jnp.reshape(leaf, (n_sections, basis.n_basis, *leaf.shape[1:]))
+        return type(self).tree_unflatten((basis, self.domain), (jax.tree.map(split, self.coefficients),))
 
     def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
         """theta at node `numerator / denominator` of a step of a grid of `n_steps` over the whole domain.

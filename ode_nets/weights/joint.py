@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,6 +37,11 @@ class Joint:
         return domains.pop()
 
     @property
+    def constant(self) -> bool:
+        """Whether no part depends on time."""
+        return all(getattr(part, "constant", False) for part in self.parts.values())
+
+    @property
     def continuous(self) -> bool:
         """Whether no part has jumps."""
         return all(part.continuous for part in self.parts.values())
@@ -50,14 +54,9 @@ class Joint:
         """Sections that all parts can be cut into."""
         return math.gcd(*(part.n_sections(n_steps) for part in self.parts.values()))
 
-    def on_grid(self, n_steps: int, c: Sequence[Fraction | float], n_sections: int) -> tuple[PyTree, Any]:
-        """Every part on the grid; see `WeightFunction.on_grid`."""
-        grids = {name: part.on_grid(n_steps, c, n_sections) for name, part in self.parts.items()}
-
-        def read(section: PyTree, step: Any, i: int) -> PyTree:
-            return {name: grids[name][1](section[name], step, i) for name in grids}
-
-        return {name: sections for name, (sections, _) in grids.items()}, read
+    def sections(self, n_sections: int) -> Joint:
+        """Every part in sections; see `WeightFunction.sections`."""
+        return Joint({name: part.sections(n_sections) for name, part in self.parts.items()})
 
     def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
         """Every part at one stage node; see `WeightFunction.at_node`."""

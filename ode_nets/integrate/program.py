@@ -1,0 +1,124 @@
+"""A field apart from the arrays that it closes over, as a value: equal programs compile once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """What a field computes, traced once: a function of `(consts, t, x, theta)`.
+
+    Two programs are equal where they are the same operations in the same order. So a field that is written anew at
+    every call, as a closure is, finds what was compiled for the last one.
+
+    Attributes:
+      jaxpr: without constants; what the field closes over comes as arguments.
+      structure: of what it returns.
+      shapes: of what it returns, a pytree of `jax.ShapeDtypeStruct`.
+    """
+
+    jaxpr: Any
+    structure: Any
+    shapes: Any
+
+    def __call__(self, consts: Any, t: Any, x: PyTree, theta: PyTree) -> PyTree:
+        """What the field returns."""
+        closed = core.ClosedJaxpr(self.jaxpr, list(consts))
+        return jax.tree.unflatten(self.structure, core.jaxpr_as_fun(closed)(*jax.tree.leaves((t, x, theta))))
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether t is used."""
+        t = self.jaxpr.invars[0]
+        used = [v for eqn in self.jaxpr.eqns for v in eqn.invars] + list(self.jaxpr.outvars)
+        return any(v is t for v in used)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Program):
+            return NotImplemented
+        return self.structure == other.structure and same_jaxpr(self.jaxpr, other.jaxpr)
+
+    def __hash__(self) -> int:
+        avals = tuple((v.aval.shape, str(v.aval.dtype)) for v in self.jaxpr.invars if hasattr(v.aval, "shape"))
+        return hash((self.structure, avals, tuple(eqn.primitive.name for eqn in self.jaxpr.eqns)))
+
+
+def close_over(function: Any, t: Any, x: PyTree, theta: PyTree) -> tuple[Program, tuple[Any, ...]]:
+    """A field as a program, and all arrays that it closes over: keys, labels and masks like weights.
+
+    Args:
+      function: `function(t, x, theta)`.
+      t, x, theta: arguments, of which shapes and dtypes count.
+    """
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(t, x, theta)
+    return Program(traced.jaxpr, jax.tree.structure(shapes), shapes), tuple(traced.consts)
+
+
+def same_jaxpr(a: Any, b: Any) -> bool:
+    """Whether two programs are the same operations on the same types, in the same order."""
+    if a is b:
+        return True
+    names: dict[Any, Any] = {}
+
+    def same_variable(v: Any, w: Any) -> bool:
+        if isinstance(v, core.Literal) or isinstance(w, core.Literal):
+            return isinstance(v, core.Literal) and isinstance(w, core.Literal) and _same(v.val, w.val)
+        return names.get(v) is w
+
+    def bind(v: Any, w: Any) -> bool:
+        names[v] = w
+        return bool(v.aval == w.aval)
+
+    def all_of(test: Any, many: Any, others: Any) -> bool:
+        return len(many) == len(others) and all(map(test, many, others))
+
+    if not (all_of(bind, a.constvars, b.constvars) and all_of(bind, a.invars, b.invars)):
+        return False
+    if len(a.eqns) != len(b.eqns):
+        return False
+    for one, other in zip(a.eqns, b.eqns, strict=True):
+        same = one.primitive is other.primitive and one.params.keys() == other.params.keys()
+        if not (same and all_of(same_variable, one.invars, other.invars)):
+            return False
+        if not all(_same(value, other.params[name]) for name, value in one.params.items()):
+            return False
+        if not all_of(bind, one.outvars, other.outvars):
+            return False
+    return all_of(same_variable, a.outvars, b.outvars)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two parameters of an operation are: of functions only where they are one, which errs on the safe side."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, core.Jaxpr):
+        return same_jaxpr(a, b)
+    if isinstance(a, core.ClosedJaxpr):
+        return len(a.consts) == len(b.consts) and all(map(_same, a.consts, b.consts)) and same_jaxpr(a.jaxpr, b.jaxpr)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, (np.ndarray, np.generic, jax.Array, float, complex)):
+        if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+            return False
+        x, y = np.asarray(a), np.asarray(b)
+        return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+    try:
+        return bool(a == b)
+    except Exception:  # a parameter of any kind, whose comparison may fail in any way
+        return False
+
+
+def zeros_of(shapes: PyTree) -> PyTree:
+    """Zeros of these shapes."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

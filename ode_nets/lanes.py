@@ -1,0 +1,91 @@
+"""Lanes: the members of a `jax.vmap`, told apart in one place.
+
+A `while_loop` whose predicate is mapped selects between its old and its new carry at every iteration, whatever the
+size of the carry. So no predicate of this library is mapped: a loop goes on while any lane does, and a lane that has
+arrived keeps its own small state and leaves buffers alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+@jax.custom_batching.custom_vmap
+def any_lane(going: jax.Array) -> jax.Array:
+    """Whether any lane goes on; for a single solve whether it does."""
+    return going
+
+
+@any_lane.def_vmap
+def _any_of_many(size: int, batched: Any, going: jax.Array) -> Any:
+    return any_lane(jnp.any(going, axis=0)), False
+
+
+@jax.custom_batching.custom_vmap
+def this_lane(going: jax.Array) -> jax.Array:
+    """Whether this lane goes on, inside a loop that runs while any does; for a single solve plainly true."""
+    return jnp.ones_like(going)
+
+
+@this_lane.def_vmap
+def _this_of_many(size: int, batched: Any, going: jax.Array) -> Any:
+    return going, True
+
+
+@jax.custom_batching.custom_vmap
+def longest(n: jax.Array) -> jax.Array:
+    """The largest of all lanes' numbers."""
+    return n
+
+
+@longest.def_vmap
+def _longest_of_many(size: int, batched: Any, n: jax.Array) -> Any:
+    return longest(jnp.max(n, axis=0)), False
+
+
+def select(wanted: Any, new: PyTree, old: PyTree) -> PyTree:
+    """`new` where `wanted`, a boolean scalar, else `old`."""
+    return jax.tree.map(lambda a, b: jnp.where(wanted, a, b), new, old)
+
+
+def room(n: int, like: PyTree) -> PyTree:
+    """A buffer of `n` rows like the arrays of a tree, and a spare one that takes what is to go nowhere."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n + 1, *jnp.shape(leaf))), like)
+
+
+def write(buffer: PyTree, index: Any, row: PyTree) -> PyTree:
+    """A buffer with one row replaced: a write in place where the buffer is carried by a loop."""
+    return jax.tree.map(
+        lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, jnp.asarray(one, all_.dtype), index, 0), buffer, row
+    )
+
+
+def read(buffer: PyTree, index: Any) -> PyTree:
+    """One row of a buffer."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False), buffer)
+
+
+def vary(tree: PyTree, like: PyTree) -> PyTree:
+    """The same arrays, in the type of those that differ between the devices of a `jax.shard_map` where `like` does.
+
+    A loop must leave its carry in the type that it found it in, and what starts as a constant ends as something
+    computed from the state.
+    """
+    axes: frozenset[Any] = frozenset().union(*(_axes(leaf) for leaf in jax.tree.leaves(like)))
+
+    def leaf(a: Any) -> Any:
+        missing = tuple(sorted(axes - _axes(a), key=str))
+        return jax.lax.pcast(a, missing, to="varying") if missing else a
+
+    return jax.tree.map(leaf, tree) if axes else tree
+
+
+def _axes(leaf: Any) -> frozenset[Any]:
+    kind = jax.typeof(leaf)
+    # JAX 0.10 has the one name, earlier and later versions the other.
+    return getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())

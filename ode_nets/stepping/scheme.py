@@ -1,0 +1,103 @@
+"""What a scheme is: how one step is computed, and what it offers beside the state at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+PyTree = Any
+Stage = tuple[PyTree, PyTree]
+"""What one field evaluation gives: `(dx, aux)`."""
+Node = tuple[Any, Any]
+"""A place inside a step, `numerator / denominator` in [0, 1]: integers, where it is exact, or a float over 1; both
+may be traced."""
+Evaluate = Callable[[Node, PyTree], Stage]
+"""`evaluate(node, x) -> (dx, aux)`: the field at a place inside the step, with the time and the weights there."""
+
+START: Node = (0, 1)
+END: Node = (1, 1)
+
+
+class Step(NamedTuple):
+    """What one step gives."""
+
+    x: PyTree
+    """The state at its end."""
+    error: PyTree
+    """Estimate of its error, like `x`; `None` unless asked for."""
+    aux: PyTree
+    """What the field reported, summed over the evaluations that `x` depends on."""
+    inside: PyTree
+    """What the interpolant is made of; `()` unless asked for."""
+    good: Any
+    """Whether every slope was finite that `x` and `error` cannot tell of; `None` where they tell of all."""
+    carry: PyTree
+    """What the next step may start with, if this one is accepted; `None` unless a carry was given."""
+    again: PyTree
+    """What another trial of this step may start with; likewise."""
+    nfe: Any
+    """Field evaluations, int32."""
+
+
+@runtime_checkable
+class Scheme(Protocol):
+    """How one step is computed: a frozen value. A new scheme is a class with these members.
+
+    What it does not offer it says: `error_order` is `None` without an error estimate, `interpolates` is false
+    without an interpolant. Solvers, outputs and gradient methods ask for what is offered, never for a kind of scheme.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and messages."""
+
+    @property
+    def order(self) -> int:
+        """Order of the state that is carried on."""
+
+    @property
+    def error_order(self) -> int | None:
+        """Order q of the solution that the error estimate compares with, or `None`."""
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether states inside a step can be asked for."""
+
+    @property
+    def n_evaluations(self) -> int | None:
+        """Field evaluations of a step by itself, without its error estimate; `None` where that varies."""
+
+    def start(self, evaluate: Evaluate, x: PyTree, first: Stage | None, smooth: bool) -> tuple[PyTree, int]:
+        """What the first step may start with, and the evaluations that it took.
+
+        Args:
+          first: `(dx, aux)` at the start where it is known already.
+          smooth: whether a slope at the end of a step is the slope at the start of the next.
+        """
+
+    def step(
+        self,
+        evaluate: Evaluate,
+        x: PyTree,
+        h: Any,
+        carry: PyTree = None,
+        *,
+        error: bool = False,
+        inside: bool = False,
+        smooth: bool = True,
+    ) -> Step:
+        """One step of signed size h from x.
+
+        Args:
+          evaluate: the field inside this step.
+          carry: from `start` or from the step before; with `None` the step stands by itself, and gives the same
+            state to rounding. That is how backward passes take it again.
+          error, inside: what is asked for beside the state.
+          smooth: as in `start`.
+        """
+
+    def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: bool = False) -> tuple[PyTree, PyTree]:
+        """The state after one step by itself and its error, in a program as small as can be: it runs rarely."""
+
+    def interpolate(self, inside: PyTree, x: PyTree, h: Any, s: Any) -> PyTree:
+        """The state at a fraction s of a step, from what the step gave as `inside`."""

@@ -1,0 +1,107 @@
+"""Pytrees: dataclasses with static parts, arrays apart from the rest, cotangents of leaves of any dtype."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+T = TypeVar("T")
+
+
+def pytree(*data: str) -> Callable[[type[T]], type[T]]:
+    """Register a frozen dataclass as a pytree.
+
+    Args:
+      data: names of the fields that hold arrays, in the order of their leaves; all others are static and hashable.
+
+    Unlike `jax.tree_util.register_dataclass`, rebuilding calls no `__post_init__`: transformations put tracers, axis
+    numbers and placeholders where arrays were, and there is nothing to check in them.
+    """
+
+    def register(cls: type[T]) -> type[T]:
+        static = tuple(f.name for f in dataclasses.fields(cls) if f.name not in data)  # type: ignore[arg-type]
+
+        def flatten(value: Any) -> tuple[Any, Any]:
+            children = tuple((jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in data)
+            return children, tuple(getattr(value, name) for name in static)
+
+        def unflatten(values: Any, children: Sequence[Any]) -> Any:
+            new = object.__new__(cls)
+            for name, value in zip((*static, *data), (*values, *children), strict=True):
+                object.__setattr__(new, name, value)
+            return new
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+        return cls
+
+    return register
+
+
+def known(value: Any) -> bool:
+    """Whether the numbers in `value` are there to be looked at while a program is traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A tree without its arrays: hashable where all that stays is."""
+
+    structure: Any
+    static: tuple[Any, ...]
+
+    def fill(self, arrays: Sequence[Any]) -> Any:
+        """The tree again."""
+        rest = iter(arrays)
+        leaves = [next(rest) if leaf is _ARRAY else leaf for leaf in self.static]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+class _Array:
+    def __repr__(self) -> str:
+        return "<array>"
+
+
+_ARRAY = _Array()
+
+
+def split(tree: Any) -> tuple[list[Any], Frame]:
+    """The arrays of a tree, and the rest: Python's numbers stay constants of a program."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_array = [isinstance(leaf, (jax.Array, np.ndarray, np.generic)) for leaf in leaves]
+    arrays = [leaf for leaf, yes in zip(leaves, is_array, strict=True) if yes]
+    return arrays, Frame(structure, tuple(_ARRAY if yes else leaf for leaf, yes in zip(leaves, is_array, strict=True)))
+
+
+def zero_cotangent(leaf: Any) -> Any:
+    """The zero cotangent of an array: of its own dtype, or float0 for integers, booleans and keys."""
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return jnp.zeros_like(leaf)
+    return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+
+
+def zeros(tree: Any) -> Any:
+    """Accumulators for the cotangents of a tree; a scalar that stays zero for integers, booleans and keys."""
+
+    def leaf(a: Any) -> Any:
+        return jnp.zeros_like(a) if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else jnp.zeros(())
+
+    return jax.tree.map(leaf, tree)
+
+
+def add(total: Any, cotangents: Any) -> Any:
+    """Accumulators (see `zeros`) with cotangents of their structure added; integers and booleans stay as they are."""
+    return jax.tree.map(lambda a, b: a if b.dtype == jax.dtypes.float0 else a + b, total, cotangents)
+
+
+def as_cotangents(primals: Any, total: Any) -> Any:
+    """Accumulated cotangents in the dtypes that JAX expects."""
+
+    def leaf(a: Any, b: Any) -> Any:
+        return b if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else zero_cotangent(a)
+
+    return jax.tree.map(leaf, primals, total)
