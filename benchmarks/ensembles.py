@@ -229,7 +229,7 @@ def contestants(mode: Mode, lanes: int, rtol: float, checkpoints: int | None) ->
     ts = TIMES[mode]
     losses = {"ours": ours(rtol, ts)}
     if mode == "ts":
-        losses["ours, dense"] = ours(rtol, ts, outputs="dense")
+        losses["ours, clip"] = ours(rtol, ts, outputs="clip")
     if mode == "gradient":
         losses["ours, ACA(None), max_steps=256"] = ours(rtol, ts, ACA(None), max_steps=256)
     if rtol == BOUNDS["rtol"] and lanes <= BOUNDS["lanes"] and mode in BOUNDS["modes"]:
@@ -294,7 +294,7 @@ def ratios_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
     add("gradient: diffrax / ours", ("gradient", "diffrax"), ("gradient", "ours"), faster)
     add("gradient: gradsolve replay / ours", ("gradient", "gradsolve replay"), ("gradient", "ours"), "at least 1")
     add("ours: gradient / forward", ("gradient", "ours"), ("forward", "ours"), "at most 6")
-    for name in ("ours", "ours, dense"):
+    for name in ("ours", "ours, clip"):
         for peer in ("diffrax", "gradsolve replay"):
             add(f"ts: {peer} / {name}", ("ts", peer), ("ts", name))
     small, large = (f"ours, max_steps={n}" for n in BOUNDS["max_steps"])

@@ -39,7 +39,6 @@ from experiments.gradient_costs import distance, flat, true_solution
 from ode_nets.fields import MLP, ResidualUnit
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, solve
 from ode_nets.integrate import Adaptive
-from ode_nets.stepping import n_propagating
 
 Function = Callable[[Any, Any], Any]
 Truth = tuple[np.ndarray, np.ndarray]
@@ -226,7 +225,7 @@ def compare(case: Case, scheme: str, tol: float, options: Options, truth: Truth)
     if slow:
         results |= recorded(harness.compare(slow, x, theta, repeats=min(2, options.repeats)))
     results |= measure_torch(case, scheme, tol, takes_slow, options.repeats, x, theta, truth)
-    n_vjp = n_propagating(solver.tableau) * aca["n_accepted"]
+    n_vjp = solver.scheme.n_evaluations * aca["n_accepted"]
     # Turn by turn, so that the machine's load at the time is in both.
     ratios = [
         whole / (aca["nfe"] * t_f + n_vjp * t_v)

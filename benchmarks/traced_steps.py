@@ -3,7 +3,7 @@
     python -m benchmarks.traced_steps
     python -m benchmarks.traced_steps --tasks landscape --n-steps 4 --repeats 1 --out /tmp/traced.json
 
-Times loss and gradient of Ott's networks, five seeds side by side, under `TracedStep`, whose one program serves every
+Times loss and gradient of Ott's networks, five seeds side by side, under `FixedStep` with an array of steps, whose one program serves every
 number of steps, and under `FixedStep` with `Direct` and `Checkpointed`, which compile anew for each: milliseconds a
 call, seconds of compilation, and temporary memory. What adaption saves by one program is the compilation of every
 further number of steps that it visits; what it pays is the difference of the calls.
@@ -24,7 +24,7 @@ import tyro
 
 from benchmarks.harness import Measurement, compare, default_path, show, write
 from experiments.ott_tasks import TASKS, Task, draw, logits_of
-from ode_nets import Checkpointed, Direct, FixedStep, GradientMethod, TracedStep, get_tableau
+from ode_nets import ACA, Checkpointed, Direct, FixedStep, GradientMethod, get_tableau
 
 PyTree = Any
 
@@ -67,7 +67,7 @@ def measure_task(options: Options, name: str) -> dict[str, Measurement]:
     params = jax.vmap(task.init)(jax.random.split(jax.random.key(0), options.seeds))
     euler, variants = get_tableau("euler"), {}
     for n in options.n_steps:
-        traced = gradient_of(task, lambda n: TracedStep(euler, n, options.max_steps), Direct())
+        traced = gradient_of(task, lambda n: FixedStep(euler, n, options.max_steps), ACA(None))
         kinds = {"traced": lambda *a, f=traced, n=n: f(*a[:3], a[3][str(n)])}
         for kind, gradient in (("direct", Direct()), ("checkpointed", Checkpointed())):
             fixed = gradient_of(task, lambda _, n=n: FixedStep(euler, n), gradient)

@@ -1,7 +1,7 @@
 """Adaption of the step or the tolerance inside the training step of `experiments.train` (Ott algorithm 1).
 
 The step count and the tolerance are arrays, so no change of them compiles anything: fixed steps are taken by a
-`TracedStep`, and `Adaptive` takes traced tolerances as it is. Measured (`benchmarks.traced_steps`), the one traced
+`FixedStep`, whose number of steps may be an array, and `Adaptive` takes traced tolerances as it is. Measured (`benchmarks.traced_steps`), the one traced
 program is as fast as a program of its own for each number of steps, whose compilations it saves. The check every 50
 steps is a branch of the compiled training step; it reads the batch that was just trained on, with running batch
 statistics.
@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config import Config
-from ode_nets import Adaptive, FixedStep, TracedStep, validity
+from ode_nets import Adaptive, FixedStep, get_scheme, validity
 from ode_nets.integrate import theta_at
-from ode_nets.tableaus import get_tableau
 
 PyTree = Any
 EVERY = 50
@@ -64,7 +63,7 @@ def settled(net: Any, value: float) -> Any:
     """The network with the solver that a finished adaption ended at, for evaluation."""
     if isinstance(net.solver, Adaptive):
         return net.clone(solver=dataclasses.replace(net.solver, rtol=value, atol=value))
-    return net.clone(solver=FixedStep(net.solver.tableau, int(validity.steps_of(value))))
+    return net.clone(solver=FixedStep(net.solver.scheme, int(validity.steps_of(value))))
 
 
 def checked(
@@ -92,15 +91,15 @@ def checked(
 def _solver(solver: Any, value: Any, room: int) -> Any:
     if isinstance(solver, Adaptive):
         return dataclasses.replace(solver, rtol=value, atol=value)
-    return TracedStep(solver.tableau, validity.steps_of(value), room)
+    return FixedStep(solver.scheme, validity.steps_of(value), room)
 
 
 def _finer(config: Config, solver: Any, value: Any) -> Any:
     """A solver of smaller error: the next order; beyond the second, twice the steps; Dopri5 at a fifth or a tenth."""
     if isinstance(solver, Adaptive):
         tolerance = value / (10 if config.scheme == "dopri5" else 5)
-        return dataclasses.replace(solver, tableau=get_tableau("dopri5"), rtol=tolerance, atol=tolerance)
-    n, order = validity.steps_of(value), solver.tableau.order
+        return dataclasses.replace(solver, scheme=get_scheme("dopri5"), rtol=tolerance, atol=tolerance)
+    n, order = validity.steps_of(value), solver.scheme.order
     if order > 2:
-        return TracedStep(solver.tableau, 2 * n, 4096)
-    return TracedStep(get_tableau("midpoint" if order == 1 else "rk4"), n, 4096)
+        return FixedStep(solver.scheme, 2 * n, 4096)
+    return FixedStep("midpoint" if order == 1 else "rk4", n, 4096)

@@ -25,7 +25,6 @@ from experiments.timing import compare
 from ode_nets import ACA, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, solve
 from ode_nets.gradients import GradientMethod
 from ode_nets.integrate import Field, Result, Solution, theta_at
-from ode_nets.stepping import n_propagating
 
 PyTree = Any
 Row = dict[str, Any]
@@ -246,8 +245,8 @@ def sizes_of(field: Field, x0: PyTree, theta: PyTree, loss: Loss, solver: Solver
     back = way_back(field, solution, theta, loss, solver, t0, t1)
     tries = int(solution.n_accepted + solution.n_rejected)
     return {
-        "scheme": solver.scheme,
-        "stages": n_propagating(solver.tableau),
+        "scheme": solver.scheme.name,
+        "stages": solver.scheme.n_evaluations,
         "n_accepted": int(solution.n_accepted),
         "n_rejected": int(solution.n_rejected),
         "n_accepted_back": int(back.n_accepted),

@@ -33,7 +33,6 @@ from experiments.run import write_json
 from ode_nets import ACA, SCHEMES, Adaptive, Backsolve, Checkpointed, Direct, solve
 from ode_nets.control import initial_step, scaled_norm
 from ode_nets.problems import linear
-from ode_nets.stepping import rk_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,17 +88,18 @@ def through_the_search(solver: Adaptive, z0: jax.Array, k: jax.Array, t1: jax.Ar
 
     The trials are those of `solve`; what differs is that nothing stops the gradient of a step size.
     """
-    tableau, t0 = solver.tableau, jnp.zeros_like(t1)
-    tolerances = (solver.rtol, solver.atol)
+    scheme, t0 = solver.scheme, jnp.zeros_like(t1)
+    order, tolerances = scheme.error_order, (solver.rtol, solver.atol)
     slope = lambda t, z: linear.field(t, z, k)
 
     def trial(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         t, z, h = carry
         last = t1 - t <= h * (1 + 1e-6)
         h = jnp.where(last, t1 - t, h)
-        step = rk_step(tableau, lambda i, t, z: (slope(t, z), ()), t, z, h, with_error=True)
+        # The equation does not depend on time.
+        step = scheme.step(lambda node, z: (slope(t, z), ()), z, h, error=True)
         error = scaled_norm(step.error, z, step.x, *tolerances)
-        factor = solver.controller.factor(error, jnp.ones_like(error), tableau.embedded_order)
+        factor = solver.controller.factor(error, jnp.ones_like(error), order)
         accepted = error <= 1
         t_next = jnp.where(last, t1, t + h)
         return jnp.where(accepted, t_next, t), jnp.where(accepted, step.x, z), h * factor.astype(h.dtype)
@@ -108,7 +108,7 @@ def through_the_search(solver: Adaptive, z0: jax.Array, k: jax.Array, t1: jax.Ar
         return jax.lax.cond(carry[0] < t1, trial, lambda carry: carry, carry), None
 
     if solver.first_step is None:
-        h = initial_step(slope, t0, z0, slope(t0, z0), t1, tableau.embedded_order, *tolerances)
+        h = initial_step(slope, z0, slope(t0, z0), t1, 1.0, order, *tolerances)
     else:
         h = jnp.minimum(solver.first_step, t1)
     (t, z, _), _ = jax.lax.scan(body, (t0, z0, h), None, length=solver.max_steps)

@@ -118,16 +118,16 @@ def evaluate_adaptive(
     start, sums, counts = time.perf_counter(), [], []
     tolerances = jnp.float32(solver.rtol), jnp.float32(solver.atol)
     for x, y in batches():
-        scores, solution = score_adaptive(net, solver.scheme, solver.max_steps, variables, x, y, *tolerances)
+        scores, solution = score_adaptive(net, solver.scheme.name, solver.max_steps, variables, x, y, *tolerances)
         sums.append(scores)
         counts.append(solution)
     sums, counts = jax.device_get((sums, counts))
     for solution in counts:
         if failed := failures({name: block["result"] for name, block in solution.items()}):
-            raise RunError(f"{solver.scheme} at {solver.rtol:g}: {failed}; the weights are too stiff for it")
+            raise RunError(f"{solver.scheme.name} at {solver.rtol:g}: {failed}; the weights are too stiff for it")
     mean = lambda key: sum(int(block[key]) for s in counts for block in s.values()) / len(counts)
     return {
-        "scheme": solver.scheme,
+        "scheme": solver.scheme.name,
         "tolerance": float(solver.rtol),
         "atol": float(solver.atol),
         "accuracy": sum(int(s["hits"]) for s in sums) / n_images,
@@ -151,7 +151,7 @@ def swap(options: Options) -> dict[str, Any]:
 
     # All fixed solvers are one program, every embedded pair is one more.
     grid = [(scheme, round(1 / h)) for scheme in FIXED.values() for h in options.stepsizes]
-    own = (net.solver.scheme, getattr(net.solver, "n_steps", 0))
+    own = (net.solver.scheme.name, getattr(net.solver, "n_steps", 0))
     if isinstance(net.solver, FixedStep) and own not in grid:
         grid.append(own)
     rows, _ = evaluate_grid(net, variables, grid, batches, n_images)
@@ -168,7 +168,7 @@ def swap(options: Options) -> dict[str, Any]:
         pairs.append(trained)
     rows += [evaluate_adaptive(net, variables, pair, batches, n_images) for pair in pairs]
     names = ("scheme", "tolerance", "atol") if adaptive else ("scheme", "n_steps")
-    key = dict(zip(names, (trained.scheme, trained.rtol, trained.atol) if adaptive else own, strict=True))
+    key = dict(zip(names, (trained.scheme.name, trained.rtol, trained.atol) if adaptive else own, strict=True))
     own_row = next(row for row in rows if key.items() <= row.items())
     for row in rows:
         row["error_increase"] = 100 * (own_row["accuracy"] - row["accuracy"])

@@ -285,7 +285,7 @@ def adapt_row(options: Options, task: Task, controller: Any, train: Any, test: A
                 trial = update(gap(state, *train, control.value), control)
                 control = jax.tree.map(lambda new, old, on=control.on_trial: jnp.where(on, new, old), trial, control)
         n = validity.steps_of(control.value)
-        state = step(state, *train, n, n.max())
+        state = step(state, *train, n)
         if call % 2 or call == calls(task)[-1]:
             at = {"iteration": (call + 1) * CHECK_EVERY, "n_steps": np.asarray(n).tolist()}
             course.append(at | accuracies_at(task, state["params"], some, n))

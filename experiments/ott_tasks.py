@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments import data
-from ode_nets import MLP, Adaptive, Direct, FixedStep, GradientMethod, TracedStep, convolution, pad, solve
+from ode_nets import ACA, MLP, Adaptive, Direct, FixedStep, GradientMethod, convolution, pad, solve
 from ode_nets.problems import landscape, spheres
 from ode_nets.tableaus import get_tableau
 from ode_nets.validity import steps_of
@@ -251,7 +251,7 @@ def _train_one(
 def training(task: Task, scheme: str, max_steps: int, own: bool, many: int = CHECK_EVERY) -> Any:
     """`train(states, x, y, n_steps) -> states`: one compiled program for every number of steps.
 
-    With `own`, `train(states, x, y, n_steps, longest)`: a number for each seed, and the largest of them.
+    With `own`, `n_steps` is a number for each seed.
 
     Args:
       task, scheme: what is trained under what.
@@ -259,9 +259,8 @@ def training(task: Task, scheme: str, max_steps: int, own: bool, many: int = CHE
       own: whether each seed has a number of steps of its own.
       many: iterations of one call.
     """
-    make = lambda n, longest=None: TracedStep(get_tableau(scheme), n, max_steps, longest)
-    one = partial(_train_one, task, make, Direct(), many)
-    return jax.jit(jax.vmap(one, in_axes=(0, None, None, 0, None) if own else (0, None, None, None)))
+    one = partial(_train_one, task, lambda n: FixedStep(scheme, n, max_steps), ACA(None), many)
+    return jax.jit(jax.vmap(one, in_axes=(0, None, None, 0 if own else None)))
 
 
 @lru_cache
@@ -289,7 +288,7 @@ def hits(task: Task, params: PyTree, x: jax.Array, y: jax.Array, solver: Any, n:
 
 
 hits_under = jax.jit(hits, static_argnames="task")
-"""The same compiled, for a `PaddedStep`: one program for all fixed steps."""
+"""The same compiled, for what `pad` makes: one program for all fixed steps."""
 
 
 @partial(jax.jit, static_argnames=("task", "scheme"))

@@ -95,7 +95,7 @@ def there_and_back(
     Returns:
       Times `[n_times]`, and both solutions at these times, in the order of time: `back.x[0]` is the return.
     """
-    solver = Adaptive(scheme, rtol, atol, max_steps=20_000, outputs="dense")
+    solver = Adaptive(scheme, rtol, atol, max_steps=20_000, outputs="interpolate")
     ts = jnp.linspace(0.0, t1, n_times)
     # Nothing is differentiated; of all methods ACA's forward loop ends with the last step and not at max_steps.
     there = solve(field, x0, theta, solver=solver, gradient=ACA(), t1=t1, ts=ts)

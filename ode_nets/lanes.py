@@ -88,4 +88,5 @@ def vary(tree: PyTree, like: PyTree) -> PyTree:
 def _axes(leaf: Any) -> frozenset[Any]:
     kind = jax.typeof(leaf)
     # JAX 0.10 has the one name, earlier and later versions the other.
-    return getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+    axes: frozenset[Any] = getattr(getattr(kind, "manual_axis_type", kind), "varying", frozenset())
+    return getattr(kind, "vma", None) or axes

@@ -20,7 +20,6 @@ import numpy as np
 from ode_nets.gradients import Direct
 from ode_nets.integrate import FixedStep, pad
 from ode_nets.nn.evolving import EVOLVED
-
 from ode_nets.weights import (
     Basis,
     PiecewiseConstant,

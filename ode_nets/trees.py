@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -30,7 +30,7 @@ def pytree(*data: str) -> Callable[[type[T]], type[T]]:
             children = tuple((jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in data)
             return children, tuple(getattr(value, name) for name in static)
 
-        def unflatten(values: Any, children: Sequence[Any]) -> Any:
+        def unflatten(values: Any, children: Iterable[Any]) -> Any:
             new = object.__new__(cls)
             for name, value in zip((*static, *data), (*values, *children), strict=True):
                 object.__setattr__(new, name, value)

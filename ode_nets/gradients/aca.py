@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.gradients import treeverse
+from ode_nets.gradients.outputs import follow_times
 from ode_nets.gradients.replay import replay
-from ode_nets.gradients.reverse_only import refuse_forward_mode
+from ode_nets.gradients.reverse_only import refuse_forward_mode, refuse_reverse_mode
 from ode_nets.gradients.treeverse import Store
 from ode_nets.integrate import Problem, Solution, Solver
 from ode_nets.integrate.loop import Keeper, Run, finish, loop, within
@@ -64,10 +65,10 @@ class ACA:
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`."""
-        problem = refuse_forward_mode(problem, "ACA(...)")
+        problem = refuse_forward_mode(problem, repr(self))
         slots = solver.bound if self.checkpoints is None else min(self.checkpoints, solver.bound)
         if solver.length is not None and slots >= solver.length:
-            return replay(problem, solver, None, jax.checkpoint, dense)
+            return follow_times(problem, solver, replay(problem, solver, None, jax.checkpoint, dense))
         arrays, frame = split(solver)
 
         @jax.custom_vjp
@@ -82,10 +83,10 @@ class ACA:
         def backward(residuals: Any, cotangent: Run) -> Any:
             problem, arrays, kept, clock = residuals
             ct = _backward(problem, frame.fill(arrays), kept, clock, cotangent)
-            return ct, jax.tree.map(zero_cotangent, arrays)
+            return refuse_reverse_mode(ct, repr(self)), jax.tree.map(zero_cotangent, arrays)
 
         run.defvjp(forward, backward)
-        return finish(problem, solver, run(problem, arrays))
+        return follow_times(problem, solver, finish(problem, solver, run(problem, arrays)))
 
 
 def _outputs(run: Run) -> Run:
@@ -193,7 +194,8 @@ def _backward(problem: Problem, solver: Solver, kept: Kept, clock: Clock, cotang
         late = i >= n_known
         found = jax.lax.cond(any_lane(late), lambda: _search(problem, solver, i, point, late), lambda: point)
         taken = jax.lax.cond(any_lane(~late), take, lambda: point)
-        edge = Point(taken.tau, *kept.edge, taken.x)
+        size, error = kept.edge
+        edge = Point(taken.tau, size, error, taken.x)
         return select(late, found, select(i + 1 == n_known, edge, taken))
 
     start = _Cotangents(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ode_nets.gradients.reverse_only import refuse_forward_mode
+from ode_nets.gradients.reverse_only import refuse_forward_mode, refuse_reverse_mode
 from ode_nets.integrate import Problem, Solution, Solver, integrate, theta_at
 from ode_nets.integrate.problem import pose
 from ode_nets.trees import add, as_cotangents, split, zero_cotangent, zeros
@@ -65,10 +65,11 @@ class Backsolve:
         def backward(residuals: Any, cotangent: Solution) -> Any:
             problem, arrays, x = residuals
             ct = _without_aux(cotangent)
-            return self._backward(problem, frame.fill(arrays), x, ct), jax.tree.map(zero_cotangent, arrays)
+            found = self._backward(problem, frame.fill(arrays), x, ct)
+            return refuse_reverse_mode(found, repr(self)), jax.tree.map(zero_cotangent, arrays)
 
         run.defvjp(forward, backward)
-        return run(refuse_forward_mode(problem, "Backsolve(...)"), arrays)
+        return run(refuse_forward_mode(problem, repr(self)), arrays)
 
     def _backward(self, problem: Problem, solver: Solver, x: PyTree, ct: PyTree) -> Problem:
         """Cotangents of the problem: one backward solve from each asked time to the one before."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 
+from ode_nets.gradients.outputs import follow_times
 from ode_nets.gradients.replay import Transform, replay, search
 from ode_nets.integrate import Problem, Solution, Solver, integrate
 from ode_nets.trees import split
@@ -77,7 +78,7 @@ def differentiable(problem: Problem, solver: Solver, transform: Transform, dense
     is differentiated takes them once more as a scan over as many as there may be.
     """
     if solver.length is not None:
-        return replay(problem, solver, None, transform, dense)
+        return follow_times(problem, solver, replay(problem, solver, None, transform, dense))
     arrays, frame = split(solver)
 
     @jax.custom_jvp
@@ -91,4 +92,4 @@ def differentiable(problem: Problem, solver: Solver, transform: Transform, dense
         along = lambda problem: replay(problem, solver, record, transform, dense)
         return jax.jvp(along, primals[:1], tangents[:1])
 
-    return run(problem, arrays)
+    return follow_times(problem, solver, run(problem, arrays))

@@ -11,7 +11,8 @@ import jax
 
 from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.direct import Checkpointed
-from ode_nets.gradients.outputs import follow_times, mark_failed
+from ode_nets.gradients.outputs import mark_failed
+from ode_nets.gradients.reverse_only import refusal
 from ode_nets.integrate import Adaptive, Field, FixedStep, Problem, Solution, Solver, make_problem
 from ode_nets.trees import split
 
@@ -93,7 +94,13 @@ def solve(
     if dense and not solver.scheme.interpolates:
         raise ValueError(f"dense=True: scheme {solver.scheme.name!r} has no interpolant; ask for ts, or change the scheme")
     parts, frame = split((dataclasses.replace(problem, field=None), solver))
-    return _program(frame, method, dense)(parts)
+    try:
+        return compiled(frame, method, dense)(parts)
+    except (TypeError, NotImplementedError) as error:
+        # Where tangents reach a backward pass before the refusal of forward mode does.
+        if not any(sign in str(error) for sign in ("forward-mode autodiff", "'custom_lin'")):
+            raise
+        raise ValueError(refusal(repr(method))) from error
 
 
 def default_gradient(solver: Any) -> GradientMethod:
@@ -104,7 +111,7 @@ def default_gradient(solver: Any) -> GradientMethod:
 _PROGRAMS: OrderedDict[Any, Callable] = OrderedDict()
 
 
-def _program(frame: Any, method: GradientMethod, dense: bool) -> Callable:
+def compiled(frame: Any, method: GradientMethod, dense: bool) -> Callable:
     """The compiled solve of all problems of one frame. The least used are forgotten, and with them their programs."""
     key = (frame, method, dense)
     try:
@@ -126,14 +133,15 @@ def _compiled(frame: Any, method: GradientMethod, dense: bool) -> Callable:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             problem, solver = frame.fill(parts)
             solution = method.run(problem, solver, dense) if dense else method.run(problem, solver)
-            return mark_failed(follow_times(problem, solver, solution), problem)
+            return mark_failed(solution, problem)
 
     return run
 
 
 def _as_configured(field: Field) -> Field:
     """The field under the promotion rules that hold where `solve` is called: those inside are the library's own."""
-    dtypes, ranks = jax.config.jax_numpy_dtype_promotion, jax.config.jax_numpy_rank_promotion
+    config: Any = jax.config
+    dtypes, ranks = config.jax_numpy_dtype_promotion, config.jax_numpy_rank_promotion
     if (dtypes, ranks) == ("standard", "allow") or not callable(field):
         return field
 

@@ -1,4 +1,4 @@
-"""Forward-mode differentiation through a reverse-only method, refused by name."""
+"""What a custom backward pass cannot do, refused by name: JAX's own errors name an internal loop or function."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -38,11 +39,16 @@ def refuse_forward_mode(tree: PyTree, method: str) -> PyTree:
     return jax.tree.unflatten(structure, same(leaves))
 
 
-def _refuse(*_: Any, method: str, **__: Any) -> Any:
-    raise ValueError(
+def refusal(method: str) -> str:
+    """What to say of forward mode, and what has it."""
+    return (
         f"forward-mode differentiation (jvp, jacfwd, linearize) through gradient={method}: it works in reverse "
         "mode only; use gradient=Direct() or Checkpointed(), which work in both"
     )
+
+
+def _refuse(*_: Any, method: str, **__: Any) -> Any:
+    raise ValueError(refusal(method))
 
 
 _transposable = Primitive("transposable")
@@ -55,3 +61,32 @@ batching.primitive_batchers[_transposable] = lambda args, axes, method: (
     axes[0],
 )
 mlir.register_lowering(_transposable, _refuse)
+
+
+def refuse_reverse_mode(tree: PyTree, method: str) -> PyTree:
+    """The same cotangents, through which reverse mode cannot differentiate a second time; forward mode can.
+
+    Raises:
+      ValueError: where reverse mode reaches it.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    inexact = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    for i in inexact:
+        leaves[i] = _once.bind(leaves[i], method=method)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _refuse_twice(*_: Any, method: str, **__: Any) -> Any:
+    raise ValueError(
+        f"second derivatives by reverse over reverse mode through gradient={method}: use forward over reverse mode, "
+        "jax.jacfwd(jax.grad(...)) or jax.hessian(...), or gradient=Direct() or Checkpointed(), which work in both"
+    )
+
+
+_once = Primitive("once")
+"""The identity, which can be evaluated and pushed forward, but not transposed."""
+_once.def_abstract_eval(lambda x, method: x)
+_once.def_impl(lambda x, method: x)
+ad.deflinear2(_once, _refuse_twice)
+batching.primitive_batchers[_once] = lambda args, axes, method: (_once.bind(*args, method=method), axes[0])
+mlir.register_lowering(_once, lambda ctx, x, method: [x])

@@ -13,7 +13,7 @@ from ode_nets.control import Norm, StepController, initial_step, scaled_norm
 from ode_nets.integrate.problem import Place, Problem, evaluator, unresolved
 from ode_nets.integrate.solution import Result
 from ode_nets.integrate.uniform import Clock, check_count
-from ode_nets.stepping import START, Scheme, Step, all_finite, get_scheme
+from ode_nets.stepping import START, Step, all_finite, get_scheme
 from ode_nets.trees import known, pytree
 
 PyTree = Any
@@ -49,7 +49,7 @@ class Adaptive:
         Adaptive(dopri5, rtol=1e-06, atol=1e-09)
     """
 
-    scheme: Scheme
+    scheme: Any
     rtol: Any = 1e-3
     atol: Any = 1e-6
     first_step: Any = None
@@ -86,8 +86,11 @@ class Adaptive:
     def __repr__(self) -> str:
         return f"Adaptive({self.scheme!r}, rtol={self.rtol}, atol={self.atol})"
 
-    length = None
-    """Number of steps: it is never known before."""
+    @property
+    def length(self) -> int | None:
+        """Number of steps: it is never known before."""
+        return None
+
     estimates = True
     """Whether steps are judged by an error."""
     recorded = False
@@ -122,7 +125,10 @@ class Adaptive:
             given = jnp.asarray(self.first_step, span.dtype)
             h = jnp.minimum(jnp.where(given > 0, given, jnp.nan), span)
         carry, more = self.scheme.start(evaluate, problem.x0, first, problem.smooth)
-        good = jnp.isfinite(h) & jnp.isfinite(span) & jnp.isfinite(problem.t0) & all_finite(problem.x0)
+        positive = [jnp.all(jnp.asarray(leaf) > 0) for leaf in jax.tree.leaves(self.rtol)]
+        positive += [jnp.all(jnp.asarray(leaf) >= 0) for leaf in jax.tree.leaves(self.atol)]
+        good = jnp.all(jnp.stack(positive))
+        good &= jnp.isfinite(h) & jnp.isfinite(span) & jnp.isfinite(problem.t0) & all_finite(problem.x0)
         result = jnp.where(good, Result.SUCCESS, Result.NON_FINITE)
         result = jnp.where(_in_order(problem), result, Result.UNSORTED_TIMES)
         count = jnp.int32(0)
@@ -176,8 +182,7 @@ class Adaptive:
         h = place.h * factor.astype(place.h.dtype)
         # A step that was cut short says nothing against the size that was planned.
         h = jnp.where(accepted & landed, jnp.maximum(h, clock.h), h)
-        if self.min_step is not None:
-            stuck |= ~accepted & (h < jnp.asarray(self.min_step, h.dtype))
+        stuck |= ~accepted & (h < self._smallest(problem, clock))
         why = jnp.where(jnp.isfinite(error), Result.STEP_UNDERFLOW, Result.NON_FINITE)
         done = accepted & (place.end >= problem.span)
         return Clock(
@@ -189,6 +194,13 @@ class Adaptive:
             cursor=clock.cursor,
             result=jnp.where(stuck, why, clock.result).astype(jnp.int32),
         ), accepted
+
+    def _smallest(self, problem: Problem, clock: Clock) -> jax.Array:
+        """Size below which a rejected step is given up: a few roundings of the clock that matters."""
+        if self.min_step is not None:
+            return jnp.asarray(self.min_step, clock.tau.dtype)
+        seen = jnp.abs(problem.time(clock.tau)) if problem.clocked else clock.tau
+        return 8 * jnp.finfo(clock.tau.dtype).eps * jnp.maximum(seen, clock.tau)
 
     def passed(self, problem: Problem, j: Any, clock: Clock) -> jax.Array:
         """Whether asked time j lies behind the clock, or at it."""

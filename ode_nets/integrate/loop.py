@@ -73,7 +73,10 @@ class Solver(Protocol):
     scheme: Any
     estimates: bool
     recorded: bool
-    length: int | None
+
+    @property
+    def length(self) -> int | None:
+        """Number of steps, where it is known at trace time."""
 
     @property
     def bound(self) -> int:
@@ -103,7 +106,7 @@ class Solver(Protocol):
     def passed(self, problem: Problem, j: Any, clock: Clock) -> jax.Array:
         """Whether asked time j lies behind the clock."""
 
-    def among(self, problem: Problem, span: Any) -> Solver:
+    def among(self, problem: Problem, span: Any) -> Any:
         """The solver of a part of the problem."""
 
     def outcome(self, clock: Clock, x: PyTree, aux: PyTree) -> jax.Array:
@@ -238,7 +241,7 @@ def finish(problem: Problem, solver: Solver, run: Run) -> Solution:
     return Solution(
         x=poison(x, reached),
         aux=state.aux,
-        nfe=state.nfe,
+        nfe=state.nfe if solver.scheme.n_evaluations is not None else jnp.full_like(state.nfe, -1),
         n_accepted=clock.step,
         n_rejected=clock.rejected,
         result=solver.outcome(clock, (state.x, x), state.aux),

@@ -159,8 +159,9 @@ def evaluator(problem: Problem, place: Place, weights: PyTree = None) -> Evaluat
             c = numerator / denominator if exact else jnp.asarray(numerator, place.h.dtype) / denominator
             t, last = problem.time(place.tau + c * place.h), numerator >= denominator
         if place.exact is not None and isinstance(weights, WeightFunction):
-            theta = weights.at_node(*place.exact, numerator, denominator)
-            if not isinstance(place.exact[0], int):
+            step, n_steps = place.exact
+            theta = weights.at_node(step, n_steps, numerator, denominator)
+            if not isinstance(step, int):
                 # The compiler would fuse the search for the interval into the field, and repeat it for every entry.
                 theta = jax.lax.optimization_barrier(theta)
         else:

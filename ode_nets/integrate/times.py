@@ -50,6 +50,8 @@ def check_times(t0: Any, t1: Any, ts: Any) -> tuple[Any, tuple[tuple[float, floa
       ValueError: see `make_problem`.
     """
     for name, t in (("t0", t0), ("t1", t1)):
+        if isinstance(t, (list, tuple)):
+            t = np.asarray(t)
         if not isinstance(t, (jax.Array, np.ndarray, np.generic, int, float)) or isinstance(t, bool):
             raise ValueError(f"{name}={t!r}: expected a time, a real number")
         if np.shape(t) != ():

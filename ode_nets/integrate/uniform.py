@@ -61,7 +61,7 @@ class FixedStep:
         FixedStep(rk4, 4)
     """
 
-    scheme: Scheme
+    scheme: Any
     n_steps: Any
     max_steps: int = 4096
 

@@ -10,8 +10,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.interop.recording import Record, Recorder, RecorderState, begin
-from ode_nets.interop.replay import Inputs, Replay, Residuals, Rows, Scheme, sum_reports
+from ode_nets.interop.replay import Inputs, Replay, Residuals, Rows, Scheme
 
 PyTree = Any
 
@@ -38,12 +39,13 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         `max_steps` of them. Times of steps take 16 bytes * max_steps besides.
 
     Reverse mode only; `diffrax.ForwardMode` and `diffrax.DirectAdjoint` have the other. Without
-    differentiation nothing is kept.
+    differentiation nothing is kept, and diffrax does all that it can.
 
     Raises:
-      ValueError: at trace time, for less than one checkpoint and for what it cannot do: other solvers,
-        stochastic terms, events, `max_steps=None`, `SaveAt(dense, solver_state, controller_state)`, states of
-        solver and controller passed in, complex numbers, derivatives with respect to the controller.
+      ValueError: at trace time, for less than one checkpoint and, where it is differentiated, for what it
+        cannot do: other solvers, stochastic terms, events, `max_steps=None`, `SaveAt(dense, solver_state,
+        controller_state)`, states of solver and controller passed in, complex numbers, derivatives with
+        respect to the controller.
     """
 
     checkpoints: int | None = 32
@@ -51,11 +53,6 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     def __check_init__(self) -> None:
         if self.checkpoints is not None and self.checkpoints < 1:
             raise ValueError(f"checkpoints={self.checkpoints}: expected None or at least 1")
-
-    @property
-    def report(self) -> Any:
-        """A function of `(t, y, args)` that is summed over the stages of accepted steps, or `None`."""
-        return None
 
     def loop(
         self,
@@ -77,10 +74,39 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         progress_meter: diffrax.AbstractProgressMeter,
     ) -> Any:
         """What `diffrax.diffeqsolve` calls."""
-        _refuse_solver(solver)
-        _refuse_request(event, saveat, max_steps, passed_solver_state, passed_controller_state)
         y0 = init_state.y
-        _refuse_arrays(terms, y0, args)
+
+        def check() -> None:
+            _refuse_solver(solver)
+            _refuse_request(event, saveat, max_steps, passed_solver_state, passed_controller_state)
+            _refuse_arrays(terms, y0, args)
+
+        try:
+            check()
+        except ValueError as refusal:
+            # Only derivatives are refused: diffrax's own loop does all of it.
+            given = {
+                "args": args,
+                "terms": terms,
+                "solver": solver,
+                "stepsize_controller": stepsize_controller,
+                "event": event,
+                "saveat": saveat,
+                "t0": t0,
+                "t1": t1,
+                "dt0": dt0,
+                "init_state": init_state,
+                "progress_meter": progress_meter,
+            }
+            rest = {
+                "max_steps": max_steps,
+                "throw": throw,
+                "passed_solver_state": passed_solver_state,
+                "passed_controller_state": passed_controller_state,
+            }
+            # What functions have closed over may be differentiated, too, and turns into leaves.
+            run = eqx.filter_closure_convert(lambda given: plain_adjoint(solver).loop(**given, **rest), given)
+            return _constant(_pass(_reverse_only((run, given)), str(refusal)), lambda leaf: not _is_inexact(leaf))
         is_sub = lambda leaf: isinstance(leaf, diffrax.SubSaveAt)
         subs, structure = jax.tree.flatten(saveat.subs, is_leaf=is_sub)
         plain = diffrax.SubSaveAt(t1=True).fn
@@ -90,7 +116,6 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
             args=args,
             terms=_open(terms, t0, y0, args),
             saves=tuple(None if sub.fn is plain else convert(sub.fn) for sub in subs),
-            report=None if self.report is None else convert(self.report),
             times=(t0, t1) if dt0 is None else (t0, t1, dt0),
             ts=tuple(sub.ts for sub in subs),
         )
@@ -108,7 +133,8 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         )
         # Integers that leave a custom_vjp count as differentiated, and primitives of Equinox that diffrax
         # applies to them have no derivative.
-        return _constant(_solve((inputs, stepsize_controller), solve), lambda leaf: not _is_inexact(leaf))
+        arguments = _reverse_only((inputs, stepsize_controller))
+        return _constant(_solve(arguments, solve), lambda leaf: not _is_inexact(leaf))
 
 
 class Solve(eqx.Module):
@@ -125,11 +151,11 @@ class Solve(eqx.Module):
     def run(
         self, inputs: Inputs, controller: diffrax.AbstractStepSizeController, slots: int, moving: bool
     ) -> tuple[Any, Record | None]:
-        """diffrax's own loop, recorded if there are slots for states, or reports to sum."""
+        """diffrax's own loop, recorded if there are slots for states."""
         t0, t1, *rest = inputs.times
         dt0 = rest[0] if rest else None
         state = eqx.tree_at(lambda s: s.y, self.init_state, inputs.y0, is_leaf=lambda leaf: leaf is None)
-        recording = slots > 0 or inputs.report is not None
+        recording = slots > 0
 
         def first(t0: jax.Array, t1: jax.Array, dt0: jax.Array | None = None) -> Any:
             order = self.solver.error_order(inputs.terms)
@@ -163,9 +189,6 @@ class Solve(eqx.Module):
             return (final, stats), None
         recorded: RecorderState = final.controller_state
         final = eqx.tree_at(lambda s: s.controller_state, final, recorded.controller)
-        if inputs.report is not None:
-            total = sum_reports(Scheme.of(self.solver), inputs, recorded.record)
-            stats = {**stats, "reports": total}
         return (final, stats), recorded.record
 
     def saved(self, state: Any) -> list[tuple[jax.Array, PyTree]]:
@@ -178,6 +201,34 @@ class Solve(eqx.Module):
             for rows, ts, fn in zip(self.rows, inputs.ts, inputs.saves, strict=True)
         ]
         return diffrax.SaveAt(subs=jax.tree.unflatten(self.structure, subs))
+
+
+def plain_adjoint(solver: diffrax.AbstractSolver) -> diffrax.AbstractAdjoint:
+    """diffrax's loop for solves that are not differentiated by it; its `ForwardMode` fails for a `HalfSolver`."""
+    wrapped = isinstance(solver, diffrax.HalfSolver)
+    return diffrax.RecursiveCheckpointAdjoint() if wrapped else diffrax.ForwardMode()
+
+
+@eqx.filter_custom_vjp
+def _pass(arguments: tuple[Any, dict[str, Any]], refusal: str) -> Any:
+    run, given = arguments
+    return run(given)
+
+
+@_pass.def_fwd
+def _refused(perturbed: Any, arguments: Any, refusal: str) -> Any:
+    raise ValueError(refusal)
+
+
+@_pass.def_bwd
+def _never(residuals: Any, cotangent: Any, perturbed: Any, arguments: Any, refusal: str) -> Any:
+    raise ValueError(refusal)
+
+
+def _reverse_only(tree: PyTree) -> PyTree:
+    """The same arrays, which refuse forward mode by name."""
+    inexact, rest = eqx.partition(tree, _is_inexact)
+    return eqx.combine(refuse_forward_mode(inexact, "AdaptiveCheckpointAdjoint(...)"), rest)
 
 
 @eqx.filter_custom_vjp
@@ -195,24 +246,16 @@ def _forward(perturbed: Any, arguments: tuple[Inputs, Any], solve: Solve) -> Any
             "for a constant; wrap it in jax.lax.stop_gradient, or use diffrax.RecursiveCheckpointAdjoint()"
         )
     output, record = solve.run(inputs, controller, solve.slots, any(jax.tree.leaves(perturbed[0].times)))
-    final, stats = output
+    final, _ = output
     assert record is not None
-    return output, Residuals(record, final.y, solve.saved(final), stats.get("reports", ()))
+    return output, Residuals(record, final.y, solve.saved(final))
 
 
 @_solve.def_bwd
 def _backward(residuals: Residuals, cotangent: Any, perturbed: Any, arguments: tuple[Inputs, Any], solve: Solve) -> Any:
     inputs, controller = arguments
-    ct_state, ct_stats = cotangent
-    replay = Replay(
-        Scheme.of(solve.solver),
-        solve.rows,
-        inputs,
-        perturbed[0],
-        residuals,
-        solve.saved(ct_state),
-        ct_stats.get("reports", ()),
-    )
+    ct_state, _ = cotangent
+    replay = Replay(Scheme.of(solve.solver), solve.rows, inputs, perturbed[0], residuals, solve.saved(ct_state))
     empty = jax.tree.map(lambda _: None, eqx.filter(controller, _is_inexact))
     return replay.run(), empty
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.gradients import treeverse
-from ode_nets.gradients.closure import add
 from ode_nets.interop.recording import Record, Times
 from ode_nets.stepping import combine
+from ode_nets.trees import add
 
 PyTree = Any
 
@@ -57,8 +57,6 @@ class Inputs(NamedTuple):
     terms: diffrax.AbstractTerm
     saves: tuple[Any, ...]
     """A function `fn(t, y, args)` of what each `SubSaveAt` saves; `None` for the state itself."""
-    report: Any
-    """A function `report(t, y, args)`, summed over the stages of accepted steps that the state depends on."""
     times: Times
     ts: tuple[Any, ...]
     """Asked times of each `SubSaveAt`, `[n]` or `None`."""
@@ -81,20 +79,18 @@ class Cotangents(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the forward pass keeps for the backward one: steps, the state at the end, what was saved and reported."""
+    """What the forward pass keeps for the backward one: steps, the state at the end, what was saved."""
 
     record: Record
     y: PyTree
     """The state at the end."""
     saved: list[tuple[jax.Array, PyTree]]
     """`(ts, ys)` of each `SubSaveAt`."""
-    reports: PyTree
-    """What `Inputs.report` added up to."""
 
 
 def take_step(
     scheme: Scheme, inputs: Inputs, y: PyTree, t: jax.Array, t_next: jax.Array, *, dense: bool = False
-) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
+) -> tuple[PyTree, dict[str, PyTree]]:
     """One step of a solver with given ends, as diffrax takes it.
 
         k_i = f(t + c_i (t_next - t), y + sum_{j<i} a_ij k_j) . (u(t_next) - u(t))
@@ -103,35 +99,18 @@ def take_step(
     with the control u(t) = t of an ODE.
 
     Returns:
-      The next state; the reports; with `dense`, which costs the stages that only the interpolant and the
-      error need, what the interpolant is made of.
+      The next state; with `dense`, which costs the stages that only the interpolant and the error need,
+      what the interpolant is made of.
     """
     control = inputs.terms.contr(t, t_next)
     slopes: list[PyTree] = []
-    reports = []
     for i in range(len(scheme.b) if dense else scheme.n_propagating):
         y_i = combine(y, 1.0, scheme.a[i], slopes)
         t_i = t_next if scheme.c[i] == 1 else t + scheme.c[i] * (t_next - t)
         k = inputs.terms.vf_prod(t_i, y_i, inputs.args, control)
         slopes.append(jax.tree.map(lambda k, leaf: k.astype(leaf.dtype), k, y))
-        if inputs.report is not None and i < scheme.n_propagating:
-            reports.append(inputs.report(t_i, y_i, inputs.args))
     y_next = combine(y, 1.0, scheme.b, slopes)
-    total = jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *reports) if reports else ()
-    return y_next, total, (scheme.inside(y, y_next, slopes) if dense else {})
-
-
-def sum_reports(scheme: Scheme, inputs: Inputs, record: Record) -> PyTree:
-    """What `inputs.report` gives at the stages of all accepted steps, added up in one more pass over them."""
-
-    def body(i: jax.Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-        y, total = carry
-        y, reports, _ = take_step(scheme, inputs, y, record.start[i], record.end[i])
-        return y, jax.tree.map(jnp.add, total, reports)
-
-    shapes = jax.eval_shape(lambda: take_step(scheme, inputs, inputs.y0, record.start[0], record.end[0])[1])
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, record.n_accepted, body, (inputs.y0, nothing))[1]
+    return y_next, (scheme.inside(y, y_next, slopes) if dense else {})
 
 
 class Replay:
@@ -141,7 +120,7 @@ class Replay:
       scheme, rows: static.
       inputs: of the solve; `perturbed`: like it, whether each leaf is differentiated.
       residuals: of the forward pass.
-      ct_saved, ct_reports: cotangents of `residuals.saved` and `.reports`; `None` for a leaf without.
+      ct_saved: cotangents of `residuals.saved`; `None` for a leaf without.
     """
 
     def __init__(
@@ -152,7 +131,6 @@ class Replay:
         perturbed: Inputs,
         residuals: Residuals,
         ct_saved: list[tuple[jax.Array, PyTree]],
-        ct_reports: PyTree,
     ):
         self.scheme, self.rows, self.inputs, self.residuals = scheme, rows, inputs, residuals
         self.params, self.rest = eqx.partition(inputs._replace(y0=None), perturbed._replace(y0=None))
@@ -160,7 +138,6 @@ class Replay:
         self.moving = self.record.d_start is not None
         self.dense = any(ts is not None for ts in inputs.ts)
         self.ct_saved = jax.tree.map(_materialize, _inexact(residuals.saved), ct_saved)
-        self.ct_reports = jax.tree.map(_materialize, _inexact(residuals.reports), ct_reports)
         self._d_t0 = jnp.eye(len(inputs.times), dtype=inputs.times[0].dtype)[0]
 
     def run(self) -> Inputs:
@@ -183,10 +160,9 @@ class Replay:
 
         def local(y: PyTree, moving: Any, params: Inputs) -> Any:
             t, t_next = moving or ends
-            step = take_step(self.scheme, self._at(params), y, t, t_next, dense=self.dense)
-            return step[0], _inexact(step[1]), step[2]
+            return take_step(self.scheme, self._at(params), y, t, t_next, dense=self.dense)
 
-        (y_next, _, inside), pullback = jax.vjp(local, y, moving, self.params)
+        (y_next, inside), pullback = jax.vjp(local, y, moving, self.params)
         ct_inside = jax.tree.map(jnp.zeros_like, inside)
         ct_ends = jax.tree.map(jnp.zeros_like, ends)
         for k, rows in enumerate(self.rows):
@@ -199,7 +175,7 @@ class Replay:
                 before = rows.t0 + (i // rows.steps if rows.steps else 0)
                 carry = (ct_inside, ct_ends, ct)
                 ct_inside, ct_ends, ct = self._pull_asked(k, first, end, before, ends, inside, carry)
-        d_y, d_ends, d_params = pullback((ct.y, self.ct_reports, ct_inside))
+        d_y, d_ends, d_params = pullback((ct.y, ct_inside))
         ct = Cotangents(d_y, add(ct.inputs, d_params))
         return self._pull_times(i, jax.tree.map(jnp.add, ct_ends, d_ends) if d_ends else ct_ends, ct)
 

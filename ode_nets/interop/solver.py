@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod
-from ode_nets.gradients.closure import Closed
-from ode_nets.gradients.outputs import run_marked
+from ode_nets.gradients.methods import compiled
 from ode_nets.gradients.reverse_only import refuse_forward_mode
-from ode_nets.integrate import Problem, Result, Solution, is_finite, theta_at
-from ode_nets.integrate.adaptive import poison
-from ode_nets.interop.adjoint import AdaptiveCheckpointAdjoint
+from ode_nets.integrate import Problem, Result, Solution, theta_at
+from ode_nets.integrate.recorded import Recorded
+from ode_nets.integrate.solution import poison
+from ode_nets.interop.adjoint import AdaptiveCheckpointAdjoint, plain_adjoint
+from ode_nets.interop.guard import calm, guard
+from ode_nets.interop.scheme import DiffraxScheme, cast_like, explicit, filled, tolerances, values_of
+from ode_nets.stepping import all_finite
+from ode_nets.trees import split
 
 PyTree = Any
 UNKNOWN = -1
@@ -30,24 +31,25 @@ UNKNOWN = -1
 class DiffraxSolver:
     """A solver and a step size controller of diffrax, wherever `solve` and `OdeBlock` take a solver.
 
-        solver = DiffraxSolver(diffrax.Tsit5(), diffrax.PIDController(rtol=1e-3, atol=1e-6))
-        OdeBlock(unit, basis, solver, gradient=ACA())
+    Where diffrax has the gradient method, it is diffrax's: `ACA(checkpoints)` is our `AdaptiveCheckpointAdjoint` for
+    explicit Runge-Kutta solvers, `Direct()` is `DirectAdjoint`, `Checkpointed()`, the default, is
+    `RecursiveCheckpointAdjoint` (either unit, reverse mode only) and `Backsolve()` is `BacksolveAdjoint`.
 
-    The gradient methods are diffrax's: `ACA(checkpoints)` is our `AdaptiveCheckpointAdjoint`, `Direct()` is
-    `DirectAdjoint`, `Checkpointed()` is `RecursiveCheckpointAdjoint` (either unit, reverse mode only) and
-    `Backsolve()` is `BacksolveAdjoint`.
+    Everything else takes two passes: diffrax's loop finds the steps, and our loop takes them again, as `Recorded`
+    steps of `DiffraxScheme(solver)`, under any gradient method. These are fields with reports (`has_aux`, batch norms
+    in training), `dense=True`, `ACA` with other solvers than explicit Runge-Kutta ones, and a gradient method of one's
+    own.
 
-    What is different from our solvers: a weight function that jumps is read at the floating-point time of a
-    stage, from the side that the solve goes to, so that a stage on a jump, or within rounding of one, may see
+    What is different from our solvers: in diffrax's loop a weight function that jumps is read at the floating-point
+    time of a stage, from the side that the solve goes to, so that a stage on a jump, or within rounding of one, may see
     the interval that follows; a controller that steps onto the jumps
     (`diffrax.ClipStepSizeController(jump_ts=...)`) takes care of it. Unsorted traced `ts` raise an error from
-    inside jit, as they do in diffrax. What a field reports (`has_aux` fields, batch norms in training) is
-    summed by one more pass over the accepted steps, which takes `ACA` and an explicit Runge-Kutta solver.
+    inside jit, as they do in diffrax.
 
     `nfe` counts stages * trials of explicit Runge-Kutta solvers, less the one that a first-same-as-last
     solver saves of each trial but the first. Not counted are what a controller spends on the choice of a
-    first step, and first stages that diffrax evaluates again, after a jump and while no trial has been
-    accepted yet. For any other solver it is -1: evaluations cannot be told from steps.
+    first step, first stages that diffrax evaluates again, after a jump and while no trial has been
+    accepted yet, and the second pass. For any other solver it is -1: evaluations cannot be told from steps.
 
     Args:
       solver: any `diffrax.AbstractSolver` for ordinary differential equations.
@@ -60,6 +62,13 @@ class DiffraxSolver:
     Raises:
       ValueError: for arguments of another kind or out of range and, in `solve`, for a gradient method that
         cannot do what is asked.
+
+    Example:
+        >>> import diffrax
+        >>> from ode_nets import solve
+        >>> solver = DiffraxSolver(diffrax.Tsit5(), diffrax.PIDController(rtol=1e-5, atol=1e-8))
+        >>> round(float(solve(lambda t, x, k: -k * x, 1.0, 2.0, solver=solver).x), 4)
+        0.1353
     """
 
     solver: diffrax.AbstractSolver
@@ -88,137 +97,180 @@ class DiffraxSolver:
             raise ValueError(f"max_steps={self.max_steps}: expected at least 1")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DiffraxSolver) and _values(self) == _values(other)
+        return isinstance(other, DiffraxSolver) and self._values() == other._values()
 
     def __hash__(self) -> int:
-        return hash(_values(self))
+        return hash(self._values())
 
-    def run(self, problem: Problem, gradient: GradientMethod) -> Solution:
-        """Solve `problem`, differentiable by `gradient`."""
-        return run_marked(problem, partial(self._run, gradient=gradient))
+    def _values(self) -> tuple[Any, ...]:
+        return *values_of(self.solver, self.stepsize_controller, self.adjoint), self.dt0, self.max_steps
 
-    def _run(self, problem: Problem, closed: Closed, gradient: GradientMethod) -> Solution:
-        adjoint = self.adjoint if self.adjoint is not None else _adjoint(gradient, self.stepsize_controller)
-        # Leaves alone, because BacksolveAdjoint stumbles over containers without any.
-        leaves, structure = jax.tree.flatten((problem.weights, closed.consts))
-        inputs = (problem.x0, leaves or None, problem.t0, problem.t1, problem.ts)
+    def solve(self, problem: Problem, gradient: GradientMethod | None, dense: bool = False) -> Solution:
+        """Solve `problem`, differentiable by `gradient`; `None` is `Checkpointed()`.
+
+        Raises:
+          ValueError: for reports and `dense=True` under an adjoint of diffrax that keeps no steps.
+        """
+        gradient = Checkpointed() if gradient is None else gradient
+        adjoint = self.adjoint if self.adjoint is not None else self._adjoint(gradient)
+        reports = bool(jax.tree.leaves(problem.aux_shapes()))
+        if adjoint is not None and not reports and not dense:
+            return self._own(problem, adjoint)
+        what = "dense=True" if dense else "a field that reports something beside dx (a batch norm in training does)"
+        if self.adjoint is not None:
+            raise ValueError(
+                f"{what} with adjoint={type(self.adjoint).__name__}: the steps have to be taken again, which is up to "
+                "the gradient method; leave the adjoint out"
+            )
+        if isinstance(gradient, Backsolve):
+            raise ValueError(
+                f"{what} with gradient=Backsolve(): what it needs of every step is not there on the way back; use "
+                "ACA(), Direct() or Checkpointed()"
+            )
+        return self._again(problem, gradient, dense)
+
+    def _adjoint(self, gradient: GradientMethod) -> diffrax.AbstractAdjoint | None:
+        """The adjoint of diffrax that a gradient method of ours stands for, if there is one."""
+        if isinstance(gradient, ACA):
+            return AdaptiveCheckpointAdjoint(gradient.checkpoints) if explicit(self.solver) else None
+        if isinstance(gradient, Direct):
+            return diffrax.DirectAdjoint()
+        if isinstance(gradient, Checkpointed):
+            return diffrax.RecursiveCheckpointAdjoint()
+        if not isinstance(gradient, Backsolve):
+            return None
+        controller = self.stepsize_controller
+        changes = {name: value for name in ("rtol", "atol") if (value := getattr(gradient, name)) is not None}
+        if not changes:
+            return diffrax.BacksolveAdjoint()
+        if not isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
+            raise ValueError(
+                f"gradient={gradient!r}: {type(controller).__name__} has no tolerances to change; leave them "
+                "out, or use diffrax.PIDController"
+            )
+        where = lambda c: [getattr(c, name) for name in changes]
+        controller = eqx.tree_at(where, controller, list(changes.values()))
+        return diffrax.BacksolveAdjoint(stepsize_controller=controller)
+
+    def _own(self, problem: Problem, adjoint: diffrax.AbstractAdjoint) -> Solution:
+        """diffrax's own solve and gradient."""
         if isinstance(adjoint, AdaptiveCheckpointAdjoint):
-            inputs = refuse_forward_mode(inputs, "ACA(...)")
-        x0, args, t0, t1, ts = inputs
-        sign = jnp.where(t0 < t1, 1, -1)
+            problem = refuse_forward_mode(problem, "ACA(...)")
+        ts = None if problem.ts is None else problem.time(problem.ts)
+        saveat = {"t1": True} if ts is None else {"ts": ts}
+        if any(leaf.dtype != problem.span.dtype for leaf in jax.tree.leaves(problem.x0)):
+            # Interpolants of diffrax have the precision of the times.
+            saveat["fn"] = lambda t, y, args: cast_like(y, jax.tree.leaves(problem.x0))
+        solution = self._diffeqsolve(problem, adjoint, diffrax.SaveAt(**saveat))
+        leaves: Any = solution.ys
+        done = jnp.asarray(solution.result == diffrax.RESULTS.successful)
+        if isinstance(self.solver, diffrax.AbstractImplicitSolver):
+            # Systems of a solve that failed are not solved again.
+            theta = theta_at(problem.weights, problem.t0, problem.sign)
+            leaves = guard(leaves, (problem.x0, problem.slope(problem.t0, problem.x0, theta)[0]))
+        if ts is None:
+            leaves, reached = [leaf[0] for leaf in leaves], done
+        else:
+            reached = jnp.isfinite(jnp.asarray(solution.ts))
+            leaves = [_where(reached, leaf) for leaf in leaves]
+        x = poison(jax.tree.unflatten(jax.tree.structure(problem.x0), leaves), reached)
+        code = _code(solution)
+        stats = solution.stats
+        return Solution(
+            x=x,
+            aux=jax.tree.map(lambda leaf: leaf, problem.aux_shapes()),
+            nfe=self._evaluations(stats),
+            n_accepted=jnp.asarray(stats["num_accepted_steps"], jnp.int32),
+            n_rejected=jnp.asarray(stats["num_rejected_steps"], jnp.int32),
+            result=jnp.where((code == Result.SUCCESS) & ~all_finite(x), Result.NON_FINITE, code).astype(jnp.int32),
+        )
 
-        def evaluate(t: Any, x: PyTree, args: Any) -> tuple[PyTree, PyTree]:
+    def _again(self, problem: Problem, gradient: GradientMethod, dense: bool) -> Solution:
+        """The steps of diffrax's solve, and a gradient method of ours over them."""
+        scheme = DiffraxScheme(self.solver, *self._root_tolerances(problem))
+        constant = jax.lax.stop_gradient(problem)
+        saveat = diffrax.SaveAt(steps=True, fn=lambda t, y, args: None)
+        found = self._diffeqsolve(constant, plain_adjoint(self.solver), saveat)
+        ends = jnp.abs(jnp.asarray(found.ts, problem.span.dtype) - constant.t0)
+        stats = found.stats
+        steps = Recorded(scheme, ends, stats["num_accepted_steps"], stats["num_rejected_steps"], _code(found))
+        parts, frame = split((dataclasses.replace(problem, field=None), steps))
+        solution = compiled(frame, gradient, dense)(parts)
+        return dataclasses.replace(solution, nfe=self._evaluations(stats))
+
+    def _diffeqsolve(self, problem: Problem, adjoint: Any, saveat: diffrax.SaveAt) -> diffrax.Solution:
+        """What diffrax makes of the problem. The state is the list of its leaves."""
+        # BacksolveAdjoint stumbles over containers without any, too.
+        leaves, structure = jax.tree.flatten((problem.weights, problem.consts))
+        start = jax.tree.leaves(problem.x0)
+        implicit = isinstance(self.solver, diffrax.AbstractImplicitSolver)
+
+        def slope(t: Any, y: list[jax.Array], args: Any) -> list[jax.Array]:
             weights, consts = jax.tree.unflatten(structure, args or [])
-            return closed.field(consts)(t, x, theta_at(weights, t, sign))
+            x = cast_like(jax.tree.unflatten(jax.tree.structure(problem.x0), y), problem.x0)
+            t = jnp.asarray(t, problem.t0.dtype)
+            return jax.tree.leaves(problem.program(consts, t, x, theta_at(weights, t, problem.sign))[0])
 
-        aux = jax.eval_shape(lambda: evaluate(t0, x0, args)[1])
-        if jax.tree.leaves(aux):
-            # Inside a solve, diffrax's time runs forward.
-            adjoint = _reporting(adjoint, lambda t, x, args: evaluate(sign * t, x, args)[1])
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, x, args: evaluate(t, x, args)[0]),
-            self.solver,
-            t0,
-            t1,
-            None if self.dt0 is None else self.dt0 * sign,
-            x0,
-            args,
-            saveat=diffrax.SaveAt(t1=True) if ts is None else diffrax.SaveAt(ts=ts),
+        field = (lambda t, y, args: calm(lambda t, y: slope(t, y, args))(t, y)) if implicit else slope
+        return diffrax.diffeqsolve(
+            Term(field),
+            filled(self.solver, *self._root_tolerances(problem), both=False) if implicit else self.solver,
+            problem.t0,
+            problem.time(problem.span),
+            None if self.dt0 is None else self.dt0 * problem.sign,
+            start,
+            leaves or None,
+            saveat=saveat,
             stepsize_controller=self.stepsize_controller,
             adjoint=adjoint,
             max_steps=self.max_steps,
             throw=False,
         )
-        return self._solution(solution, aux, ts is None)
 
-    def _solution(self, solution: diffrax.Solution, aux: PyTree, single: bool) -> Solution:
-        done = solution.result == diffrax.RESULTS.successful
-        x: PyTree = solution.ys
-        if single:
-            x = poison(jax.tree.map(lambda leaf: leaf[0], x), jnp.asarray(done))
-        else:
-            reached = jnp.isfinite(jnp.asarray(solution.ts))
-            x = poison(jax.tree.map(lambda leaf: _where(reached, leaf), x), reached)
-        result = jnp.where(is_finite(x), Result.SUCCESS, Result.NON_FINITE)
-        for theirs, ours in (
-            (diffrax.RESULTS.max_steps_reached, Result.MAX_STEPS),
-            (diffrax.RESULTS.max_steps_rejected, Result.MAX_STEPS),
-            (diffrax.RESULTS.dt_min_reached, Result.STEP_UNDERFLOW),
-        ):
-            result = jnp.where(solution.result == theirs, ours, result)
-        result = jnp.where(~done & (result == Result.SUCCESS), Result.NON_FINITE, result)
-        trials = solution.stats["num_steps"]
-        return Solution(
-            x=x,
-            aux=solution.stats["reports"] if jax.tree.leaves(aux) else jax.tree.map(lambda leaf: leaf, aux),
-            nfe=jnp.asarray(self._evaluations(trials), jnp.int32),
-            n_accepted=jnp.asarray(solution.stats["num_accepted_steps"], jnp.int32),
-            n_rejected=jnp.asarray(solution.stats["num_rejected_steps"], jnp.int32),
-            result=result.astype(jnp.int32),
-        )
+    def _evaluations(self, stats: dict[str, Any]) -> jax.Array:
+        trials = jnp.asarray(stats["num_steps"], jnp.int32)
+        scheme = explicit(self.solver)
+        if scheme is None:
+            return jnp.full_like(trials, UNKNOWN)
+        shared = jnp.maximum(trials - 1, 0) if scheme.tableau.fsal else 0
+        return scheme.tableau.n_stages * trials - shared
 
-    def _evaluations(self, trials: jax.Array) -> Any:
-        solver = type(self.solver)
-        if solver is diffrax.Euler:
-            return trials
-        tableau = solver.tableau if issubclass(solver, diffrax.AbstractERK) else None
-        if not isinstance(tableau, diffrax.ButcherTableau):
-            return UNKNOWN
-        shared = jnp.maximum(trials - 1, 0) if tableau.fsal else 0
-        return tableau.num_stages * trials - shared
+    def _root_tolerances(self, problem: Problem) -> tuple[float, float]:
+        """Those of the controller, as in diffrax, where it has numbers for them."""
+        given = (getattr(self.stepsize_controller, name, None) for name in ("rtol", "atol"))
+        rtol, atol = (float(value) if isinstance(value, (int, float)) else None for value in given)
+        return tolerances(problem.x0, rtol, atol or None)
 
 
-def _values(solver: DiffraxSolver) -> tuple[Any, ...]:
-    """All that a solver is, hashable: controllers hold arrays, such as jump times, which are not."""
-    leaves, structure = jax.tree.flatten((solver.solver, solver.stepsize_controller, solver.adjoint))
-    plain = lambda leaf: (leaf.shape, str(leaf.dtype), np.asarray(leaf).tobytes()) if eqx.is_array(leaf) else leaf
-    return structure, *map(plain, leaves), solver.dt0, solver.max_steps
+class Term(diffrax.AbstractTerm):
+    """The right-hand side of an ordinary differential equation, in the dtypes of the state whatever those of time."""
+
+    field: Any
+
+    def vf(self, t: Any, y: PyTree, args: PyTree) -> PyTree:
+        """The slope."""
+        return self.field(t, y, args)
+
+    def contr(self, t0: Any, t1: Any, **kwargs: Any) -> Any:
+        """Time that passes."""
+        return t1 - t0
+
+    def prod(self, vf: PyTree, control: Any) -> PyTree:
+        """Increment of the state."""
+        return jax.tree.map(lambda leaf: jnp.asarray(control, leaf.dtype) * leaf, vf)
 
 
-class _Reporting(AdaptiveCheckpointAdjoint):
-    """Adds up what a field reports."""
-
-    reporter: Callable[..., PyTree] | None = None
-
-    @property
-    def report(self) -> Any:
-        return self.reporter
-
-
-def _reporting(adjoint: diffrax.AbstractAdjoint, report: Callable[..., PyTree]) -> diffrax.AbstractAdjoint:
-    if isinstance(adjoint, AdaptiveCheckpointAdjoint):
-        return _Reporting(adjoint.checkpoints, report)
-    raise ValueError(
-        "the field reports something beside dx (a batch norm in training does), which "
-        f"{type(adjoint).__name__} cannot add up over stages: use gradient=ACA() with an explicit "
-        "Runge-Kutta solver of diffrax, or a solver of ours (FixedStep, Adaptive)"
-    )
-
-
-def _adjoint(gradient: GradientMethod, controller: diffrax.AbstractStepSizeController) -> diffrax.AbstractAdjoint:
-    """The adjoint of diffrax that a gradient method of ours stands for."""
-    if isinstance(gradient, ACA):
-        return AdaptiveCheckpointAdjoint(gradient.checkpoints)
-    if isinstance(gradient, Direct):
-        return diffrax.DirectAdjoint()
-    if isinstance(gradient, Checkpointed):
-        return diffrax.RecursiveCheckpointAdjoint()
-    if not isinstance(gradient, Backsolve):
-        raise ValueError(
-            f"gradient={gradient!r}: expected ACA(), Direct(), Checkpointed() or Backsolve() with a "
-            "DiffraxSolver; for another method give the solver an adjoint, DiffraxSolver(..., adjoint=...)"
-        )
-    changes = {name: value for name in ("rtol", "atol") if (value := getattr(gradient, name)) is not None}
-    if not changes:
-        return diffrax.BacksolveAdjoint()
-    if not isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
-        raise ValueError(
-            f"gradient={gradient!r}: {type(controller).__name__} has no tolerances to change; leave them "
-            "out, or use diffrax.PIDController"
-        )
-    where = lambda c: [getattr(c, name) for name in changes]
-    controller = eqx.tree_at(where, controller, list(changes.values()))
-    return diffrax.BacksolveAdjoint(stepsize_controller=controller)
+def _code(solution: diffrax.Solution) -> jax.Array:
+    """What became of a solve, in our codes."""
+    done = solution.result == diffrax.RESULTS.successful
+    result = jnp.where(done, Result.SUCCESS, Result.NON_FINITE)
+    for theirs, ours in (
+        (diffrax.RESULTS.max_steps_reached, Result.MAX_STEPS),
+        (diffrax.RESULTS.max_steps_rejected, Result.MAX_STEPS),
+        (diffrax.RESULTS.dt_min_reached, Result.STEP_UNDERFLOW),
+    ):
+        result = jnp.where(solution.result == theirs, ours, result)
+    return result.astype(jnp.int32)
 
 
 def _where(reached: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -100,6 +100,11 @@ class RungeKutta:
     ) -> Step:
         """One step; see `Scheme.step`."""
         tableau = self.tableau
+        if error and tableau.b_error is None:
+            raise ValueError(
+                f"tableau {tableau.name!r} has no embedded error weights; "
+                "use an embedded scheme (heun_euler, bosh3, fehlberg21, dopri5, tsit5) or fixed steps"
+            )
         nodes = [node_of(c) for c in tableau.c]
         n_stages = tableau.n_stages if error or inside else self.n_evaluations
         stages, saved = [], 0

@@ -190,7 +190,7 @@ def test_compression_saves_a_run_that_loads_and_an_exported_function(out):
     projected = manifest.project(parent, weights, PiecewiseConstant(1))[1]
     for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(projected), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert (net.basis.n_basis, net.solver.tableau.name, net.solver.n_steps) == (1, "midpoint", 1)
+    assert (net.basis.n_basis, net.solver.scheme.name, net.solver.n_steps) == (1, "midpoint", 1)
     assert notes["level"] == 0
     dataset = evaluate_solvers.dataset_of(TINY)
     exported = jax.export.deserialize(bytearray((folder / compress.EXPORTED).read_bytes()))

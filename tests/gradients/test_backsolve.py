@@ -50,7 +50,7 @@ def test_on_a_fixed_grid_it_converges_at_the_order_of_the_scheme(x64):
     assert fine < 1e-4
 
 
-@pytest.mark.parametrize("outputs", ["clip", pytest.param("dense", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("outputs", ["clip", pytest.param("interpolate", marks=pytest.mark.slow)])
 def test_with_small_tolerances_it_is_the_discrete_gradient(x64, outputs):
     """Times included: weights that jump at an asked time, or where a solve ends, are read from inside it."""
 
@@ -72,7 +72,7 @@ def test_with_small_tolerances_it_is_the_discrete_gradient(x64, outputs):
         assert error(got, expected) < (1e-6 if outputs == "clip" else 1e-4)
 
 
-@pytest.mark.parametrize("solver", [FixedStep("heun", 4), Adaptive("heun_euler", 1e-3, 1e-3)], ids=lambda s: s.scheme)
+@pytest.mark.parametrize("solver", [FixedStep("heun", 4), Adaptive("heun_euler", 1e-3, 1e-3)], ids=repr)
 def test_a_loss_on_what_the_field_reports_has_gradient_nan(solver):
     def loss(p, on_reports):
         field = lambda t, x, p: (-p * x, (p * x, jnp.int32(1)))

@@ -9,8 +9,7 @@ import pytest
 
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, solve
 from ode_nets.integrate import Adaptive, FixedStep
-from ode_nets.stepping import n_propagating
-from ode_nets.tableaus import SCHEMES
+from ode_nets.stepping import get_scheme
 
 SIZE, WIDTH = 4096, 8
 STATE_BYTES = SIZE * 4
@@ -52,9 +51,9 @@ def test_unbounded_aca_grows_by_one_state_a_step():
 
 
 def test_bounded_aca_does_not_grow_with_the_number_of_steps():
-    """But for the record of each step: its time, size and stop, 13 bytes."""
-    record = 13 * (4096 - 64) / STATE_BYTES
-    assert abs(growth(adaptive(64, 4096), ACA(4)) - record) < 1
+    """But for the times of the first 256 steps."""
+    assert abs(growth(adaptive(64, 4096), ACA(4))) < 1
+    assert abs(growth(adaptive(512, 65536), ACA(4))) < 0.1
     assert abs(growth(fixed(16, 1024), ACA(4))) < 1
 
 
@@ -112,7 +111,7 @@ def test_aca_evaluates_each_accepted_step_once_more_and_nothing_else(key):
     tolerance = 1e-3 if key == "heun_euler" else 1e-5
     solver = Adaptive(key, tolerance, tolerance, first_step=2.0, max_steps=200)
     solution, calls = count_evaluations(solver, ACA(None))
-    n, stages = int(solution.n_accepted), n_propagating(SCHEMES[key])
+    n, stages = int(solution.n_accepted), get_scheme(key).n_evaluations
     assert int(solution.n_rejected) > 0
     assert calls == int(solution.nfe) + n * stages
     # With a state for every accepted step nothing is computed twice; the state that the solve ends with needs none.
@@ -125,7 +124,7 @@ def test_bounded_aca_evaluates_at_most_one_more_pass():
     """For n_accepted <= S^2 / 4; recomputation uses recorded sizes and no error estimate."""
     solver = Adaptive("bosh3", 1e-4, 1e-4, first_step=2.0, max_steps=500)
     solution, calls = count_evaluations(solver, ACA(16))
-    n, stages = int(solution.n_accepted), n_propagating(SCHEMES["bosh3"])
+    n, stages = int(solution.n_accepted), get_scheme("bosh3").n_evaluations
     assert 16 < n <= 64
     extra = calls - int(solution.nfe) - n * stages
     assert 0 < extra <= n * stages

@@ -48,7 +48,7 @@ FORWARD = {
 def test_forward_mode_through_reverse_only_methods_is_refused_and_told_what_has_it(transform, method):
     """Whatever the number of steps: `ACA(None)` keeps every state of a fixed grid."""
     solver = ADAPTIVE if transform in ("jvp", "jvp of jit") else FIXED
-    name = type(method).__name__ + r"\(\.\.\.\)"
+    name = type(method).__name__ + r"\(.*\)"
     with pytest.raises(ValueError, match=rf"forward-mode.*gradient={name}.*gradient=Direct\(\) or Checkpointed"):
         FORWARD[transform](lambda x: end(x, 1.0, solver, method))
 
@@ -119,7 +119,7 @@ def test_what_is_no_solver_is_refused(wrong):
         end(1.0, 1.0, wrong, Direct())
 
 
-@pytest.mark.parametrize("wrong", ["aca", ACA, None])
+@pytest.mark.parametrize("wrong", ["aca", ACA, FIXED, ADAPTIVE])
 def test_what_is_no_gradient_method_is_refused(wrong):
     with pytest.raises(ValueError, match=r"gradient=.*: expected Direct\(\), Checkpointed\(\), ACA\(\) or Backsolve"):
         end(1.0, 1.0, FIXED, wrong)

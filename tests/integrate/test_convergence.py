@@ -50,7 +50,7 @@ def test_interpolated_states_converge_with_the_order_of_the_interpolant(x64, key
 
     @jax.jit
     def errors(h):
-        solver = Adaptive(key, 1.0, 1.0, first_step=h, max_steps=256, controller=constant, outputs="dense")
+        solver = Adaptive(key, 1.0, 1.0, first_step=h, max_steps=256, controller=constant, outputs="interpolate")
         solution = solve(field, exact(jnp.zeros(())), solver=solver, gradient=Direct(), ts=ts)
         worst = jax.tree.map(lambda x, y: jnp.max(jnp.abs(x - y)), solution.x, jax.vmap(exact)(ts))
         return worst, solution.n_accepted

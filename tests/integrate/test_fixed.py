@@ -10,7 +10,7 @@ import pytest
 
 from ode_nets.gradients import Direct, solve
 from ode_nets.integrate import FixedStep, Result, pad
-from ode_nets.stepping import n_propagating
+from ode_nets.stepping import RungeKutta, get_scheme
 from ode_nets.tableaus import SCHEMES
 from ode_nets.weights import BasisExpansion, Constant, Fourier, Joint, PiecewiseConstant, PiecewiseLinear
 
@@ -37,7 +37,7 @@ def rational_reads(tableau, n, m, reverse=False):
     reads, times, counts = [Fraction(0)] * m, [Fraction(0)] * m, [0] * m
     h = Fraction(1, n)
     for k in range(n):
-        for b, c in list(zip(tableau.b, tableau.c, strict=True))[: n_propagating(tableau)]:
+        for b, c in list(zip(tableau.b, tableau.c, strict=True))[: RungeKutta(tableau).n_evaluations]:
             t = h * (k + Fraction(c))
             # A stage at a jump looks ahead, but the last one back into its own step.
             beside = t + h * (1 if c < 1 else -1)
@@ -169,7 +169,7 @@ def test_nfe_is_what_a_counting_field_counts(key):
         counted(lambda t, x, p: -x), x, solver=FixedStep(key, 7), gradient=Direct()
     )
     solution, calls = count_calls(run, jnp.ones(2))
-    assert int(solution.nfe) == calls == 7 * n_propagating(SCHEMES[key])
+    assert int(solution.nfe) == calls == 7 * get_scheme(key).n_evaluations
     assert (int(solution.n_accepted), int(solution.n_rejected)) == (7, 0)
     assert int(solution.result) == Result.SUCCESS
 
@@ -294,12 +294,15 @@ def test_mapped_padded_solvers_equal_those_run_one_by_one(x64):
 
 
 def test_padded_solvers_refuse_what_they_cannot_do():
-    run = lambda **kw: solve(
-        lambda t, x, w: x, 1.0, gradient=Direct(), solver=pad(FixedStep("rk4", 2), 4), **kw
-    )
+    run = lambda **kw: solve(lambda t, x, w: x, 1.0, solver=pad(FixedStep("rk4", 2), 4), **kw)
     with pytest.raises(ValueError, match="n_stages=3: 'rk4' needs 4"):
         pad(FixedStep("rk4", 2), 3)
-    with pytest.raises(ValueError, match="ts is given: a PaddedStep"):
+    with pytest.raises(ValueError, match=r"ts are not known at trace time.*'traced' has no interpolant"):
         run(ts=[0.5])
-    with pytest.raises(ValueError, match=r"is not the domain \(0.0, 1.0\) of the weights"):
-        run(t1=2.0, weights=one_hot(3))
+
+
+def test_padded_solvers_read_weights_off_their_domain_by_time(x64):
+    weights = BasisExpansion(PiecewiseConstant(4), jnp.arange(4.0))
+    solvers = [FixedStep("rk4", 8), pad(FixedStep("rk4", 8), 4)]
+    fixed, padded = (solve(lambda t, x, w: w * x, 1.0, weights, solver=s, t1=0.5).x for s in solvers)
+    np.testing.assert_allclose(padded, fixed, rtol=1e-14)

@@ -1,5 +1,7 @@
 """What is refused at trace time, and what it is told."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from ode_nets.gradients import Direct, solve
 from ode_nets.integrate import Adaptive, FixedStep, make_problem
-from ode_nets.tableaus import SCHEMES
+from ode_nets.tableaus import SCHEMES, Tableau
 
 decay = lambda t, x, theta: jax.tree.map(jnp.negative, x)
 
@@ -16,7 +18,7 @@ decay = lambda t, x, theta: jax.tree.map(jnp.negative, x)
     ("x0", "message"),
     [
         (jnp.arange(3), "x0 has dtype int32: a state must be floating point"),
-        ({"a": jnp.ones(2), "b": True}, r"x0\['b'\] has dtype bool"),
+        ({"a": jnp.ones(2), "b": True}, r"x0\['b'\] is True, a bool"),
         (1, "x0 has dtype int32"),
         ((), "x0 holds no array"),
         (jnp.ones(2, jnp.complex64), "x0 has dtype complex64"),
@@ -86,34 +88,40 @@ def test_fields_that_do_not_fit_the_state_are_refused(field, has_aux, message):
         ({"atol": -1e-9}, "atol=-1e-09: expected a number at least 0"),
         ({"first_step": 0.0}, "first_step=0.0: expected a number above 0"),
         ({"min_step": -1.0}, "min_step=-1.0: expected a number above 0"),
-        ({"max_steps": 0}, "max_steps=0: expected at least 1"),
+        ({"max_steps": 0}, "max_steps=0: expected an integer of at least 1"),
         ({"norm": "worst"}, "norm='worst': expected 'batch' or 'sample'"),
-        ({"outputs": "steps"}, "outputs='steps': expected 'clip' or 'dense'"),
-        ({"tableau": "rk4"}, "tableau 'rk4' has no error estimate; use heun_euler, bosh3"),
-        ({"tableau": "rk45"}, "scheme must be a Tableau or one of bosh3, dopri5"),
+        ({"outputs": "steps"}, "outputs='steps': expected None, 'interpolate' or 'clip'"),
+        ({"scheme": "rk4"}, "scheme 'rk4' has no error estimate; use heun_euler, bosh3"),
+        ({"scheme": "rk45"}, "scheme must be a Tableau or one of bosh3, dopri5"),
     ],
 )
 def test_adaptive_solvers_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        Adaptive(**({"tableau": "dopri5"} | changes))
+        Adaptive(**({"scheme": "dopri5"} | changes))
 
 
-@pytest.mark.parametrize("n_steps", [0, -1, 2.0, True, np.int64(3), None])
+@pytest.mark.parametrize("n_steps", [0, -1, 2.0, True, np.int64(0), np.array(2.9), None])
 def test_numbers_of_steps_that_are_no_positive_integers_are_refused(n_steps):
     with pytest.raises(ValueError, match=r"n_steps=.*: expected an integer of at least 1"):
         FixedStep("rk4", n_steps)
 
 
-def test_outputs_off_the_grid_or_unknown_at_trace_time_are_refused_by_fixed_steps():
-    run = lambda ts, t1=1.0: solve(
-        decay, jnp.ones(1), solver=FixedStep("rk4", 4), gradient=Direct(), ts=ts, t1=t1
+def test_outputs_off_the_grid_are_interpolated_or_refused():
+    no_interpolant = Tableau("own", ((), (Fraction(1, 2),)), (0, 1), (0, Fraction(1, 2)), 2)
+    run = lambda ts, t1=1.0, scheme=no_interpolant: solve(
+        decay, jnp.ones(1), solver=FixedStep(scheme, 4), gradient=Direct(), ts=ts, t1=t1
     )
-    with pytest.raises(ValueError, match=r"ts contains 0.3\d*, which is not one of the 5 grid points"):
+    with pytest.raises(ValueError, match=r"ts has one at 0.3\d* of the way .* 4 steps, and scheme 'own' has no interp"):
         run([0.25, 0.3])
-    with pytest.raises(ValueError, match="ts, t0 and t1 must be known at trace time for a FixedStep"):
+    with pytest.raises(ValueError, match="ts are not known at trace time"):
         jax.jit(run)(jnp.array([0.25]))
-    with pytest.raises(ValueError, match="ts, t0 and t1 must be known at trace time for a FixedStep"):
-        jax.jit(lambda t1: run([0.25], t1))(1.0)
+    np.testing.assert_allclose(run([0.25, 0.3], scheme="rk4").x[:, 0], np.exp([-0.25, -0.3]), rtol=1e-4)
+    traced = jax.jit(lambda ts, t1: run(ts, t1, "rk4").x)(jnp.array([0.25, 0.3]), 1.0)
+    np.testing.assert_allclose(traced[:, 0], np.exp([-0.25, -0.3]), rtol=1e-4)
+
+
+def test_numpy_integers_are_integers():
+    assert FixedStep("rk4", np.int64(3)) == FixedStep("rk4", 3)
 
 
 def test_solvers_are_hashable_values():
@@ -122,7 +130,7 @@ def test_solvers_are_hashable_values():
     assert hash(a) == hash(b)
     assert FixedStep("rk2", 3) == FixedStep(SCHEMES["heun"], 3)
     assert len({FixedStep("rk4", 3), FixedStep("rk4", 3), FixedStep("rk4", 4)}) == 2
-    assert FixedStep("rk4", 3).scheme == "rk4"
+    assert FixedStep("rk4", 3).scheme.name == "rk4"
 
 
 def test_a_python_number_is_a_state_like_any_other(x64):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agreement import jit_soon, relative
-from ode_nets.interop import adjoint, recording, replay, solver
+from ode_nets.interop import adjoint, guard, recording, replay, scheme, solver
 from ode_nets.interop.diffrax import AdaptiveCheckpointAdjoint
 
 REFERENCE = diffrax.RecursiveCheckpointAdjoint()
@@ -201,46 +201,68 @@ class OwnStep(diffrax.Heun):
         return super().step(*args)
 
 
+NOISE = diffrax.VirtualBrownianTree(0.0, 1.0, 0.1, (1,), jax.random.key(0))
+DECAY = diffrax.ODETerm(lambda t, y, args: -y)
+STOCHASTIC = diffrax.MultiTerm(DECAY, diffrax.ControlTerm(lambda t, y, args: jnp.ones((2, 1)), NOISE))
 REFUSED = {
     "Kvaerno3.*RecursiveCheckpointAdjoint": {"solver": diffrax.Kvaerno3()},
     "ReversibleHeun": {"solver": diffrax.ReversibleHeun()},
     "LeapfrogMidpoint": {"solver": diffrax.LeapfrogMidpoint(), "dt0": 0.1, "stepsize_controller": None},
     "HalfSolver": {"solver": diffrax.HalfSolver(diffrax.Tsit5())},
     "OwnStep": {"solver": OwnStep()},
-    "do event": {"event": diffrax.Event(lambda t, y, args, **_: y[0] - 5)},
+    "do event": {"event": diffrax.Event(lambda t, y, args, **_: y[0] < 0.5)},
     r"do max_steps=None.*2\*\*20": {"max_steps": None},
-    r"do SaveAt\(dense=True\)": {"saveat": diffrax.SaveAt(dense=True)},
+    r"do SaveAt\(dense=True\)": {"saveat": diffrax.SaveAt(dense=True, t1=True)},
     r"do SaveAt\(solver_state=True\)": {"saveat": diffrax.SaveAt(t1=True, solver_state=True)},
     r"do SaveAt\(controller_state=True\)": {"saveat": diffrax.SaveAt(t1=True, controller_state=True)},
     "do controller_state": {"controller_state": (jnp.ones(()), jnp.ones(()), False)},
     "args holds an array of dtype complex": {"args": jnp.ones(2, complex)},
+    "stochastic terms: use diffrax": {"terms": STOCHASTIC, "dt0": 0.1, "stepsize_controller": None},
 }
+
+
+def decay(y0, adjoint, changes):
+    settings = {"terms": DECAY, "solver": diffrax.Heun(), "dt0": None, "stepsize_controller": PID, **changes}
+    if settings["stepsize_controller"] is None:
+        del settings["stepsize_controller"]
+    return diffrax.diffeqsolve(t0=0.0, t1=1.0, y0=y0, adjoint=adjoint, **settings)
 
 
 @pytest.mark.parametrize(("message", "changes"), REFUSED.items())
 @pytest.mark.filterwarnings("ignore:Complex dtype support")
-def test_refusals_name_what_and_what_instead(message, changes):
-    settings = {"solver": diffrax.Heun(), "dt0": None, "stepsize_controller": PID, "args": None, **changes}
-    if settings["stepsize_controller"] is None:
-        del settings["stepsize_controller"]
-    term = diffrax.ODETerm(lambda t, y, args: -y)
+def test_refusals_of_derivatives_name_what_and_what_instead(message, changes):
     with pytest.raises(ValueError, match=message):
-        diffrax.diffeqsolve(term, t0=0.0, t1=1.0, y0=jnp.ones(2), adjoint=AdaptiveCheckpointAdjoint(), **settings)
+        jax.grad(lambda y0: decay(y0, AdaptiveCheckpointAdjoint(), changes).ys.sum())(jnp.ones(2))
 
 
-def test_refuses_noise_differentiated_controllers_and_no_checkpoint():
-    ode = diffrax.ODETerm(lambda t, y, args: -y)
-    path = diffrax.VirtualBrownianTree(0.0, 1.0, 0.1, (1,), jax.random.key(0))
-    noise = diffrax.ControlTerm(lambda t, y, args: jnp.ones((2, 1)), path)
+@pytest.mark.parametrize("message", [message for message in REFUSED if message != "do controller_state"])
+@pytest.mark.filterwarnings("ignore:Complex dtype support")
+def test_what_has_no_derivative_is_solved_by_diffrax(message):
+    changes = REFUSED[message]
+    got, expected = (decay(jnp.ones(2), adjoint, changes) for adjoint in (AdaptiveCheckpointAdjoint(), REFERENCE))
+    arrays = lambda solution: [leaf for leaf in jax.tree.leaves(solution) if isinstance(leaf, jax.Array)]
+    assert len(arrays(got)) == len(arrays(expected)) > 3
+    for one, other in zip(arrays(got), arrays(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_a_field_closes_over_is_refused_too():
+    def loss(matrix):
+        term = diffrax.ODETerm(lambda t, y, args: matrix @ y)
+        return decay(jnp.ones(2), AdaptiveCheckpointAdjoint(), {"terms": term, "solver": diffrax.Kvaerno3()}).ys.sum()
+
+    with pytest.raises(ValueError, match="Kvaerno3"):
+        jax.grad(loss)(-jnp.eye(2))
+
+
+def test_refuses_differentiated_controllers_and_no_checkpoint():
     settings = (0.0, 1.0, 0.1, jnp.ones(2))
     ours = AdaptiveCheckpointAdjoint()
-    with pytest.raises(ValueError, match="stochastic terms: use diffrax"):
-        diffrax.diffeqsolve(diffrax.MultiTerm(ode, noise), diffrax.Heun(), *settings, adjoint=ours)
 
     def loss(rtol):
         controller = diffrax.PIDController(rtol=rtol, atol=0.1)
         return diffrax.diffeqsolve(
-            ode, diffrax.Heun(), *settings, adjoint=ours, stepsize_controller=controller
+            DECAY, diffrax.Heun(), *settings, adjoint=ours, stepsize_controller=controller
         ).ys.sum()
 
     with pytest.raises(ValueError, match="stepsize_controller holds an array that is differentiated"):
@@ -249,12 +271,25 @@ def test_refuses_noise_differentiated_controllers_and_no_checkpoint():
         AdaptiveCheckpointAdjoint(0)
 
 
-@pytest.mark.parametrize("module", [adjoint, recording, replay, solver], ids=lambda m: m.__name__)
+MODULES = (
+    "ode_nets",
+    "__future__",
+    "collections",
+    "fractions",
+    "functools",
+    "jax.extend",
+    "jax.interpreters",
+    "typing",
+)
+
+
+@pytest.mark.parametrize("module", [adjoint, guard, recording, replay, scheme, solver], ids=lambda m: m.__name__)
 def test_only_public_names_are_used(module):
     tree = ast.parse(inspect.getsource(module))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            assert node.module.startswith(("ode_nets", "__future__", "collections", "functools", "typing")), node.module
+            assert node.module.startswith(MODULES), node.module
+            assert not any(re.match("_(?!_)", name.name) for name in node.names), ast.unparse(node)
         if isinstance(node, ast.Import):
             assert {name.name for name in node.names} <= {
                 "dataclasses",
@@ -265,6 +300,6 @@ def test_only_public_names_are_used(module):
                 "numpy",
             }
         if isinstance(node, ast.Attribute) and re.match("_(?!_)", node.attr):
-            assert node.attr == "_replace" or ast.unparse(node.value) == "self", ast.unparse(node)
+            assert node.attr == "_replace" or ast.unparse(node.value) in ("self", "other"), ast.unparse(node)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "eqx":
             assert node.attr != "internal"

@@ -1,5 +1,6 @@
 """A solver of diffrax solves our problems, under every gradient method of ours."""
 
+import dataclasses
 import functools
 import math
 
@@ -176,17 +177,42 @@ def test_solvers_are_values_whatever_arrays_their_controllers_hold():
 class OwnMethod:
     """A gradient method that diffrax knows nothing of."""
 
-    def run(self, problem, solver):
-        return Direct().run(problem, solver)
+    def run(self, problem, solver, dense=False):
+        return Direct().run(problem, solver, dense)
+
+
+KVAERNO = DiffraxSolver(diffrax.Kvaerno3(), PID)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "method", "reference", "has_aux", "tolerance"),
+    [
+        pytest.param(HEUN, Checkpointed(), (Direct(), FixedStep("heun", 6)), True, 1e-12, id="reports"),
+        pytest.param(KVAERNO, ACA(4), (Checkpointed(), KVAERNO), False, 1e-4, id="implicit ACA"),
+        pytest.param(HEUN, OwnMethod(), (Direct(), HEUN), False, 1e-12, id="own method"),
+    ],
+)
+def test_what_diffrax_lacks_our_loop_takes_again(x64, scheme, method, reference, has_aux, tolerance):
+    (value, s), grads = of_problem(method, scheme, has_aux=has_aux)
+    (expected, other), expected_grads = of_problem(*reference, has_aux=has_aux)
+    assert s.result == other.result == Result.SUCCESS
+    assert (s.nfe, s.n_accepted, s.n_rejected) == (other.nfe, other.n_accepted, other.n_rejected)
+    assert abs(value / expected - 1) < tolerance
+    assert relative(grads, expected_grads) < tolerance
+    assert relative(s.aux, other.aux) < tolerance if has_aux else s.aux == ()
 
 
 @pytest.mark.parametrize(
     ("message", "scheme", "method", "has_aux"),
     [
-        ("RecursiveCheckpointAdjoint cannot add up", HEUN, Checkpointed(), True),
-        ("Kvaerno3", DiffraxSolver(diffrax.Kvaerno3(), PID), ACA(), False),
-        ("expected ACA", HEUN, OwnMethod(), False),
         ("has no tolerances", HEUN, Backsolve(rtol=1e-3), False),
+        (r"reports something .* gradient=Backsolve\(\)", HEUN, Backsolve(), True),
+        (
+            "reports something .* adjoint=DirectAdjoint",
+            dataclasses.replace(HEUN, adjoint=diffrax.DirectAdjoint()),
+            ACA(),
+            True,
+        ),
     ],
 )
 def test_incompatible_methods_are_refused(message, scheme, method, has_aux):
@@ -219,7 +245,7 @@ def test_forward_mode_needs_a_method_that_has_it(x64):
 
 def test_an_adjoint_of_ones_own_overrides_the_method(x64):
     scheme = DiffraxSolver(diffrax.Heun(), PID, adjoint=AdaptiveCheckpointAdjoint(2))
-    (_, s), grads = of_problem(Direct(), scheme)
-    (_, again), expected = of_problem(ACA(4), DiffraxSolver(diffrax.Heun(), PID))
+    (_, s), grads = of_problem(Direct(), scheme, has_aux=False)
+    (_, again), expected = of_problem(ACA(4), DiffraxSolver(diffrax.Heun(), PID), has_aux=False)
     assert relative(grads, expected) < 1e-12
     assert s.nfe == again.nfe

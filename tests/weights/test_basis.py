@@ -61,11 +61,20 @@ def assert_same_function(left, right, atol=1e-12):
         assert_close(values(left, times, side), values(right, times, side), atol)
 
 
+def ratio(node):
+    node = Fraction(node)
+    return node.numerator, node.denominator
+
+
+def take(sections, k):
+    return jax.tree.map(lambda leaf: leaf[k], sections)
+
+
 # --- Which interval a stage reads ---------------------------------------------------------------------
 
 
 def test_interval_index_is_the_rational_one_for_every_small_grid():
-    """All N, M <= 130, all steps, all nodes of the catalogue, and the same inside the sections of `on_grid`.
+    """All N, M <= 130, all steps, all nodes of the catalogue, and the same inside the sections of a grid.
 
     Against the index of the point (k + c) / N itself: floor(M (k + c) / N), or for c >= 1 the largest integer
     below M (k + c) / N, in exact integers (of any length, for the nodes with long denominators).
@@ -117,7 +126,7 @@ def test_stage_offset_takes_the_limit_from_inside_the_step():
 
 
 @pytest.mark.parametrize(("n", "m"), [(6, 6), (6, 4), (4, 6), (8, 2), (2, 8), (5, 7)])
-def test_on_grid_reads_the_coefficient_of_its_interval_bit_by_bit(n, m):
+def test_sections_read_the_coefficient_of_its_interval_bit_by_bit(n, m):
     c = SCHEMES["dopri5"].c
     places = [[m * (k + Fraction(node)) / n for node in c] for k in range(n)]
     expected = [
@@ -127,15 +136,15 @@ def test_on_grid_reads_the_coefficient_of_its_interval_bit_by_bit(n, m):
     weights = BasisExpansion(PiecewiseConstant(m), jnp.arange(m, dtype=jnp.float32))
     assert weights.n_sections(n) == math.gcd(n, m)
     for n_sections in {1, math.gcd(n, m)}:
-        sections, read = weights.on_grid(n, c, n_sections)
-        assert sections.shape == (n_sections, m // n_sections)
+        sections = weights.sections(n_sections)
+        assert sections.coefficients.shape == (n_sections, m // n_sections)
         per_section = n // n_sections
 
         @jax.jit
         @jax.vmap
-        def stages(k, sections=sections, read=read, per_section=per_section):
-            section = sections[k // per_section]
-            return jnp.stack([read(section, k % per_section, i) for i in range(len(c))])
+        def stages(k, sections=sections, per_section=per_section):
+            section = take(sections, k // per_section)
+            return jnp.stack([section.at_node(k % per_section, per_section, *ratio(node)) for node in c])
 
         np.testing.assert_array_equal(stages(jnp.arange(n)), expected)
     over_stages = jax.vmap(weights.at_node, (None, None, 0, 0))
@@ -150,17 +159,17 @@ def test_aligned_grids_read_without_any_dynamic_index():
     """One coefficient to a section, or one step to it: the program holds neither slice nor gather."""
     for n, m in ((8, 4), (4, 4), (4, 8)):
         weights = BasisExpansion(PiecewiseConstant(m), jnp.ones((m, 3)))
-        sections, read = weights.on_grid(n, SCHEMES["rk4"].c)
-        for i in range(4):
-            program = str(
-                jax.make_jaxpr(lambda s, k, i=i, read=read: read(s, k, i))(sections[0], jnp.int32(0))
-            )
+        n_sections = weights.n_sections(n)
+        section, per_section = take(weights.sections(n_sections), 0), n // n_sections
+        for node in SCHEMES["rk4"].c:
+            read = lambda s, k, node=node, p=per_section: s.at_node(0 if p == 1 else k, p, *ratio(node))
+            program = str(jax.make_jaxpr(read)(section, jnp.int32(0)))
             assert "dynamic" not in program
             assert "gather" not in program
 
 
 @pytest.mark.parametrize("basis", [kind(6) for kind in KINDS], ids=str)
-def test_on_grid_and_at_node_agree_with_at(x64, basis):
+def test_sections_and_at_node_agree_with_at(x64, basis):
     """At stage times, from inside the step; a domain of another length changes nothing."""
     n_steps, c = 3, (Fraction(1, 3), Fraction(1))
     weights = BasisExpansion(basis, coefficients(basis.n_basis)["w"], domain=(-1.0, 2.0))
@@ -169,13 +178,12 @@ def test_on_grid_and_at_node_agree_with_at(x64, basis):
     @jax.jit
     @jax.vmap
     def three_ways(k):
-        sections, read = weights.on_grid(n_steps, c)
-        section = sections[k // per_section]
+        section = take(weights.sections(n_steps // per_section), k // per_section)
         out = []
-        for i, node in enumerate(c):
+        for node in c:
             at = weights.at(-1 + 3 * (k + float(node)) / n_steps, -1 if node == 1 else 1)
             by_node = weights.at_node(k, n_steps, jnp.int32(node.numerator), jnp.int32(node.denominator))
-            out.append((at, read(section, k % per_section, i), by_node))
+            out.append((at, section.at_node(k % per_section, per_section, *ratio(node)), by_node))
         return out
 
     for at, by_grid, by_node in three_ways(jnp.arange(n_steps, dtype=jnp.int32)):
@@ -188,8 +196,7 @@ def test_gradient_of_a_read_touches_only_its_interval(basis):
     weights = BasisExpansion(basis, coefficients(6, dtype=np.float32))
 
     def total(weights, k):
-        sections, read = weights.on_grid(4, SCHEMES["midpoint"].c, 1)
-        theta = read(jax.tree.map(lambda leaf: leaf[0], sections), k, 1)
+        theta = take(weights.sections(1), 0).at_node(k, 4, 1, 2)
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(theta))
 
     gradient = jax.jit(jax.grad(total))
@@ -339,11 +346,12 @@ def test_euler_reads_the_same_units_before_and_after_a_refinement():
     weights = BasisExpansion(PiecewiseConstant(4), coefficients(4, dtype=np.float32)["w"])
     for scheme in ("euler", "rk4"):
         c = SCHEMES[scheme].c
-        (old, read_old), (new, read_new) = weights.on_grid(4, c), refine(weights).on_grid(4, c)
+        old, new = weights.sections(4), refine(weights).sections(4)
         for k in range(4):
-            np.testing.assert_array_equal(read_old(old[k], 0, 0), weights.coefficients[k])
-            for i in range(len(c)):
-                np.testing.assert_array_equal(read_new(new[k], 0, i), read_old(old[k], 0, i))
+            np.testing.assert_array_equal(take(old, k).at_node(0, 1, 0, 1), weights.coefficients[k])
+            for node in c:
+                reads = [take(sections, k).at_node(0, 1, *ratio(node)) for sections in (new, old)]
+                np.testing.assert_array_equal(*reads)
 
 
 @pytest.mark.parametrize("old", [kind(6) for kind in KINDS], ids=str)
@@ -521,7 +529,7 @@ def test_a_stack_of_expansions_is_refused_where_it_is_read():
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), BasisExpansion(Legendre(4), jnp.ones((4, 2))))
     for read in (
         lambda: stacked.at(0.5),
-        lambda: stacked.on_grid(4, (0,)),
+        lambda: stacked.sections(2),
         lambda: stacked.at_node(0, 4, 0, 1),
     ):
         with pytest.raises(
@@ -536,11 +544,8 @@ def test_domains_must_have_a_length(domain):
         BasisExpansion(PiecewiseConstant(2), jnp.ones(2), domain)
 
 
-def test_sections_must_divide_what_the_grid_allows():
-    weights = BasisExpansion(PiecewiseConstant(6), jnp.ones(6))
-    with pytest.raises(
-        ValueError, match=r"n_sections=3: PiecewiseConstant\(n_basis=6\) on 4 steps .* divisor of 2"
-    ):
-        weights.on_grid(4, (0,), 3)
-    with pytest.raises(ValueError, match=r"n_sections=2: Legendre\(n_basis=6\) .* divisor of 1"):
-        BasisExpansion(Legendre(6), jnp.ones(6)).on_grid(4, (0,), 2)
+def test_sections_must_divide_what_the_basis_allows():
+    with pytest.raises(ValueError, match=r"n_sections=4: PiecewiseConstant\(n_basis=6\) cannot be cut"):
+        BasisExpansion(PiecewiseConstant(6), jnp.ones(6)).sections(4)
+    with pytest.raises(ValueError, match=r"n_sections=2: Legendre\(n_basis=6\) cannot be cut"):
+        BasisExpansion(Legendre(6), jnp.ones(6)).sections(2)

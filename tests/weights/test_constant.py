@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ode_nets.tableaus import SCHEMES
 from ode_nets.weights import Constant
 
 THETA = {"w": jnp.arange(6.0).reshape(2, 3), "s": jnp.float32(2.0)}
@@ -22,10 +21,9 @@ def test_theta_is_the_same_at_every_time_and_stage(n_sections):
     assert same(weights.at(-5.0, side=-1), THETA)
     assert same(weights.at_node(jnp.int32(2), jnp.int32(4), jnp.int32(1), jnp.int32(2)), THETA)
     assert weights.n_sections(8) == 1
-    sections, read = weights.on_grid(8, SCHEMES["rk4"].c, n_sections)
-    assert sections["w"].shape == (n_sections, 2, 3)
-    for i in range(4):
-        assert same(read(jax.tree.map(lambda leaf: leaf[-1], sections), jnp.int32(3), i), THETA)
+    sections = weights.sections(n_sections)
+    assert sections.theta["w"].shape == (n_sections, 2, 3)
+    assert same(jax.tree.map(lambda leaf: leaf[-1], sections).at_node(jnp.int32(3), 8, 1, 2), THETA)
 
 
 def test_constant_is_a_pytree_whose_gradient_is_a_constant():

@@ -33,7 +33,6 @@ from ode_nets import (
     PiecewiseLinear,
     Result,
     Still,
-    TracedStep,
     WeightFunction,
     configuration_1,
     configuration_2,
@@ -161,8 +160,8 @@ def test_reads_like_the_expansion_it_computes(x64):
         want = jax.tree.map(lambda leaf, k=k: leaf[2 * k], path)
         assert_same(weights.at(k / 3), want, rtol=0)
         assert_same(weights.at_node(2 * k, 6, 1, 2), want, rtol=0)
-    sections, read = weights.on_grid(6, [0])
-    assert_same(read(jax.tree.map(lambda leaf: leaf[1], sections), 0, 0), expanded.at(0.5), rtol=0)
+    section = jax.tree.map(lambda leaf: leaf[1], weights.sections(3))
+    assert_same(section.at_node(1, 2, 0, 1), expanded.at(0.5), rtol=0)
 
     joined = lambda weights: Joint({"w": weights})
     read_jointly = lambda t, x, theta: field(t, x, theta["w"])
@@ -360,7 +359,7 @@ class Raveled(Still):
         (lambda: expanded(Still(), kernel=lambda s: s[:1]), r"kernel gave .* one finite number an age"),
         (lambda: expanded(Still(), kernel=lambda s: 1 / s), "kernel gave .* one finite number an age"),
         (lambda: expanded(Still(), kernel=Exponential(9.0)), r"Exponential\(rate=9.0\) is too narrow .* of step 0.5"),
-        (lambda: Evolution(linear, TracedStep("euler", 2, 8), PiecewiseConstant(2)), "expected FlowStep, Fixed"),
+        (lambda: Evolution(linear, FixedStep("euler", np.array(2)), PiecewiseConstant(2)), "expected FlowStep, Fixed"),
         (lambda: expanded(Still(), times=(0, 0.3)), "times contains 3/10, which is no point k / 2"),
         (lambda: expanded(Still(), times=(0, 1.5)), "expected 2 fractions in"),
         (lambda: expanded(Still(), times=(0,)), "expected 2 fractions in"),
