@@ -3,10 +3,10 @@
     python -m benchmarks.traced_steps
     python -m benchmarks.traced_steps --tasks landscape --n-steps 4 --repeats 1 --out /tmp/traced.json
 
-Times loss and gradient of Ott's networks, five seeds side by side, under `FixedStep` with an array of steps, whose one program serves every
-number of steps, and under `FixedStep` with `Direct` and `Checkpointed`, which compile anew for each: milliseconds a
-call, seconds of compilation, and temporary memory. What adaption saves by one program is the compilation of every
-further number of steps that it visits; what it pays is the difference of the calls.
+Times loss and gradient of Ott's networks, five seeds side by side, under `FixedStep` whose number of steps is an array,
+with `ACA(None)`, where one program serves every number, and is an integer, with `Direct` and `Checkpointed`, which
+compile anew for each: milliseconds a call, seconds of compilation, and temporary memory. What adaption saves by one
+program is the compilation of every further number of steps that it visits; what it pays is the difference of the calls.
 Writes benchmarks/results/traced_steps_<platform>.json.
 """
 
@@ -24,7 +24,7 @@ import tyro
 
 from benchmarks.harness import Measurement, compare, default_path, show, write
 from experiments.ott_tasks import TASKS, Task, draw, logits_of
-from ode_nets import ACA, Checkpointed, Direct, FixedStep, GradientMethod, get_tableau
+from ode_nets import ACA, Checkpointed, Direct, FixedStep, GradientMethod
 
 PyTree = Any
 
@@ -65,12 +65,12 @@ def measure_task(options: Options, name: str) -> dict[str, Measurement]:
     task = TASKS[name]
     (x, y), _ = task.load(0, task.batch_size, 1, None)
     params = jax.vmap(task.init)(jax.random.split(jax.random.key(0), options.seeds))
-    euler, variants = get_tableau("euler"), {}
+    variants = {}
     for n in options.n_steps:
-        traced = gradient_of(task, lambda n: FixedStep(euler, n, options.max_steps), ACA(None))
+        traced = gradient_of(task, lambda n: FixedStep("euler", n, options.max_steps), ACA(None))
         kinds = {"traced": lambda *a, f=traced, n=n: f(*a[:3], a[3][str(n)])}
         for kind, gradient in (("direct", Direct()), ("checkpointed", Checkpointed())):
-            fixed = gradient_of(task, lambda _, n=n: FixedStep(euler, n), gradient)
+            fixed = gradient_of(task, lambda _, n=n: FixedStep("euler", n), gradient)
             kinds[kind] = lambda *a, f=fixed: f(*a[:3], 0)
         variants |= {f"{n} {kind}": function for kind, function in kinds.items()}
     counts = {str(n): jnp.int32(n) for n in options.n_steps}

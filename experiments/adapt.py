@@ -1,10 +1,9 @@
 """Adaption of the step or the tolerance inside the training step of `experiments.train` (Ott algorithm 1).
 
-The step count and the tolerance are arrays, so no change of them compiles anything: fixed steps are taken by a
-`FixedStep`, whose number of steps may be an array, and `Adaptive` takes traced tolerances as it is. Measured (`benchmarks.traced_steps`), the one traced
-program is as fast as a program of its own for each number of steps, whose compilations it saves. The check every 50
-steps is a branch of the compiled training step; it reads the batch that was just trained on, with running batch
-statistics.
+The step count and the tolerance are arrays, as `FixedStep` and `Adaptive` take them, so no change of them compiles
+anything. Measured (`benchmarks.traced_steps`), the one traced program is as fast as a program of its own for each
+number of steps, whose compilations it saves. The check every 50 steps is a branch of the compiled training step; it
+reads the batch that was just trained on, with running batch statistics.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config import Config
-from ode_nets import Adaptive, FixedStep, get_scheme, validity
+from ode_nets import ACA, Adaptive, Checkpointed, Direct, FixedStep, get_scheme, validity
 from ode_nets.integrate import theta_at
 
 PyTree = Any
@@ -42,7 +41,7 @@ def begin(config: Config, net: Any, variables: PyTree, images: jax.Array) -> dic
     problems = validity.of_model(net, variables, images).problems(FixedStep("euler", 1))
     steps = []
     for problem in problems:
-        slope = problem.field(problem.t0, problem.x0, theta_at(problem.weights, problem.t0))[0]
+        slope, _ = problem.slope(problem.t0, problem.x0, theta_at(problem.weights, problem.t0))
         moves = jnp.any(jnp.abs(slope) > 0)
         steps.append(jnp.where(moves, validity.first_step(problem, config.scheme), 1 / config.n_steps))
     return controller(config).init(jnp.min(jnp.stack(steps)))._asdict()
@@ -51,12 +50,17 @@ def begin(config: Config, net: Any, variables: PyTree, images: jax.Array) -> dic
 def solved(net: Any, adaption: dict[str, Any] | None, room: int = 4096) -> Any:
     """The network with the solver that the adaption stands at; itself without one.
 
+    `Direct` and `Checkpointed` differentiate a traced number of steps by as many as there is room for, needed or not.
+    `ACA(None)`, whose gradient is theirs, takes their place.
+
     Args:
       room: most steps, of a net with fixed steps; costs memory only where the net is differentiated.
     """
     if adaption is None:
         return net
-    return net.clone(solver=_solver(net.solver, adaption["value"], room))
+    net = net.clone(solver=_solver(net.solver, adaption["value"], room))
+    fixed = isinstance(net.solver, FixedStep)
+    return net.clone(gradient=ACA(None)) if fixed and isinstance(net.gradient, Direct | Checkpointed) else net
 
 
 def settled(net: Any, value: float) -> Any:

@@ -102,8 +102,8 @@ def way_back(
         return dx, *jax.tree.map(jnp.negative, pullback(a))
 
     start = (solution.x, jax.grad(loss)(solution.x), jax.tree.map(jnp.zeros_like, theta))
-    # In a tuple, so that a weight function is not read before it is differentiated; the counts depend on no method.
-    run = lambda start, theta: solve(augmented, start, (theta,), solver=solver, gradient=ACA(), t0=t1, t1=t0)
+    # In a tuple, so that a weight function is not read before it is differentiated.
+    run = lambda start, theta: solve(augmented, start, (theta,), solver=solver, t0=t1, t1=t0)
     return jax.jit(run)(start, theta)
 
 
@@ -234,8 +234,7 @@ def report(
 
 def sizes_of(field: Field, x0: PyTree, theta: PyTree, loss: Loss, solver: Solver, t0: float, t1: float) -> Row:
     """The numbers that the formulas are made of."""
-    # No gradient is taken here: the counts are those of any method.
-    run = lambda x0, theta: solve(field, x0, theta, solver=solver, gradient=ACA(), t0=t0, t1=t1)
+    run = lambda x0, theta: solve(field, x0, theta, solver=solver, t0=t0, t1=t1)
     solution = jax.jit(run)(x0, theta)
     if int(solution.result):
         raise ValueError(

@@ -13,9 +13,8 @@ import numpy as np
 import optax
 
 from experiments import data
-from ode_nets import ACA, MLP, Adaptive, Direct, FixedStep, GradientMethod, convolution, pad, solve
+from ode_nets import ACA, MLP, Adaptive, FixedStep, GradientMethod, convolution, pad, solve
 from ode_nets.problems import landscape, spheres
-from ode_nets.tableaus import get_tableau
 from ode_nets.validity import steps_of
 
 PyTree = Any
@@ -175,7 +174,9 @@ TASKS = {
 }
 
 
-def logits_of(task: Task, params: PyTree, x: jax.Array, solver: Any, gradient: GradientMethod = Direct()) -> jax.Array:  # noqa: B008
+def logits_of(
+    task: Task, params: PyTree, x: jax.Array, solver: Any, gradient: GradientMethod | None = None
+) -> jax.Array:
     """Classifier of the state at time 1, `[batch, n_classes]`; NaN where the solve failed."""
     end = solve(task.field, x, params["field"], solver=solver, gradient=gradient).x
     return end.reshape(len(x), -1) @ params["head"]["kernel"] + params["head"]["bias"]
@@ -266,7 +267,7 @@ def training(task: Task, scheme: str, max_steps: int, own: bool, many: int = CHE
 @lru_cache
 def tolerance_training(task: Task, scheme: str, gradient: Any, many: int = CHECK_EVERY) -> Any:
     """The same for a tolerance of an adaptive scheme, rtol = atol, which may change without compiling again."""
-    make = lambda tolerance: Adaptive(get_tableau(scheme), tolerance, tolerance, max_steps=512)
+    make = lambda tolerance: Adaptive(scheme, tolerance, tolerance, max_steps=512)
     one = partial(_train_one, task, make, gradient, many)
     return jax.jit(jax.vmap(one, in_axes=(0, None, None, None)))
 
@@ -294,7 +295,7 @@ hits_under = jax.jit(hits, static_argnames="task")
 @partial(jax.jit, static_argnames=("task", "scheme"))
 def hits_within(task: Task, params: PyTree, x: jax.Array, y: jax.Array, scheme: str, tolerance: Any) -> jax.Array:
     """The same for an adaptive scheme: one program for all tolerances."""
-    return hits(task, params, x, y, Adaptive(get_tableau(scheme), tolerance, tolerance, max_steps=4096))
+    return hits(task, params, x, y, Adaptive(scheme, tolerance, tolerance, max_steps=4096))
 
 
 def accuracies(task: Task, params: PyTree, test: Any, solver: FixedStep, n: Any = None) -> list[float]:

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from experiments.environment import environment
 from experiments.run import write_json
-from ode_nets import ACA, SCHEMES, Adaptive, Field, Result, Solution, solve
+from ode_nets import SCHEMES, Adaptive, Field, Result, Solution, solve
 from ode_nets.problems import images, van_der_pol
 
 if TYPE_CHECKING:
@@ -97,9 +97,8 @@ def there_and_back(
     """
     solver = Adaptive(scheme, rtol, atol, max_steps=20_000, outputs="interpolate")
     ts = jnp.linspace(0.0, t1, n_times)
-    # Nothing is differentiated; of all methods ACA's forward loop ends with the last step and not at max_steps.
-    there = solve(field, x0, theta, solver=solver, gradient=ACA(), t1=t1, ts=ts)
-    back = solve(field, there.x[-1], theta, solver=solver, gradient=ACA(), t0=t1, t1=0.0, ts=ts[::-1])
+    there = solve(field, x0, theta, solver=solver, t1=t1, ts=ts)
+    back = solve(field, there.x[-1], theta, solver=solver, t0=t1, t1=0.0, ts=ts[::-1])
     return ts, there, dataclasses.replace(back, x=back.x[::-1])
 
 

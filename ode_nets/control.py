@@ -117,12 +117,11 @@ def scaled_norm(
 
     rtol, atol = (_like(tolerance, error) for tolerance in (rtol, atol))
     leaves = jax.tree.leaves(jax.tree.map(squares, error, x, x_next, rtol, atol))
-    if kind == "sample":
-        if len({leaf.shape[:1] for leaf in leaves}) != 1 or any(leaf.ndim == 0 for leaf in leaves):
-            raise ValueError(
-                f"norm='sample' with leaves of shapes {[leaf.shape for leaf in leaves]}: expected one "
-                "leading axis, the samples, in all of them; use norm='batch'"
-            )
+    if kind == "sample" and (len({leaf.shape[:1] for leaf in leaves}) != 1 or any(leaf.ndim == 0 for leaf in leaves)):
+        raise ValueError(
+            f"norm='sample' with leaves of shapes {[leaf.shape for leaf in leaves]}: expected one "
+            "leading axis, the samples, in all of them; use norm='batch'"
+        )
     if sum(leaf.size for leaf in leaves) == 0:
         return jnp.zeros((), dtype)
     if kind == "sample":
@@ -144,8 +143,8 @@ def _like(tolerance: Any, tree: PyTree) -> PyTree:
     leaves = jax.tree.leaves(tolerance)
     if len(leaves) != 1:
         raise ValueError(
-            f"rtol or atol of structure {jax.tree.structure(tolerance)}: expected one number or array, or a pytree like "
-            f"the state, {structure}"
+            f"rtol or atol of structure {jax.tree.structure(tolerance)}: expected one number or array, or a pytree "
+            f"like the state, {structure}"
         )
     return jax.tree.map(lambda _: leaves[0], tree)
 

@@ -124,8 +124,14 @@ def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray
 
 
 def nfe(solver: FixedStep, n_blocks: int = 1) -> int:
-    """Field evaluations of one forward pass: stages that the state depends on, times steps, times blocks."""
-    return solver.n_steps * (solver.scheme.n_evaluations or 0) * n_blocks
+    """Field evaluations of one forward pass: stages that the state depends on, times steps, times blocks.
+
+    Raises:
+      ValueError: for a scheme that cannot tell, as no implicit one can.
+    """
+    if solver.scheme.n_evaluations is None:
+        raise ValueError(f"scheme {solver.scheme.name!r} takes as many evaluations a step as it needs; solve and count")
+    return solver.n_steps * solver.scheme.n_evaluations * n_blocks
 
 
 def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lanes: int = 1) -> Callable[..., PyTree]:

@@ -49,8 +49,8 @@ class Backsolve:
         """
         if dense:
             raise ValueError(
-                "dense=True with gradient=Backsolve(): the continuous adjoint restarts at asked times alone; ask for ts, "
-                "or use gradient=ACA(), Direct() or Checkpointed()"
+                "dense=True with gradient=Backsolve(): the continuous adjoint restarts at asked times alone; "
+                "ask for ts, or use gradient=ACA(), Direct() or Checkpointed()"
             )
         arrays, frame = split(solver)
 

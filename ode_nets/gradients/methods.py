@@ -92,7 +92,7 @@ def solve(
             return mark_failed(solver.solve(problem, gradient, dense), problem)
     method = gradient if gradient is not None else default_gradient(solver)
     if dense and not solver.scheme.interpolates:
-        raise ValueError(f"dense=True: scheme {solver.scheme.name!r} has no interpolant; ask for ts, or change the scheme")
+        raise ValueError(f"dense=True: scheme {solver.scheme.name!r} has no interpolant; choose another, or ask for ts")
     parts, frame = split((dataclasses.replace(problem, field=None), solver))
     try:
         return compiled(frame, method, dense)(parts)

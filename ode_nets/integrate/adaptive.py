@@ -207,7 +207,7 @@ class Adaptive:
         return problem.ts[j] <= clock.tau
 
     def among(self, problem: Problem, span: Any) -> Adaptive:
-        """The solver of a part of the problem: itself. A backward solve has no batch axis to look at sample by sample."""
+        """The solver of a part of the problem: itself. A backward solve has no batch to look at sample by sample."""
         return dataclasses.replace(self, norm="batch", outputs="clip")
 
     def outcome(self, clock: Clock, x: PyTree, aux: PyTree) -> jax.Array:
@@ -222,7 +222,8 @@ def _check_number(name: str, value: Any, allowed: str, good: Any) -> None:
     for leaf in jax.tree.leaves(value) if value is not None else [value]:
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float)) or isinstance(leaf, bool):
             raise ValueError(f"{name}={value!r}: expected a number {allowed}")
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating) or (known(leaf) and not np.all(good(np.asarray(leaf)))):
+        out_of_range = known(leaf) and not np.all(good(np.asarray(leaf)))
+        if out_of_range or jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise ValueError(f"{name}={value}: expected a number {allowed}")
 
 

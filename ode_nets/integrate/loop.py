@@ -70,9 +70,17 @@ class Run(NamedTuple):
 class Solver(Protocol):
     """A scheme and a grid. `FixedStep` and `Adaptive` are the two of this library, and all that knows them apart."""
 
-    scheme: Any
-    estimates: bool
-    recorded: bool
+    @property
+    def scheme(self) -> Any:
+        """How a step is computed, a `Scheme`."""
+
+    @property
+    def estimates(self) -> bool:
+        """Whether steps are judged by an error."""
+
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are known before they are taken."""
 
     @property
     def length(self) -> int | None:

@@ -109,8 +109,8 @@ class FixedStep:
             return False
         what = "are not known at trace time" if bad is None else f"has one at {bad[0][0]} of the way from t0 to t1"
         raise ValueError(
-            f"ts {what}, which may be no end of one of the {self.n_steps} steps, and scheme {self.scheme.name!r} has no "
-            "interpolant; ask for ends of steps, or use a scheme that has one"
+            f"ts {what}, which may be no end of one of the {self.n_steps} steps, and scheme {self.scheme.name!r} has "
+            "no interpolant; ask for ends of steps, or use a scheme that has one"
         )
 
     def indices(self, problem: Problem) -> np.ndarray:
@@ -222,7 +222,7 @@ def pad(solver: FixedStep, n_stages: int) -> FixedStep:
       ValueError: for a scheme that has more stages than that, or is no Runge-Kutta scheme.
     """
     if not isinstance(solver.scheme, RungeKutta):
-        raise ValueError(f"scheme={solver.scheme!r}: only the tableau of a Runge-Kutta scheme can be turned into arrays")
+        raise ValueError(f"scheme={solver.scheme!r}: only a Runge-Kutta scheme can be turned into arrays")
     return FixedStep(pad_scheme(solver.scheme, n_stages), np.asarray(solver.n_steps, np.int32), MANY)
 
 

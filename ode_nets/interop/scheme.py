@@ -18,7 +18,7 @@ from ode_nets.stepping import END, START, Evaluate, RungeKutta, Stage, Step, com
 from ode_nets.tableaus import Number, Tableau
 
 PyTree = Any
-_FROM_CONTROLLER: Any = diffrax.ImplicitEuler().root_finder.rtol  # type: ignore[attr-defined]
+_FROM_CONTROLLER: Any = diffrax.ImplicitEuler().root_finder.rtol
 """What stands for a tolerance that diffrax takes from its controller."""
 
 
@@ -87,7 +87,7 @@ class DiffraxScheme:
     @property
     def runge_kutta(self) -> RungeKutta | None:
         """The same steps as a scheme of ours, where the solver is an explicit Runge-Kutta one."""
-        return self._explicit  # type: ignore[attr-defined,no-any-return]
+        return self._explicit  # type: ignore[attr-defined]
 
     @property
     def order(self) -> int:

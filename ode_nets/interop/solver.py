@@ -37,8 +37,8 @@ class DiffraxSolver:
 
     Everything else takes two passes: diffrax's loop finds the steps, and our loop takes them again, as `Recorded`
     steps of `DiffraxScheme(solver)`, under any gradient method. These are fields with reports (`has_aux`, batch norms
-    in training), `dense=True`, `ACA` with other solvers than explicit Runge-Kutta ones, and a gradient method of one's
-    own.
+    in training), `dense=True`, `ACA` with other solvers than explicit Runge-Kutta ones, `Direct` with
+    `diffrax.HalfSolver`, and a gradient method of one's own.
 
     What is different from our solvers: in diffrax's loop a weight function that jumps is read at the floating-point
     time of a stage, from the side that the solve goes to, so that a stage on a jump, or within rounding of one, may see
@@ -134,7 +134,8 @@ class DiffraxSolver:
         if isinstance(gradient, ACA):
             return AdaptiveCheckpointAdjoint(gradient.checkpoints) if explicit(self.solver) else None
         if isinstance(gradient, Direct):
-            return diffrax.DirectAdjoint()
+            # It fails for this solver, as `ForwardMode` does.
+            return None if isinstance(self.solver, diffrax.HalfSolver) else diffrax.DirectAdjoint()
         if isinstance(gradient, Checkpointed):
             return diffrax.RecursiveCheckpointAdjoint()
         if not isinstance(gradient, Backsolve):
@@ -157,7 +158,7 @@ class DiffraxSolver:
         if isinstance(adjoint, AdaptiveCheckpointAdjoint):
             problem = refuse_forward_mode(problem, "ACA(...)")
         ts = None if problem.ts is None else problem.time(problem.ts)
-        saveat = {"t1": True} if ts is None else {"ts": ts}
+        saveat: dict[str, Any] = {"t1": True} if ts is None else {"ts": ts}
         if any(leaf.dtype != problem.span.dtype for leaf in jax.tree.leaves(problem.x0)):
             # Interpolants of diffrax have the precision of the times.
             saveat["fn"] = lambda t, y, args: cast_like(y, jax.tree.leaves(problem.x0))

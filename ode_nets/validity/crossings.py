@@ -279,7 +279,7 @@ def folds(
         return jnp.where(jnp.isfinite(jacobian).all(), jnp.linalg.slogdet(jacobian)[0], jnp.nan)
 
     x = jnp.asarray(states[:, ks].reshape(-1, states.shape[-1]), problem.x0.dtype)
-    times = jnp.asarray(np.tile(np.abs(t[ks] - t[0]), len(states)), x.dtype)
+    times = jnp.asarray(np.tile(np.abs(t[ks] - t[0]), len(states)), problem.span.dtype)
     all_signs = jax.jit(lambda tau: jax.lax.map(lambda at: sign_of(at[0], at[1], tau), (x, times)))
     signs = np.stack([np.asarray(all_signs(tau)) for tau in taus])
     examined = int(np.isfinite(signs).all(0).sum())

@@ -114,6 +114,7 @@ def of_model(net: nn.Module, variables: PyTree, inputs: jax.Array, **kwargs: Any
             "examine its field with of_field otherwise"
         )
     check_batch(inputs)
+    solver = _counted(solver)
 
     def apply(solver: Any, inputs: PyTree) -> jax.Array:
         out: Any = net.clone(solver=solver, gradient=Direct()).apply(*inputs, **kwargs)
@@ -154,6 +155,7 @@ def of_field(
     if not isinstance(solver, FixedStep | Adaptive):
         raise ValueError(f"solver={solver!r}: expected a FixedStep or Adaptive")
     check_batch(x0)
+    solver = _counted(solver)
 
     def apply(solver: Any, inputs: PyTree) -> jax.Array:
         return readout(solve(field, *inputs, solver=solver, gradient=Direct(), t0=t0, t1=t1).x)
@@ -170,6 +172,13 @@ def of_field(
         )()
 
     return Subject(_by_solver(apply, (x0, theta)), solver, lambda solver: [problem], abs(t1 - t0), path)
+
+
+def _counted(solver: FixedStep | Adaptive) -> FixedStep | Adaptive:
+    """The solver with a number of steps that can be compared and looked up, where it has one."""
+    if isinstance(solver, FixedStep) and solver.length is None:
+        return FixedStep(solver.scheme, int(solver.n_steps))
+    return solver
 
 
 def scale_of(subject: Subject, reference: jax.Array, solver: FixedStep) -> float:

@@ -12,7 +12,7 @@ from experiments import adapt, models, ott_tasks
 from experiments import train as loop
 from experiments.config import Config
 from experiments.run import load_run, read_metrics
-from ode_nets import Adaptive, FixedStep
+from ode_nets import ACA, Adaptive, FixedStep
 from ode_nets.tableaus import get_tableau
 
 CONFIG = Config(
@@ -93,6 +93,15 @@ def test_adaptive_solvers_are_judged_by_dopri5(scheme, part):
     config = dataclasses.replace(CONFIG, **(ADAPTIVE | {"scheme": scheme}))
     solver = adapt._finer(config, Adaptive(scheme, 1.0, 1.0), 0.01)
     assert (solver.scheme.name, solver.rtol, solver.atol) == ("dopri5", 0.01 / part, 0.01 / part)
+
+
+def test_steps_that_are_there_but_not_taken_are_not_differentiated():
+    made = {name: models.build(dataclasses.replace(CONFIG, gradient=name), 3) for name in models.GRADIENTS}
+    used = {name: adapt.solved(net, {"value": jnp.array(0.25)}, 16).gradient for name, net in made.items()}
+    whole = dict.fromkeys(("direct", "checkpointed_step", "checkpointed_block"), ACA(None))
+    assert used == models.GRADIENTS | whole
+    adaptive = models.build(dataclasses.replace(CONFIG, **(ADAPTIVE | {"gradient": "direct"})), 3)
+    assert adapt.solved(adaptive, {"value": 0.1}).gradient == adaptive.gradient
 
 
 def test_without_adaption_a_net_is_itself():

@@ -150,7 +150,13 @@ ASKED = {
 
 @pytest.mark.parametrize(
     ("method", "outputs"),
-    [("direct", "clip"), ("aca in three slots", "clip"), ("direct", "interpolate"), ("aca", "interpolate"), ("backsolve", "clip")],
+    [
+        ("direct", "clip"),
+        ("aca in three slots", "clip"),
+        ("direct", "interpolate"),
+        ("aca", "interpolate"),
+        ("backsolve", "clip"),
+    ],
 )
 def test_asked_times_that_were_not_reached_are_nan_and_others_are_right(x64, method, outputs):
     @jax.jit
@@ -215,7 +221,14 @@ def test_a_fixed_grid_tells_of_what_happens_after_the_last_asked_time(x64, metho
     assert np.isnan(gradient)
 
 
-@pytest.mark.parametrize("solver", [FixedStep("euler", 4), Adaptive("heun_euler"), dataclasses.replace(pad(FixedStep("euler", 4), 2), max_steps=8)])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        FixedStep("euler", 4),
+        Adaptive("heun_euler"),
+        dataclasses.replace(pad(FixedStep("euler", 4), 2), max_steps=8),
+    ],
+)
 @pytest.mark.parametrize("method", [Direct(), ACA(3), Backsolve()])
 def test_a_report_that_leaves_the_numbers_is_a_failure(method, solver):
     def run(rate):

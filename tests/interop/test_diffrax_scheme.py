@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from agreement import jit_soon, relative
-from ode_nets import ACA, Adaptive, Checkpointed, Direct, FixedStep, solve
+from ode_nets import ACA, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, solve
 from ode_nets.interop.diffrax import DiffraxScheme
 
 X0 = {"a": np.array([1.0, -0.5])}
@@ -42,6 +42,21 @@ def test_methods_agree(x64, solver):
     assert result == 0
     for method in (Checkpointed(), ACA(2)):
         assert relative(of(solver, method)[1], expected) < 1e-10
+
+
+@pytest.mark.slow
+def test_implicit_steps_go_back_by_the_continuous_adjoint(x64):
+    """The loss leaves reports out: of those it knows nothing."""
+
+    def end(solver, method):
+        def loss(x0, w):
+            s = solve(lambda t, x, w: field(t, x, w)[0], x0, w, solver=solver, gradient=method)
+            return jnp.sum(s.x["a"] ** 2)
+
+        return jit_soon(jax.grad(loss, (0, 1)))(X0, W)
+
+    kvaerno = Adaptive(DiffraxScheme(diffrax.Kvaerno3()), 1e-4, 1e-6, max_steps=64)
+    assert relative(end(kvaerno, Backsolve()), end(Adaptive("dopri5", 1e-8, 1e-10), ACA())) < 1e-3
 
 
 def test_midpoint_is_midpoint(x64):

@@ -182,6 +182,7 @@ class OwnMethod:
 
 
 KVAERNO = DiffraxSolver(diffrax.Kvaerno3(), PID)
+HALF = DiffraxSolver(diffrax.HalfSolver(diffrax.Heun()), PID)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,7 @@ KVAERNO = DiffraxSolver(diffrax.Kvaerno3(), PID)
     [
         pytest.param(HEUN, Checkpointed(), (Direct(), FixedStep("heun", 6)), True, 1e-12, id="reports"),
         pytest.param(KVAERNO, ACA(4), (Checkpointed(), KVAERNO), False, 1e-4, id="implicit ACA"),
+        pytest.param(HALF, Direct(), (Checkpointed(), HALF), False, 1e-12, id="HalfSolver"),
         pytest.param(HEUN, OwnMethod(), (Direct(), HEUN), False, 1e-12, id="own method"),
     ],
 )

@@ -1,0 +1,125 @@
+"""Every scheme on every grid under every gradient method: one gradient, or a refusal that names what works."""
+
+import dataclasses
+from functools import cache
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agreement import assert_agree, jit_soon
+from ode_nets import ACA, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, pad, solve
+from ode_nets.interop.diffrax import DiffraxScheme
+
+SCHEMES = {
+    "static": "bosh3",
+    "arrays": dataclasses.replace(pad(FixedStep("bosh3", 1), 3)).scheme,
+    "explicit of diffrax": DiffraxScheme(diffrax.Bosh3()),
+    "implicit of diffrax": DiffraxScheme(diffrax.Kvaerno3()),
+}
+GRIDS = {
+    "uniform": lambda scheme: FixedStep(scheme, 6),
+    "traced": lambda scheme: FixedStep(scheme, jnp.int32(6), 9),
+    "adaptive": lambda scheme: Adaptive(scheme, 1e-4, 1e-4, first_step=1.0, max_steps=40),
+}
+METHODS = {
+    "direct": Direct(),
+    "by step": Checkpointed("step"),
+    "by block": Checkpointed("block"),
+    "aca, 3": ACA(3),
+    "aca": ACA(None),
+    "backsolve": Backsolve(rtol=1e-8, atol=1e-8),
+}
+SLOW = {("implicit of diffrax", "traced"), ("implicit of diffrax", "adaptive"), ("explicit of diffrax", "traced")}
+KEY = jax.random.key(3)
+
+
+def gradient(scheme, grid, method):
+    """With respect to state, weights, what the field closes over and both ends of time."""
+
+    def loss(x0, w, closed, t0, t1):
+        def field(t, x, w):
+            noise = jax.random.normal(jax.random.wrap_key_data(jax.random.key_data(KEY)), x.shape)
+            return jnp.tanh(w @ x) * closed + jnp.sin(2 * t) + 0.1 * noise
+
+        solution = solve(field, x0, w, solver=GRIDS[grid](scheme), gradient=method, t0=t0, t1=t1)
+        return jnp.sum(jnp.sin(solution.x) * jnp.arange(1.0, 3.0)), solution
+
+    w = jnp.array([[0.5, -1.0], [2.0, 0.3]])
+    run = jit_soon(jax.value_and_grad(loss, (0, 1, 2, 3, 4), has_aux=True))
+    (_, solution), found = run(jnp.array([1.0, -0.5]), w, 0.7, 0.1, 1.4)
+    assert int(solution.result) == 0
+    return solution, found
+
+
+@cache
+def reference(scheme, grid):
+    return gradient(SCHEMES[scheme], grid, Direct())
+
+
+@pytest.mark.parametrize("method", list(METHODS)[1:])
+@pytest.mark.parametrize(
+    ("scheme", "grid"),
+    [
+        pytest.param(scheme, grid, marks=[pytest.mark.slow] if (scheme, grid) in SLOW else [])
+        for scheme in SCHEMES
+        for grid in GRIDS
+        if (scheme, grid) != ("arrays", "adaptive")
+    ],
+)
+def test_all_schemes_grids_and_gradient_methods_agree(x64, scheme, grid, method):
+    solution, found = gradient(SCHEMES[scheme], grid, METHODS[method])
+    expected_solution, expected = reference(scheme, grid)
+    np.testing.assert_allclose(solution.x, expected_solution.x, rtol=1e-13)
+    assert int(solution.n_accepted) == int(expected_solution.n_accepted)
+    if method == "backsolve":
+        # The continuous gradient differs from that of the steps by what they are off.
+        assert_agree(found, expected, 2e-2)
+        return
+    # Derivatives in time are small rests of large ones: one input.
+    together = lambda g: (*g[:3], jnp.stack(g[3:]))
+    assert_agree(together(found), together(expected), 1e-10)
+
+
+def test_a_scheme_without_an_error_estimate_is_refused_on_an_adaptive_grid():
+    with pytest.raises(ValueError, match=r"scheme 'traced' has no error estimate; use heun_euler.*or FixedStep"):
+        GRIDS["adaptive"](SCHEMES["arrays"])
+
+
+def test_what_cannot_work_is_refused_with_the_alternatives():
+    with pytest.raises(ValueError, match=r"dense=True with gradient=Backsolve\(\).*use gradient=ACA\(\), Direct\(\)"):
+        solve(lambda t, x, w: -x, 1.0, solver=FixedStep("rk4", 2), gradient=Backsolve(), dense=True)
+    with pytest.raises(ValueError, match="dense=True: scheme 'traced' has no interpolant"):
+        solve(lambda t, x, w: -x, 1.0, solver=pad(FixedStep("rk4", 2), 4), dense=True)
+    for wrong in (pad(FixedStep("euler", 1), 1), Adaptive("dopri5")):
+        with pytest.raises(ValueError, match="gradient=.*expected Direct"):
+            solve(lambda t, x, w: -x, 1.0, solver=FixedStep("rk4", 2), gradient=wrong)
+    with pytest.raises(ValueError, match="solver=ACA.*expected FixedStep"):
+        solve(lambda t, x, w: -x, 1.0, solver=ACA(), gradient=Direct())
+
+
+class Own:
+    """A gradient method of a user's own: the value, and twice the gradient."""
+
+    def run(self, problem, solver, dense=False):
+        solution = Direct().run(problem, solver)
+        twice = jax.tree.map(lambda x: 2 * x - jax.lax.stop_gradient(x), solution.x)
+        return dataclasses.replace(solution, x=twice)
+
+
+@pytest.mark.parametrize("solver", [FixedStep("rk4", 3), Adaptive("bosh3", max_steps=30)], ids=repr)
+def test_a_method_of_ones_own_works_with_every_solver(x64, solver):
+    run = lambda method: jax.grad(lambda k: solve(lambda t, x, k: -k * x, 1.0, k, solver=solver, gradient=method).x)
+    np.testing.assert_allclose(run(Own())(0.7), 2 * run(Direct())(0.7), rtol=1e-12)
+
+
+def test_the_gradient_of_a_traced_number_of_steps_is_that_of_its_method(x64):
+    """x' = -k x, two Euler steps: the discrete derivative is -0.5, the continuous adjoint's another."""
+    run = lambda n, method: jax.grad(
+        lambda k: solve(lambda t, x, k: -k * x, 1.0, k, solver=FixedStep("euler", n), gradient=method).x
+    )(1.0)
+    assert run(2, Direct()) == run(jnp.int32(2), ACA()) == -0.5
+    np.testing.assert_allclose(run(jnp.int32(2), Backsolve()), run(2, Backsolve()), rtol=1e-12)
+    assert abs(run(2, Backsolve()) + 0.5) > 0.1
