@@ -20,8 +20,9 @@ N_f = |x| + A_f, a state and the activations that one field evaluation keeps (le
     memory          naive s N_f N_t m     adjoint s N_f               ACA s N_f + N_t |x|
 
 where a vjp counts once together with the evaluation it is made at, as in the paper. The paper's naive method
-differentiates through the search for step sizes too; `Direct` takes them as constants, but a rejected trial
-costs it an evaluation and a vjp all the same. `Checkpointed` is ANODE's; its formulas are ours.
+differentiates through the search for step sizes too; `Direct` takes them as constants: it searches first, and takes
+the accepted steps once more to differentiate them, s N_t (m + 1) evaluations forward and s N_t vjps, with room for
+`max_steps` steps. `Checkpointed` is ANODE's; its formulas are ours.
 
 The lecture's example, Euler on a state of 64 x 64 x 32 and a batch of 32 (16 MiB a step in float32), is
 compiled and analysed under every method, but not run.

@@ -191,6 +191,14 @@ def test_field_evaluations_do_not_count_stages_of_the_error_estimate(scheme, sta
     assert manifest.nfe(FixedStep(scheme, 5), n_blocks=3) == 15 * stages
 
 
+def test_field_evaluations_of_an_implicit_scheme_are_not_known_before():
+    diffrax = pytest.importorskip("diffrax")
+    from ode_nets.interop.diffrax import DiffraxScheme
+
+    with pytest.raises(ValueError, match="solve and count"):
+        manifest.nfe(FixedStep(DiffraxScheme(diffrax.ImplicitEuler()), 5))
+
+
 def test_lanes_within_a_bound():
     assert manifest.lanes_within(100, 30, 8) == 3
     assert manifest.lanes_within(10, 30, 8) == 1

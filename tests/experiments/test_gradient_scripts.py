@@ -51,15 +51,16 @@ def test_counts_are_those_of_aca_table_1():
     steps, tries = sizes["n_accepted"], sizes["n_accepted"] + sizes["n_rejected"]
     assert sizes["n_rejected"] > 0, "without a search the methods would cost the same"
     assert sizes["state_bytes"] == 3 * 2 * 4
-    for row in rows.values():
+    # ACA takes the accepted steps once more on the way back, Direct before it.
+    for name, again in (("ACA", (0, 6 * steps)), ("Direct", (6 * steps, 0))):
+        row = rows[name]
         assert row["result"] == "SUCCESS"
         assert row["error"] < 1e-2
         # The last stage of an accepted step of dopri5 is the first of the next, which a formula of stages leaves out.
-        assert row["forward_evaluations"] == row["formula_forward"] + 1 == 6 * tries + 1
+        assert row["formula_forward"] + 1 == 6 * tries + 1 == row["forward_evaluations"] - again[0]
+        assert (row["backward_evaluations"], row["backward_vjps"]) == (again[1], 6 * steps)
     assert rows["ACA"]["formula_vjps"] == 6 * steps
     assert rows["Direct"]["formula_vjps"] == 6 * tries
-    assert rows["ACA"]["backward_vjps"] <= 6 * steps + 1
-    assert rows["ACA"]["backward_vjps"] < rows["Direct"]["backward_vjps"]
     assert rows["ACA"]["difference_from_direct"] < 1e-5
 
 

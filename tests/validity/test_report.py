@@ -294,6 +294,11 @@ def test_a_flow_that_ends_nowhere_is_tied_to_the_solver_that_misses_it():
     assert validity.examine(subject, truth=truth, factors=(1, 64), n_samples=0).verdict == "tied"
 
 
+def test_a_number_of_steps_may_be_an_array():
+    subject = validity.of_field(lambda t, x, k: k * x, -1.0, jnp.ones((2, 1)), FixedStep("rk4", jnp.array(4)))
+    assert validity.examine(subject, factors=(1, 2)).trained == ("rk4", 4)
+
+
 def test_a_model_is_examined_block_by_block():
     net = ContinuousNet(n_classes=3, widths=(2,), basis=PiecewiseConstant(2), solver=FixedStep("midpoint", 2))
     images = jax.random.normal(jax.random.key(0), (12, 4, 4, 1))
