@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[float, float], str]] = {
         (9.8, 30.6),
         "18 h",
     ),
-    # There is room for all stages of max_steps steps, taken or not, which is what the batch and max_steps are small for.
+    # There is room for all stages of max_steps steps, taken or not: what the batch and max_steps are small for.
     "_naive": (
         "NODE18 by differentiation through the solver, Dopri5 1e-5",
         {"scheme": "dopri5", "rtol": 1e-5, "gradient": "direct", "batch_size": 32, "max_steps": 64},

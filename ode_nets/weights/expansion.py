@@ -117,7 +117,7 @@ class BasisExpansion:
 
         All arguments are integers and may be traced, so one compiled program serves every step count and
         every scheme; `n_basis * n_steps` and `n_basis * denominator` must fit the integer type. The limits at
-        jumps are those of `on_grid`.
+        jumps are those from inside the step.
         """
         self._check()
         support = self.basis.node_support(step, n_steps, numerator, denominator, self._dtype)
