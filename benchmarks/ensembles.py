@@ -8,8 +8,8 @@ float64, written as a user would:
 
 - forward: the loss sum(x(1)^2) of each lane, jit(vmap(loss))
 - gradient: loss and derivative with respect to rho, jit(vmap(value_and_grad(loss)))
-- ts: the same of the loss summed over 50 times; ours lands on them, and interpolates as diffrax does where it says
-  "dense"
+- ts: the same of the loss summed over 50 times; ours interpolates them as diffrax does, and lands on them where it
+  says "clip"
 
 diffrax runs with the number of checkpoints that is fastest at --tuning-lanes, found apart for each rtol and mode.
 gradsolve's replay repeats a sequence of steps recorded at the same rho; recording it, on the host and outside of jit,

@@ -136,7 +136,7 @@ def formulas(method: GradientMethod, sizes: Row) -> Row:
     one_step = stages * (state + sizes["activation_bytes"])
     vjps, memory = stages * tries, tries * one_step
     if isinstance(method, ACA):
-        kept = steps if method.checkpoints is None else min(steps, method.checkpoints)
+        kept = method.slots(state, steps)
         vjps, memory = stages * steps, one_step + kept * state
     elif isinstance(method, Backsolve):
         vjps, memory = stages * (sizes["n_accepted_back"] + sizes["n_rejected_back"]), one_step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ RECORDED = 256
 """Steps whose times are written down. Where more are taken, states of later ones are recomputed by searching for their
 steps again, so that no memory grows with the bound on their number."""
 
+FEW, MANY, MEBIBYTE = 32, 128, 2**20
+"""States that `ACA()` keeps: of large ones few, of small ones many, as long as they fit into a mebibyte."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ACA:
@@ -43,7 +46,8 @@ class ACA:
         one more forward pass while n_accepted <= S^2 / 4. Recomputed are steps of recorded size up to the 256th, and
         beyond that their sizes are searched for again. `None` keeps every state, in a buffer of `max_steps` of
         them, which is allocated in full: max_steps * bytes(x0), e.g. 4096 * 16 MiB = 64 GiB for a state of
-        [32, 64, 64, 32] in float32.
+        [32, 64, 64, 32] in float32. The default, `"auto"`, is 32, and of small states as many as fit into 1 MiB, up to
+        128.
 
     Memory does not depend on `max_steps`, but for `None`. On a known number of steps with at least as many checkpoints
     this is `Checkpointed("step")`. Reverse mode only.
@@ -56,17 +60,23 @@ class ACA:
         ACA(checkpoints=8)
     """
 
-    checkpoints: int | None = 32
+    checkpoints: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
         n = self.checkpoints
-        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-            raise ValueError(f"checkpoints={n!r}: expected None or at least 1")
+        if n not in (None, "auto") and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise ValueError(f"checkpoints={n!r}: expected None or at least 1, or 'auto'")
+
+    def slots(self, size: int, bound: int) -> int:
+        """How many states of `size` bytes are kept of at most `bound` steps."""
+        if self.checkpoints == "auto":
+            return min(max(FEW, min(MANY, MEBIBYTE // max(size, 1))), bound)
+        return bound if self.checkpoints is None else min(self.checkpoints, bound)
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`."""
         problem = refuse_forward_mode(problem, repr(self))
-        slots = solver.bound if self.checkpoints is None else min(self.checkpoints, solver.bound)
+        slots = self.slots(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(problem.x0)), solver.bound)
         if solver.length is not None and slots >= solver.length:
             return follow_times(problem, solver, replay(problem, solver, None, jax.checkpoint, dense))
         arrays, frame = split(solver)

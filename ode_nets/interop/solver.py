@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod
+from ode_nets.gradients.aca import MEBIBYTE
 from ode_nets.gradients.methods import compiled
 from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.integrate import Problem, Result, Solution, theta_at
@@ -132,7 +133,11 @@ class DiffraxSolver:
     def _adjoint(self, gradient: GradientMethod) -> diffrax.AbstractAdjoint | None:
         """The adjoint of diffrax that a gradient method of ours stands for, if there is one."""
         if isinstance(gradient, ACA):
-            return AdaptiveCheckpointAdjoint(gradient.checkpoints) if explicit(self.solver) else None
+            if not explicit(self.solver):
+                return None
+            # What fits of a state of unknown size.
+            few = gradient.slots(MEBIBYTE, self.max_steps)
+            return AdaptiveCheckpointAdjoint(few if gradient.checkpoints == "auto" else gradient.checkpoints)
         if isinstance(gradient, Direct):
             # It fails for this solver, as `ForwardMode` does.
             return None if isinstance(self.solver, diffrax.HalfSolver) else diffrax.DirectAdjoint()
