@@ -1,0 +1,220 @@
+"""Faults that other libraries' users have reported, each with its whole kind: right values, codes, or errors by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ode_nets import ACA, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, Result, solve
+from ode_nets.gradients import methods
+
+METHODS = [Direct(), Checkpointed(), ACA(2), Backsolve()]
+SOLVERS = [FixedStep("rk4", 4), Adaptive("bosh3", max_steps=24)]
+AROUND = {
+    "jit": lambda f: jax.jit(f),
+    "vmap": lambda f: lambda k: jax.vmap(f)(jnp.stack([k, k]))[0],
+    "scan": lambda f: lambda k: jax.lax.scan(lambda c, _: (f(k), None), k, None, length=1)[0],
+    "cond": lambda f: lambda k: jax.lax.cond(k > 0, f, lambda k: k, k),
+    "checkpoint": lambda f: jax.checkpoint(f),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_a_field_may_close_over_keys_labels_and_masks(x64, method, around):
+    for solver in SOLVERS:
+
+        def end(k, solver=solver):
+            key = jax.random.fold_in(jax.random.key(0), (k > 0).astype(int))
+            label, mask = (2 * k).astype(int), jnp.stack([k > 0, k < 0])
+
+            def field(t, x, k):
+                noise = jax.random.normal(key, ())
+                return jnp.where(mask, -k * x, x) + noise + label
+
+            return jnp.sum(solve(field, jnp.ones(2), k, solver=solver, gradient=method).x)
+
+        slope = jax.grad(AROUND[around](end))(1.3)
+        step = 1e-5
+        numeric = (end(1.3 + step) - end(1.3 - step)) / (2 * step)
+        np.testing.assert_allclose(slope, numeric, rtol=1e-2)
+
+
+def test_asked_times_are_not_refused_for_rounding():
+    decay = lambda t, x, _: -x
+    ts = jnp.linspace(0, 0.1, 11)
+    for solver in (Adaptive("bosh3"), FixedStep("rk4", 10), FixedStep("rk4", jnp.int32(10))):
+        np.testing.assert_allclose(solve(decay, 1.0, solver=solver, t1=0.1, ts=ts).x, np.exp(-ts), rtol=1e-4)
+    many = solve(decay, 1.0, solver=FixedStep("euler", 10_000), ts=np.linspace(0, 1, 11)).x
+    np.testing.assert_allclose(many, np.exp(-np.linspace(0, 1, 11)), rtol=1e-3)
+    assert solve(decay, 1.0, solver=FixedStep("rk4", jnp.int32(4)), t1=jnp.float32(0.1)).result == Result.SUCCESS
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_a_rejected_trial_that_leaves_the_domain_leaves_no_trace(x64, method):
+    """x' = -k sqrt(x): a first step that is too long takes the root of a negative number."""
+    solver = Adaptive("heun_euler", 1e-6, 1e-6, first_step=1.9, max_steps=400)
+    end = lambda k: solve(lambda t, x, k: -k * jnp.sqrt(x), 1.0, k, solver=solver, gradient=method, t1=1.9).x
+    value, slope = jax.jit(jax.value_and_grad(end))(1.0)
+    np.testing.assert_allclose([value, slope], [(1 - 0.95) ** 2, -1.9 * (1 - 0.95)], rtol=1e-2)
+
+
+@pytest.mark.parametrize("setting", ["debug_nans", "strict", "ranks"])
+def test_settings_of_jax_that_forbid_things_forbid_them_in_users_code_alone(setting):
+    guard = {
+        "debug_nans": lambda: jax.debug_nans(True),
+        "strict": lambda: jax.numpy_dtype_promotion("strict"),
+        "ranks": lambda: jax.numpy_rank_promotion("raise"),
+    }[setting]
+    with guard():
+        for method in METHODS:
+            for solver in SOLVERS:
+                end = lambda x, k, s=solver, m=method: jnp.sum(
+                    solve(lambda t, x, k: -k * x, x, k, solver=s, gradient=m, ts=jnp.array([0.5, 1.0])).x
+                )
+                slope = jax.grad(end, (0, 1))(jnp.ones(2), jnp.array([1.0, 2.0]))
+                assert all(bool(jnp.isfinite(leaf).all()) for leaf in slope)
+
+
+def test_the_users_field_keeps_the_users_rules():
+    with jax.numpy_dtype_promotion("strict"), pytest.raises(Exception, match="[Pp]romot"):
+        solve(lambda t, x, _: -x * jnp.float32(1) * jnp.ones((), jnp.float16), jnp.ones(2), solver=FixedStep("rk4", 2))
+
+
+def test_eager_solves_reuse_their_program_whoever_wrote_the_field():
+    def run(k):
+        closed = jnp.float32(k)
+        return float(solve(lambda t, x, _: -closed * x, 1.0, solver=Adaptive("bosh3")).x)
+
+    run(1.0)
+    before = len(methods._PROGRAMS)
+    values = [run(k) for k in (0.5, 1.0, 2.0)]
+    np.testing.assert_allclose(values, np.exp([-0.5, -1.0, -2.0]), rtol=1e-3)
+    assert len(methods._PROGRAMS) == before
+    # Another operation is another program, and there is a bound on how many are kept.
+    solve(lambda t, x, _: -jnp.sin(x), 1.0, solver=Adaptive("bosh3"))
+    assert len(methods._PROGRAMS) == before + 1 <= methods.N_PROGRAMS
+
+
+def test_programs_that_differ_in_a_constant_are_not_mistaken():
+    values = [float(solve(lambda t, x, _, k=k: -k * x, 1.0, solver=Adaptive("bosh3")).x) for k in (1.0, 2.0)]
+    np.testing.assert_allclose(values, np.exp([-1.0, -2.0]), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("t0", "span"), [(0.0, 1.0), (100.0, 1.0), (1000.0, 1.0), (1e7, 1.0)])
+def test_a_solve_far_from_time_zero_is_as_accurate(t0, span):
+    """x' = 100 J x, a rotation, in float32; and its derivative."""
+    field = lambda t, x, w: w * jnp.stack([-x[1], x[0]])
+    solver = Adaptive("dopri5", 1e-6, 1e-6)
+
+    @jax.jit
+    def run(w):
+        end = lambda w: solve(field, jnp.array([1.0, 0.0]), w, solver=solver, t0=t0, t1=t0 + span)
+        return end(w), jax.jacrev(lambda w: end(w).x)(w)
+
+    solution, slope = run(100.0)
+    reference, slope_at_zero = jax.jit(
+        lambda w: (
+            solve(field, jnp.array([1.0, 0.0]), w, solver=solver, t1=span),
+            jax.jacrev(lambda w: solve(field, jnp.array([1.0, 0.0]), w, solver=solver, t1=span).x)(w),
+        )
+    )(100.0)
+    assert solution.result == Result.SUCCESS
+    exact = np.array([np.cos(100 * span), np.sin(100 * span)])
+    error, at_zero = (np.abs(np.asarray(s.x, float) - exact).max() for s in (solution, reference))
+    assert error <= 2 * at_zero
+    np.testing.assert_allclose(slope, slope_at_zero, rtol=1e-5)
+
+
+def test_a_step_that_the_clock_cannot_resolve_has_a_code():
+    """A field of time in float32 at 1e7, where the clock moves by whole units."""
+    for solver in (Adaptive("bosh3", 1e-6, 1e-6), FixedStep("rk4", 100)):
+        solution = solve(lambda t, x, _: jnp.sin(t) * x, 1.0, solver=solver, t0=1e7, t1=1e7 + 1)
+        assert solution.result == Result.STEP_UNDERFLOW
+        assert jnp.isnan(solution.x)
+    with pytest.raises(ValueError, match="no time passes between them"):
+        solve(lambda t, x, _: -x, 1.0, solver=FixedStep("rk4", 2), t0=1e8, t1=1e8 + 1)
+
+
+def test_the_smallest_step_goes_with_the_time_and_not_with_the_goal():
+    """x' = -x / (c + t): steps of 1e-5 at the start of a solve to 1e4."""
+    solution = solve(
+        lambda t, x, c: -x / (c + t), 1.0, 1e-3, solver=Adaptive("tsit5", 1e-4, 1e-9), t1=1e4
+    )
+    assert solution.result == Result.SUCCESS
+    np.testing.assert_allclose(solution.x, 1e-3 / (1e-3 + 1e4), rtol=1e-2)
+    assert solution.n_accepted < 100
+
+
+def test_an_infinite_slope_is_seen_whatever_its_weight():
+    """The first stage of midpoint has weight zero, and tanh hides where it went."""
+    field = lambda t, x, a: jnp.where(t == 0.5, jnp.inf, -a * jnp.tanh(x))
+    for method in (Direct(), ACA(2), Checkpointed()):
+        end = lambda a, m=method: solve(field, 1.0, a, solver=FixedStep("midpoint", 4), gradient=m)
+        assert end(1.0).result == Result.NON_FINITE
+        assert jnp.isnan(jax.grad(lambda a, end=end: end(a).x)(1.0))
+
+
+def test_tolerances_are_numbers_arrays_and_trees():
+    decay = lambda t, x, _: jax.tree.map(jnp.negative, x)
+    x0 = {"a": jnp.ones(2), "b": jnp.ones(())}
+    loose, tight = {"a": jnp.array([1e-2, 1.0]), "b": 1.0}, {"a": jnp.array([1e-6, 1.0]), "b": 1.0}
+    steps = [int(solve(decay, x0, solver=Adaptive("bosh3", 1e-9, atol)).n_accepted) for atol in (loose, tight)]
+    assert steps[0] < steps[1]
+    closed = jnp.float32(1e-3)
+    inside = jax.jit(lambda x: solve(decay, x, solver=Adaptive("bosh3", closed * 2, jnp.float32(1e-6))).x)
+    np.testing.assert_allclose(inside(jnp.ones(2)), np.exp(-1), rtol=1e-2)
+    with pytest.raises(ValueError, match=r"shape \(3,\) for a leaf of the state of shape \(2,\)"):
+        solve(decay, jnp.ones(2), solver=Adaptive("bosh3", 1e-3, jnp.ones(3)))
+
+
+def test_complex_weights_of_a_real_state_have_their_gradient(x64):
+    def end(w, method):
+        field = lambda t, x, w: jnp.real(w * jnp.exp(1j * t)) * x
+        return solve(field, 1.0, w, solver=Adaptive("tsit5", 1e-9, 1e-9, max_steps=200), gradient=method).x
+
+    direct, *others = [jax.grad(end)(0.3 + 0.4j, m) for m in (Direct(), ACA(), Backsolve())]
+    np.testing.assert_allclose(others, direct, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", [ACA(2), Backsolve()], ids=repr)
+def test_reverse_over_reverse_is_refused_by_name(method):
+    end = lambda k: solve(lambda t, x, k: -k * x, 1.0, k, solver=FixedStep("rk4", 8), gradient=method).x
+    with pytest.raises(ValueError, match=r"reverse over reverse mode through gradient=.*jax.hessian"):
+        jax.grad(jax.grad(end))(1.0)
+
+
+def test_what_is_no_array_is_named_with_what_to_do():
+    field = lambda t, x, _: -x
+    for weights, message in (
+        ({"name": "relu"}, r"weights\['name'\] is 'relu', a str: a setting is no weight"),
+        ({"flag": True}, r"weights\['flag'\] is True, a bool: a setting is no weight"),
+        ([jnp.ones(2), jnp.tanh], r"weights\[1\] is .*: only arrays go through a solve; split the model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            solve(field, 1.0, weights, solver=FixedStep("rk4", 2))
+    with pytest.raises(ValueError, match="max_steps=64.5: expected an integer"):
+        Adaptive("bosh3", max_steps=64.5)
+
+
+def test_samples_need_an_axis_in_every_leaf():
+    with pytest.raises(ValueError, match="norm='sample' with leaves of shapes"):
+        decay = lambda t, x, _: jax.tree.map(jnp.negative, x)
+        solve(decay, {"a": jnp.ones(3), "b": jnp.ones(())}, solver=Adaptive("bosh3", norm="sample"))
+
+
+def test_dense_output_is_the_solution_at_any_time_and_differentiable(x64):
+    ts = np.array([0.0, 0.13, 0.5, 0.99, 1.0])
+    for solver in (FixedStep("rk4", 16), Adaptive("tsit5", 1e-8, 1e-8, max_steps=40)):
+        for method in (Direct(), ACA(3), ACA(None), Checkpointed()):
+
+            def values(k, t, solver=solver, method=method):
+                dense = solve(lambda t, x, k: -k * x, 2.0, k, solver=solver, gradient=method, dense=True).dense
+                return jax.vmap(dense)(t)
+
+            got = jax.jit(values)(0.7, ts)
+            np.testing.assert_allclose(got, 2 * np.exp(-0.7 * ts), rtol=2e-5)
+            slope = jax.jit(jax.grad(lambda k, t: jnp.sum(values(k, t)), (0, 1)))(0.7, ts)
+            np.testing.assert_allclose(slope[0], np.sum(-2 * ts * np.exp(-0.7 * ts)), rtol=1e-4)
+            np.testing.assert_allclose(slope[1], -1.4 * np.exp(-0.7 * ts), rtol=2e-2)
+            assert np.isnan(jax.jit(values)(0.7, np.array([1.5]))).all()
