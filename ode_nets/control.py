@@ -103,12 +103,15 @@ def scaled_norm(
 
     def squares(e: jax.Array, a: jax.Array, b: jax.Array, rtol: Any, atol: Any) -> jax.Array:
         size = jnp.maximum(jnp.abs(a), jnp.abs(b)).astype(dtype)
+        for name, tolerance in (("rtol", rtol), ("atol", atol)):
+            shape = jnp.shape(tolerance)
+            ends = zip(shape[::-1], size.shape[::-1], strict=False)
+            if len(shape) > size.ndim or any(n not in (1, m) for n, m in ends):
+                raise ValueError(
+                    f"{name} has shape {shape} for a leaf of the state of shape {size.shape}: expected scalars, arrays "
+                    "that broadcast against every leaf, or pytrees like the state"
+                )
         scale = jnp.asarray(atol, dtype) + jnp.asarray(rtol, dtype) * size
-        if scale.shape != size.shape:
-            raise ValueError(
-                f"rtol and atol make a scale of shape {scale.shape} for a leaf of the state of shape {size.shape}: "
-                "expected scalars, arrays that broadcast against every leaf, or pytrees like the state"
-            )
         size = jnp.abs(e).astype(dtype)
         # With atol = 0, an entry that rests at zero has no error and no scale.
         ratio = size / jnp.where((size == 0) & (scale == 0), 1, scale)

@@ -12,6 +12,7 @@ from ode_nets.gradients import treeverse
 from ode_nets.gradients.outputs import follow_times
 from ode_nets.gradients.replay import replay
 from ode_nets.gradients.reverse_only import refuse_forward_mode, refuse_reverse_mode
+from ode_nets.gradients.rules import standard
 from ode_nets.gradients.treeverse import Store
 from ode_nets.integrate import Problem, Solution, Solver
 from ode_nets.integrate.loop import Keeper, Run, finish, loop, within
@@ -95,7 +96,7 @@ class ACA:
             ct = _backward(problem, frame.fill(arrays), kept, clock, cotangent)
             return refuse_reverse_mode(ct, repr(self)), jax.tree.map(zero_cotangent, arrays)
 
-        run.defvjp(forward, backward)
+        run.defvjp(standard(forward), standard(backward))
         return follow_times(problem, solver, finish(problem, solver, run(problem, arrays)))
 
 

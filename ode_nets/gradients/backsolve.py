@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.gradients.reverse_only import refuse_forward_mode, refuse_reverse_mode
+from ode_nets.gradients.rules import standard
 from ode_nets.integrate import Problem, Solution, Solver, integrate, theta_at
 from ode_nets.integrate.problem import pose
 from ode_nets.trees import add, as_cotangents, split, zero_cotangent, zeros
@@ -68,7 +69,7 @@ class Backsolve:
             found = self._backward(problem, frame.fill(arrays), x, ct)
             return refuse_reverse_mode(found, repr(self)), jax.tree.map(zero_cotangent, arrays)
 
-        run.defvjp(forward, backward)
+        run.defvjp(standard(forward), standard(backward))
         return run(refuse_forward_mode(problem, repr(self)), arrays)
 
     def _backward(self, problem: Problem, solver: Solver, x: PyTree, ct: PyTree) -> Problem:

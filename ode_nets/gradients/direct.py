@@ -9,6 +9,7 @@ import jax
 
 from ode_nets.gradients.outputs import follow_times
 from ode_nets.gradients.replay import Transform, replay, search
+from ode_nets.gradients.rules import standard
 from ode_nets.integrate import Problem, Solution, Solver, integrate
 from ode_nets.trees import split
 
@@ -86,6 +87,7 @@ def differentiable(problem: Problem, solver: Solver, transform: Transform, dense
         return integrate(problem, frame.fill(arrays), dense)
 
     @run.defjvp
+    @standard
     def derivative(primals: Any, tangents: Any) -> Any:
         constant, solver = jax.lax.stop_gradient(primals[0]), frame.fill(primals[1])
         record = None if solver.recorded else search(constant, solver)

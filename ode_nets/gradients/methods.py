@@ -13,6 +13,7 @@ from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.direct import Checkpointed
 from ode_nets.gradients.outputs import mark_failed
 from ode_nets.gradients.reverse_only import refusal
+from ode_nets.gradients.rules import as_chosen, standard
 from ode_nets.integrate import Adaptive, Field, FixedStep, Problem, Solution, Solver, make_problem
 from ode_nets.trees import split
 
@@ -85,11 +86,10 @@ def solve(
         (0.1353, 0)
     """
     _check_kinds(solver, gradient)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        problem = make_problem(_as_configured(field), x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
+    field = as_chosen(field) if callable(field) else field
+    problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
     if not isinstance(solver, FixedStep | Adaptive):
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return mark_failed(solver.solve(problem, gradient, dense), problem)
+        return standard(mark_failed)(standard(solver.solve)(problem, gradient, dense), problem)
     method = gradient if gradient is not None else default_gradient(solver)
     if dense and not solver.scheme.interpolates:
         raise ValueError(f"dense=True: scheme {solver.scheme.name!r} has no interpolant; choose another, or ask for ts")
@@ -129,27 +129,13 @@ def compiled(frame: Any, method: GradientMethod, dense: bool) -> Callable:
 
 def _compiled(frame: Any, method: GradientMethod, dense: bool) -> Callable:
     @jax.jit
+    @standard
     def run(parts: list[Any]) -> Solution:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            problem, solver = frame.fill(parts)
-            solution = method.run(problem, solver, dense) if dense else method.run(problem, solver)
-            return mark_failed(solution, problem)
+        problem, solver = frame.fill(parts)
+        solution = method.run(problem, solver, dense) if dense else method.run(problem, solver)
+        return mark_failed(solution, problem)
 
     return run
-
-
-def _as_configured(field: Field) -> Field:
-    """The field under the promotion rules that hold where `solve` is called: those inside are the library's own."""
-    config: Any = jax.config
-    dtypes, ranks = config.jax_numpy_dtype_promotion, config.jax_numpy_rank_promotion
-    if (dtypes, ranks) == ("standard", "allow") or not callable(field):
-        return field
-
-    def configured(t: Any, x: PyTree, theta: PyTree) -> PyTree:
-        with jax.numpy_dtype_promotion(dtypes), jax.numpy_rank_promotion(ranks):
-            return field(t, x, theta)
-
-    return configured
 
 
 def _check_kinds(solver: Any, gradient: Any) -> None:

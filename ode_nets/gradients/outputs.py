@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from ode_nets.gradients.rules import standard
 from ode_nets.integrate import Problem, Result, Solution, Solver, theta_at
 
 PyTree = Any
@@ -35,6 +36,7 @@ def mark_failed(solution: Solution, inputs: PyTree) -> Solution:
         return outputs
 
     @partial(same.defjvp, symbolic_zeros=True)
+    @standard
     def derivative(primals: Any, tangents: Any) -> Any:
         outputs, good, _ = primals
         moving = [d for d in tangents[2] if not isinstance(d, SymbolicZero)]
@@ -78,6 +80,7 @@ def follow_times(problem: Problem, solver: Solver, solution: Solution) -> Soluti
         return x
 
     @partial(same.defjvp, symbolic_zeros=True)
+    @standard
     def derivative(primals: Any, tangents: Any) -> Any:
         x, asked, problem = primals
         dx = jax.tree.map(_materialized, x, tangents[0])

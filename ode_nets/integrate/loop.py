@@ -261,7 +261,8 @@ def interpolation(problem: Problem, solver: Solver, rows: Any, n: jax.Array) -> 
     """What `solution.dense` is, from the rows of all steps."""
     if rows is None:
         return None
-    tau, h, x, inside = rows
+    # Without the spare row of the loop.
+    tau, h, x, inside = jax.tree.map(lambda leaf: leaf[: solver.bound], rows)
     used = jnp.arange(tau.shape[0]) < n
     steps = Steps(
         t=jnp.where(used, problem.time(jnp.where(used, tau, 0)), problem.sign * jnp.inf),
