@@ -98,7 +98,7 @@ def replay(
         used = jnp.arange(solver.bound) < n
         rows = (jnp.where(used, rows[0], jnp.inf), *rows[1:])
     state = State(clock, along.x, None, along.aux, along.nfe if record is None else record.nfe)
-    return finish(problem, solver, Run(state, Asked(states, rows if dense else None)))
+    return finish(problem, solver, vary(Run(state, Asked(states, rows if dense else None)), problem.x0))
 
 
 def _by_section(
