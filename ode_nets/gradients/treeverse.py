@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.lanes import any_lane, longest, read, room, select, this_lane, write
+from ode_nets.lanes import any_lane, longest, read, room, select, this_lane, vary, write
 
 PyTree = Any
 _FAR = 2**30
@@ -162,14 +162,30 @@ def reverse(
     slots = jnp.sum(jnp.where(rank == order[:, None], order, 0), axis=1, dtype=jnp.int32)
     height = jnp.sum(steps < _FAR, dtype=jnp.int32)
 
-    def body(carry: tuple[jax.Array, jax.Array, Store, PyTree]) -> tuple[jax.Array, jax.Array, Store, PyTree]:
-        i, height, store, cotangents = carry
-        mine = this_lane(i < n_steps)
-        lower, store, x = _recompute(i, mine, height - 1, slots, store, max_steps, advance)
-        cotangents = select(mine, pull(i, x, cotangents), cotangents)
-        return i - 1, jnp.where(mine, lower, height), store, cotangents
+    def pull_stored(carry: Any, store: Store) -> Any:
+        """Pull through steps as long as their states are on top of the stack: none is written meanwhile."""
 
-    return jax.lax.while_loop(lambda carry: carry[0] >= 0, body, (last, height, store, cotangents))[3]
+        def body(carry: Any) -> Any:
+            i, height, _, x, cotangents = carry
+            cotangents = select(this_lane(i < n_steps), pull(i, x, cotangents), cotangents)
+            slot = slots[jnp.maximum(height - 1, 0)]
+            ready = (i - 1 < n_steps) & (height > 0) & (store.steps[slot] == i - 1)
+            x = select(ready, read(store.states, slot), x)
+            return i - 1, height - ready.astype(jnp.int32), ready, x, cotangents
+
+        lacks = lambda carry: any_lane((carry[0] < n_steps) & ~carry[2])
+        return jax.lax.while_loop(lambda carry: (carry[0] >= 0) & ~lacks(carry), body, carry)
+
+    def body(carry: Any) -> Any:
+        (i, height, ready, x, cotangents), store = carry
+        needs = (i < n_steps) & ~ready
+        lower, store, found = _recompute(i, needs, height - 1, slots, store, max_steps, advance)
+        x, height = select(needs, (found, lower), (x, height))
+        return pull_stored((i, height, ready | needs, x, cotangents), store), store
+
+    first = read(store.states, slots[0])
+    carry = ((last, height, vary(jnp.asarray(False), store.steps), first, cotangents), store)
+    return jax.lax.while_loop(lambda carry: carry[0][0] >= 0, body, carry)[0][4]
 
 
 def _recompute(
