@@ -7,6 +7,7 @@ arrived keeps its own small state and leaves buffers alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,6 +47,39 @@ def longest(n: jax.Array) -> jax.Array:
 @longest.def_vmap
 def _longest_of_many(size: int, batched: Any, n: jax.Array) -> Any:
     return longest(jnp.max(n, axis=0)), False
+
+
+@jax.custom_batching.custom_vmap
+def _among_others(i: jax.Array, mapped: jax.Array) -> jax.Array:
+    return jnp.asarray(True)
+
+
+@_among_others.def_vmap
+def _among_many(size: int, batched: Any, i: jax.Array, mapped: jax.Array) -> Any:
+    # True, which a compiler for CPUs must not know; others compute nothing anew, and a condition costs them.
+    return jax.lax.platform_dependent(i, cpu=lambda i: i >= 0, default=lambda i: jnp.asarray(True)), False
+
+
+def apart(function: Callable[..., Any], i: jax.Array, mapped: jax.Array) -> Callable[..., Any]:
+    """The same function; among lanes, a computation that the compiler keeps apart from those before and after it.
+
+    The derivative of a chain of small evaluations is one product after another, and a compiler for CPUs that fuses
+    them computes the earlier ones anew in each of the later: six times slower for a thousand lanes of three numbers.
+    A single solve of large states has nothing to gain from it, and is left as it is.
+
+    Args:
+      function: of arrays.
+      i: the number of a step, not mapped.
+      mapped: any scalar that is mapped where there are lanes.
+    """
+    flag = _among_others(i, mapped)
+
+    def run(*args: Any) -> Any:
+        shapes = jax.eval_shape(function, *args)
+        nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.cond(flag, function, nothing, *args)
+
+    return run
 
 
 def select(wanted: Any, new: PyTree, old: PyTree) -> PyTree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -105,3 +106,66 @@ def as_cotangents(primals: Any, total: Any) -> Any:
         return b if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else zero_cotangent(a)
 
     return jax.tree.map(leaf, primals, total)
+
+
+class Part:
+    """Some of the arrays of a tree.
+
+    Args:
+      tree: all of them.
+      wanted: a tree like it of booleans, true for those.
+    """
+
+    def __init__(self, tree: Any, wanted: Any):
+        self._leaves, self._structure = jax.tree.flatten(tree)
+        self._wanted = jax.tree.leaves(wanted)
+        self.chosen = [leaf for leaf, yes in zip(self._leaves, self._wanted, strict=True) if yes]
+
+    def fill(self, chosen: Sequence[Any]) -> Any:
+        """The tree with others in their place."""
+        rest = iter(chosen)
+        leaves = [next(rest) if yes else leaf for leaf, yes in zip(self._leaves, self._wanted, strict=True)]
+        return jax.tree.unflatten(self._structure, leaves)
+
+    def cotangents(self, chosen: Sequence[Any]) -> Any:
+        """Their cotangents as those of the tree: zero for all others."""
+        rest = iter(chosen)
+        zero = zero_cotangent
+        leaves = [next(rest) if yes else zero(leaf) for leaf, yes in zip(self._leaves, self._wanted, strict=True)]
+        return jax.tree.unflatten(self._structure, leaves)
+
+
+SMALL = 64
+"""Entries up to which an array is packed."""
+
+
+class Packing:
+    """Trees of one structure with their small arrays side by side: one row of memory for many scalars.
+
+    Args:
+      like: a tree, whose structure, shapes and dtypes are those of all others.
+    """
+
+    def __init__(self, like: Any):
+        self.shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), like)
+        self._groups: dict[Any, list[int]] = {}
+        for i, leaf in enumerate(jax.tree.leaves(self.shapes)):
+            self._groups.setdefault(leaf.dtype if leaf.size <= SMALL else i, []).append(i)
+
+    def pack(self, tree: Any) -> list[jax.Array]:
+        """Few arrays: one of all small leaves of each dtype, and the large ones."""
+        leaves = jax.tree.leaves(tree)
+        one = lambda group: jnp.concatenate([leaves[i].reshape(-1) for i in group]) if len(group) > 1 else leaves[group[0]]
+        return [one(group) for group in self._groups.values()]
+
+    def unpack(self, packed: Sequence[jax.Array]) -> Any:
+        """The tree again."""
+        shapes, structure = jax.tree.flatten(self.shapes)
+        leaves: list[Any] = [None] * len(shapes)
+        for group, array in zip(self._groups.values(), packed, strict=True):
+            start = 0
+            for i in group:
+                size = math.prod(shapes[i].shape)
+                leaves[i] = array if len(group) == 1 else array[start : start + size].reshape(shapes[i].shape)
+                start += size
+        return jax.tree.unflatten(structure, leaves)

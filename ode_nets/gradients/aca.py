@@ -7,9 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from ode_nets.gradients import treeverse
 from ode_nets.gradients.outputs import follow_times
+from ode_nets.gradients.perturbed import Moving, instantiate, perturbed
 from ode_nets.gradients.replay import replay
 from ode_nets.gradients.reverse_only import refuse_forward_mode, refuse_reverse_mode
 from ode_nets.gradients.rules import standard
@@ -19,9 +21,9 @@ from ode_nets.integrate.loop import Keeper, Run, finish, loop, within
 from ode_nets.integrate.problem import Place, evaluator
 from ode_nets.integrate.solution import Result
 from ode_nets.integrate.uniform import Clock
-from ode_nets.lanes import any_lane, read, room, select, this_lane, vary, write
+from ode_nets.lanes import any_lane, apart, read, room, select, this_lane, vary, write
 from ode_nets.stepping import Step
-from ode_nets.trees import add, as_cotangents, split, zero_cotangent, zeros
+from ode_nets.trees import Packing, Part, split, zero_cotangent
 
 PyTree = Any
 RECORDED = 256
@@ -87,16 +89,18 @@ class ACA:
             return _outputs(loop(problem, frame.fill(arrays), dense=dense)[0])
 
         def forward(problem: Problem, arrays: list[Any]) -> tuple[Run, Any]:
+            problem, moving = perturbed(problem)
+            arrays, _ = perturbed(arrays)
             solver = frame.fill(arrays)
             found, kept = loop(problem, solver, _keeper(problem, solver, slots), dense)
-            return _outputs(found), (problem, arrays, kept, found.state.clock)
+            return _outputs(found), (problem, moving, arrays, kept, found.state.clock)
 
         def backward(residuals: Any, cotangent: Run) -> Any:
-            problem, arrays, kept, clock = residuals
-            ct = _backward(problem, frame.fill(arrays), kept, clock, cotangent)
+            problem, moving, arrays, kept, clock = residuals
+            ct = _backward(problem, moving, frame.fill(arrays), kept, clock, cotangent)
             return refuse_reverse_mode(ct, repr(self)), jax.tree.map(zero_cotangent, arrays)
 
-        run.defvjp(standard(forward), standard(backward))
+        run.defvjp(standard(forward), standard(backward), symbolic_zeros=True)
         return follow_times(problem, solver, finish(problem, solver, run(problem, arrays)))
 
 
@@ -105,25 +109,34 @@ def _outputs(run: Run) -> Run:
 
 
 class Point(NamedTuple):
-    """Where a step begins: what is kept of it, and enough to go on from there."""
+    """Where a solve stands before a round: what is kept of it, and enough to go on from there."""
 
-    tau: jax.Array
-    h: jax.Array
-    """Size that the step was given."""
-    error: jax.Array
-    """Of the step before, for the controller."""
+    clock: Clock
     x: PyTree
 
 
 class Kept(NamedTuple):
-    """What the forward pass leaves for the backward one."""
+    """What the forward pass leaves for the backward one, by round.
+
+    A round ends when a step is accepted. Of a single solve rounds are its accepted steps; among lanes they are the
+    stretches in which none takes more than one step, and those that take none stand still. So every index is the same
+    for all lanes, and what is kept is read and written in one piece.
+    """
 
     store: Store
     """Of `Point`s."""
+    round: jax.Array
+    """Number of the one at hand."""
+    step: jax.Array
+    """Steps accepted before it."""
     ends: Any
-    """Where steps begin, `[RECORDED + 1]`; `None` where the solver knows."""
+    """Where rounds begin, `[RECORDED + 1]`, and a spare row; `None` where the solver knows its steps."""
     edge: Any
-    """`(h, error)` of the first step whose end is not recorded; likewise."""
+    """The clock before the first round whose end is not recorded; likewise."""
+
+
+def _packing(clock: Clock, x: PyTree) -> Packing:
+    return Packing(Point(clock, x))
 
 
 def _capacity(solver: Solver) -> int:
@@ -134,124 +147,142 @@ def _keeper(problem: Problem, solver: Solver, slots: int) -> Keeper:
     n = _capacity(solver)
 
     def begin(clock: Clock, x: PyTree) -> Kept:
-        store = treeverse.new_store(Point(clock.tau, clock.h, clock.error, x), slots)
+        store = treeverse.new_store(_packing(clock, x).pack(Point(clock, x)), slots)
         if solver.recorded:
-            return Kept(store, None, None)
-        return Kept(store, room(n + 1, clock.tau), (clock.h, clock.error))
+            return Kept(store, jnp.int32(0), clock.step, None, None)
+        return Kept(store, jnp.int32(0), clock.step, room(n + 1, clock.tau), clock)
 
     def keep(kept: Kept, clock: Clock, x: PyTree, place: Place, mine: Any) -> Kept:
-        i = clock.step
-        point = Point(clock.tau, place.h, clock.error, x)
-        store = treeverse.keep(kept.store, i, point, solver.bound, mine)
+        i = _round(kept, clock)
+        kept = kept._replace(round=i, step=clock.step)
+        kept = kept._replace(store=treeverse.keep(kept.store, i, _packing(clock, x).pack(Point(clock, x)), solver.bound))
         if kept.ends is None:
-            return kept._replace(store=store)
-        ends = write(kept.ends, jnp.where(mine & (i <= n), i, n + 1), clock.tau)
-        return Kept(store, ends, select(mine & (i == n), (place.h, clock.error), kept.edge))
+            return kept
+        ends = write(kept.ends, jnp.minimum(i, n + 1), clock.tau)
+        return kept._replace(ends=ends, edge=select(i == n, clock, kept.edge))
 
     return Keeper(begin, keep)
+
+
+def _round(kept: Kept, clock: Clock) -> jax.Array:
+    """The round that a clock stands in, which may be the one after that of the last trial."""
+    return kept.round + any_lane(clock.step > kept.step).astype(jnp.int32)
 
 
 class _Cotangents(NamedTuple):
     """What accumulates on the way back."""
 
     x: PyTree
-    tau: jax.Array
-    problem: Problem
-    """Of all but the initial state, whose place is empty."""
-    end: jax.Array
-    """Where the step at hand ends: where the one after it begins."""
-    cursor: jax.Array
-    """Asked times up to there."""
+    tau: Any
+    """`None` unless times are differentiated; likewise `ts`."""
+    ts: Any
+    parameters: list[jax.Array]
+    """Of all else that is differentiated."""
+    clock: Clock
+    """After the round at hand."""
 
 
-def _backward(problem: Problem, solver: Solver, kept: Kept, clock: Clock, cotangent: Run) -> Problem:
-    parameters = dataclasses.replace(problem, x0=None)
+def _backward(
+    problem: Problem, moving: Moving, solver: Solver, kept: Kept, clock: Clock, cotangent: Run
+) -> Problem:
+    parameters = Part(dataclasses.replace(problem, x0=None, ts=None), dataclasses.replace(moving.tree, x0=None, ts=None))
+    flags = moving.tree
+    timed = any(flag is True for flag in (flags.t0, flags.span, flags.sign, flags.ts))
     ct_states, ct_rows = cotangent.asked
+    if all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(ct_rows)):
+        ct_rows = None
+    ct_end, ct_states, ct_rows = instantiate((cotangent.state, ct_states, ct_rows))
     inside = ct_rows is not None or not solver.lands(problem)
-    n_known = _capacity(solver)
+    packing = _packing(clock, problem.x0)
 
-    def local(parameters: Problem, tau: jax.Array, x: PyTree, i: Any, end: Any, cursor: Any) -> Any:
-        here = dataclasses.replace(parameters, x0=problem.x0)
+    def local(inputs: Any, x: PyTree, i: Any, tau: Any, end: Any, cursor: Any) -> Any:
+        """What a step gives, as a function of what is differentiated."""
+        arrays, ts, start = inputs
+        tau, ts = tau if start is None else start, problem.ts if ts is None else ts
+        here = dataclasses.replace(parameters.fill(arrays), x0=problem.x0, ts=ts)
         place = solver.place(here, i, tau, end, cursor)
-        step = solver.scheme.step(
-            evaluator(here, place), x, place.shift(here), inside=inside, smooth=problem.smooth
-        )
+        plain, mapped = evaluator(here, place), jax.lax.stop_gradient(tau)
+        evaluate = lambda node, x: apart(lambda x: plain(node, x), i, mapped)(x)
+        step = solver.scheme.step(evaluate, x, place.shift(here), inside=inside, smooth=problem.smooth)
         row = (place.tau, place.h, x, step.inside) if inside else ()
-        return step.x, place.end, step.aux, row
+        return step.x, place.end if timed else (), step.aux, row
 
-    def pull(i: jax.Array, point: Point, ct: _Cotangents) -> _Cotangents:
-        started = Clock(point.tau, point.h, i, jnp.int32(0), point.error, ct.cursor, jnp.int32(0))
-        before = _passed_at(problem, solver, started, ct.cursor)
-        again = lambda parameters, tau, x: local(parameters, tau, x, i, ct.end, before)
-        out, pullback = jax.vjp(again, parameters, point.tau, point.x)
-        ct_x, ct_row, d_ts = ct.x, jax.tree.map(jnp.zeros_like, out[3]), ct.problem.ts
+    def pull(i: jax.Array, packed: Any, ct: _Cotangents) -> _Cotangents:
+        point, after = packing.unpack(packed), ct.clock
+        before = _passed_at(problem, solver, point.clock._replace(cursor=after.cursor), after.cursor)
+        started = point.clock._replace(cursor=before)
+        ts = None if ct.ts is None else problem.ts
+        inputs = (parameters.chosen, ts, started.tau if timed else None)
+        out, pullback = jax.vjp(lambda inputs, x: local(inputs, x, i, started.tau, after.tau, before), inputs, point.x)
+        ct_x, ct_row, d_ts = ct.x, jax.tree.map(jnp.zeros_like, out[3]), ct.ts
         if ct_rows is not None:
-            ct_row = read(ct_rows, i)
+            ct_row = read(ct_rows, started.step)
         if problem.ts is not None:
             carry = (before, ct_x, ct_row, d_ts)
-            ct_x, ct_row, d_ts = _pull_asked(problem, solver, out[3], ct_states, ct.cursor, carry)
-        d_parameters, d_tau, d_x = pullback((ct_x, ct.tau, cotangent.state.aux, ct_row))
-        total = dataclasses.replace(add(ct.problem, d_parameters), ts=None)
-        if d_ts is not None:
-            total = dataclasses.replace(total, ts=d_ts + d_parameters.ts)
-        return _Cotangents(d_x, d_tau, total, point.tau, before)
-
-    def advance(i: jax.Array, point: Point) -> Point:
-        if solver.recorded:
-            return _take(problem, solver, solver.place(problem, i, None, None, None), point)
-        take = lambda: _take(problem, solver, Place(point.tau, (end := read(kept.ends, i + 1)) - point.tau, end), point)
-        if n_known >= solver.bound:
-            return take()
-        late = i >= n_known
-        found = jax.lax.cond(any_lane(late), lambda: _search(problem, solver, i, point, late), lambda: point)
-        taken = jax.lax.cond(any_lane(~late), take, lambda: point)
-        size, error = kept.edge
-        edge = Point(taken.tau, size, error, taken.x)
-        return select(late, found, select(i + 1 == n_known, edge, taken))
+            ct_x, ct_row, d_ts = _pull_asked(problem, solver, out[3], ct_states, after.cursor, carry)
+        (d_parameters, more, d_tau), d_x = pullback((ct_x, ct.tau if timed else (), ct_end.aux, ct_row))
+        new = _Cotangents(
+            x=d_x,
+            tau=d_tau,
+            ts=None if d_ts is None else d_ts + more,
+            parameters=jax.tree.map(jnp.add, ct.parameters, d_parameters),
+            clock=started,
+        )
+        # A lane that took no step in this round goes on from where it stands.
+        return select(this_lane(after.step > started.step), new, ct)
 
     start = _Cotangents(
-        x=cotangent.state.x,
-        tau=cotangent.state.clock.tau,
-        problem=zeros(parameters),
-        end=clock.tau,
-        cursor=clock.cursor,
+        x=ct_end.x,
+        tau=ct_end.clock.tau if timed else None,
+        ts=jnp.zeros_like(problem.ts) if problem.ts is not None and flags.ts else None,
+        parameters=jax.tree.map(jnp.zeros_like, parameters.chosen),
+        clock=clock,
     )
     start = vary(start, problem.x0)
-    ct = treeverse.reverse(clock.step, kept.store, solver.bound, advance, pull, start)
+
+    def advance(i: jax.Array, packed: Any) -> Any:
+        return packing.pack(_advance(problem, solver, kept, i, packing.unpack(packed)))
+
+    ct = treeverse.reverse(_round(kept, clock), kept.store, solver.bound, advance, pull, start)
     ct_x = ct.x
     if ct_states is not None:
-        at_start = jnp.arange(problem.n_asked + 1) < ct.cursor
+        at_start = jnp.arange(problem.n_asked + 1) < ct.clock.cursor
         total = lambda a, b: a + jnp.sum(jnp.where(at_start.reshape(-1, *[1] * a.ndim), b, 0), axis=0)
         ct_x = jax.tree.map(total, ct_x, ct_states)
-    return dataclasses.replace(as_cotangents(parameters, ct.problem), x0=ct_x)
+    rest = parameters.cotangents(ct.parameters)
+    ts = None if problem.ts is None else jnp.zeros_like(problem.ts) if ct.ts is None else ct.ts
+    return dataclasses.replace(rest, x0=ct_x, ts=ts)
 
 
-def _take(problem: Problem, solver: Solver, place: Place, point: Point) -> Point:
-    """The point after a step whose size is known."""
-    x, _ = solver.scheme.advance(evaluator(problem, place), point.x, place.shift(problem))
-    return Point(place.end, point.h, point.error, x)
+def _advance(problem: Problem, solver: Solver, kept: Kept, i: jax.Array, point: Point) -> Point:
+    """The point after a round: by steps whose ends are recorded, or by searching for them again."""
+    step = lambda place, x, error: solver.scheme.advance(
+        evaluator(problem, place), x, place.shift(problem), error=error
+    )
+    if solver.recorded:
+        place = solver.place(problem, i, None, None, None)
+        moved = this_lane(i < solver.count())
+        clock = point.clock._replace(tau=place.end, step=point.clock.step + 1)
+        return select(moved, Point(clock, step(place, point.x, False)[0]), point)
+    n_known = _capacity(solver)
+    late = i >= n_known
 
+    def trial(carry: tuple[Point, Any]) -> tuple[Point, Any]:
+        (clock, x), _ = carry
+        end, place = read(kept.ends, jnp.minimum(i + 1, n_known)), solver.propose(problem, clock)
+        place = select(late, place, Place(clock.tau, end - clock.tau, end))
+        new, error = step(place, x, late)
+        judged, accepted = solver.judge(problem, clock, place, x, Step(new, error, (), (), None, None, None, 0))
+        mine = this_lane(jnp.where(late, solver.running(clock), end > clock.tau))
+        known = clock._replace(tau=end, step=clock.step + 1)
+        clock = select(mine, select(late, judged, known), clock)
+        moved = mine & (accepted | ~late)
+        over = any_lane(moved) | ~any_lane(solver.running(clock)) | ~late
+        return Point(clock, select(moved, new, x)), over
 
-def _search(problem: Problem, solver: Solver, i: jax.Array, point: Point, mine: jax.Array) -> Point:
-    """The point after a step whose size is to be found again, from the size that it was given first."""
-    zero = jnp.int32(0)
-    cursor = zero
-    if problem.ts is not None:
-        cursor = jnp.searchsorted(problem.ts, point.tau, side="right").astype(jnp.int32)
-    clock = Clock(point.tau, point.h, i, zero, point.error, cursor, zero)
-    due = lambda carry: mine & (carry[0].step == i) & (carry[0].result == Result.SUCCESS)
-
-    def body(carry: tuple[Clock, PyTree]) -> tuple[Clock, PyTree]:
-        clock, x = carry
-        going = this_lane(due(carry))
-        place = solver.propose(problem, clock)
-        after, error = solver.scheme.advance(evaluator(problem, place), x, place.shift(problem), error=True)
-        step = Step(after, error, (), (), None, None, None, zero)
-        new, accepted = solver.judge(problem, clock, place, x, step)
-        return select(going, new, clock), select(accepted & going, after, x)
-
-    clock, x = jax.lax.while_loop(lambda carry: any_lane(due(carry)), body, (clock, point.x))
-    return Point(clock.tau, clock.h, clock.error, x)
+    over = any_lane(point.clock.step < 0)
+    point, _ = jax.lax.while_loop(lambda carry: ~carry[1], trial, (point, over))
+    return point._replace(clock=select(i + 1 == n_known, kept.edge, point.clock))
 
 
 def _passed_at(problem: Problem, solver: Solver, clock: Clock, cursor: jax.Array) -> jax.Array:
@@ -284,7 +315,8 @@ def _pull_asked(problem: Problem, solver: Solver, row: PyTree, ct_states: PyTree
         else:
             _, pullback = jax.vjp(value, row, problem.ts[at])
             d_row, d_t = pullback(one)
-            new = (ct_x, jax.tree.map(jnp.add, ct_row, d_row), d_ts.at[at].add(d_t))
+            moved = None if d_ts is None else d_ts.at[at].add(d_t)
+            new = (ct_x, jax.tree.map(jnp.add, ct_row, d_row), moved)
         return jnp.where(mine, j + 1, j), *select(mine, new, (ct_x, ct_row, d_ts))
 
     return jax.lax.while_loop(lambda carry: any_lane(carry[0] < end), body, carry)[1:]

@@ -170,12 +170,12 @@ class DiffraxScheme:
         error = None if error is None else whole([jnp.where(good, leaf, jnp.inf) for leaf in error])
         return whole(after), error, inside, good
 
-    def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: bool = False) -> tuple[PyTree, PyTree]:
+    def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: Any = False) -> tuple[PyTree, PyTree]:
         """The state after one step by itself and its error; infinite where the step failed."""
         if self.runge_kutta is not None:
             return self.runge_kutta.advance(evaluate, x, h, error=error)
         after, y_error, _, _ = self._call(evaluate, x, h)
-        return after, y_error if error else None
+        return after, None if error is False else y_error
 
     def interpolate(self, inside: PyTree, x: PyTree, h: Any, s: Any) -> PyTree:
         """The state at a fraction s of a step, by the solver's interpolant."""

@@ -98,7 +98,7 @@ class TracedTableau:
         end = along(jnp.asarray(self.b, time), slopes)
         return Step(end, None, total, (), good, carry, carry, jnp.asarray(self.n_stages, jnp.int32))
 
-    def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: bool = False) -> tuple[PyTree, PyTree]:
+    def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: Any = False) -> tuple[PyTree, PyTree]:
         """The state of `step`, which is a loop already."""
         return self.step(evaluate, x, h).x, None
 

@@ -149,14 +149,14 @@ class RungeKutta:
         hidden = [k for k, b, e in zip(slopes, self.tableau.b, b_error, strict=False) if b == 0 and e == 0]
         return all_finite(hidden) if hidden else None
 
-    def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: bool = False) -> tuple[PyTree, PyTree]:
+    def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: Any = False) -> tuple[PyTree, PyTree]:
         """A step with one compiled evaluation of the field, whichever the stage; equal to `step` to rounding.
 
         Compiles several times faster than `step`, and takes longer by what it costs to sum over all stages in every
         one of them.
         """
-        tableau = self.tableau
-        n = tableau.n_stages if error else self.n_evaluations
+        tableau, asked = self.tableau, error is not False
+        n = tableau.n_stages if asked else self.n_evaluations
         a = np.zeros((n, n))
         for i, row in enumerate(tableau.a[:n]):
             a[i, :i] = [float(entry) for entry in row]
@@ -168,10 +168,10 @@ class RungeKutta:
             return write(slopes, i, k)
 
         slopes = jax.tree.map(jnp.zeros_like, room(n - 1, x))
-        slopes = jax.lax.fori_loop(0, n, stage, slopes)
+        slopes = jax.lax.fori_loop(0, jnp.where(error, n, self.n_evaluations), stage, slopes)
         along = lambda start, weights: _moved_along(start, h, np.array([float(w) for w in weights[:n]]), slopes)
         zero = jax.tree.map(jnp.zeros_like, x)
-        return along(x, tableau.b), along(zero, tableau.b_error) if error and tableau.b_error else None
+        return along(x, tableau.b), along(zero, tableau.b_error) if asked and tableau.b_error else None
 
     def interpolate(self, inside: PyTree, x: PyTree, h: Any, s: Any) -> PyTree:
         """The state inside a step, by the tableau's own interpolant: x(t_n + s h) = x_n + h * sum_i b_i(s) k_i."""

@@ -96,8 +96,12 @@ class Scheme(Protocol):
           smooth: as in `start`.
         """
 
-    def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: bool = False) -> tuple[PyTree, PyTree]:
-        """The state after one step by itself and its error, in a program as small as can be: it runs rarely."""
+    def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: Any = False) -> tuple[PyTree, PyTree]:
+        """The state after one step by itself and its error, in a program as small as can be: it runs rarely.
+
+        Args:
+          error: whether the error is asked for; a boolean scalar that is traced leaves it undefined where it is false.
+        """
 
     def interpolate(self, inside: PyTree, x: PyTree, h: Any, s: Any) -> PyTree:
         """The state at a fraction s of a step, from what the step gave as `inside`."""
