@@ -76,8 +76,8 @@ def apart(function: Callable[..., Any], i: jax.Array, mapped: jax.Array) -> Call
 
     def run(*args: Any) -> Any:
         shapes = jax.eval_shape(function, *args)
-        nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.cond(flag, function, nothing, *args)
+        zero = lambda shape: vary(jnp.zeros(shape.shape, shape.dtype, device=shape.sharding), shape)
+        return jax.lax.cond(flag, function, lambda *_: jax.tree.map(zero, shapes), *args)
 
     return run
 
@@ -120,7 +120,7 @@ def vary(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def _axes(leaf: Any) -> frozenset[Any]:
-    kind = jax.typeof(leaf)
+    kind: Any = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
     # JAX 0.10 has the one name, earlier and later versions the other.
     axes: frozenset[Any] = getattr(getattr(kind, "manual_axis_type", kind), "varying", frozenset())
     return getattr(kind, "vma", None) or axes

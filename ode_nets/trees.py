@@ -147,25 +147,28 @@ class Packing:
     """
 
     def __init__(self, like: Any):
-        self.shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), like)
+        self._structure = jax.tree.structure(like)
+        self._shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(like)]
         self._groups: dict[Any, list[int]] = {}
-        for i, leaf in enumerate(jax.tree.leaves(self.shapes)):
-            self._groups.setdefault(leaf.dtype if leaf.size <= SMALL else i, []).append(i)
+        for i, leaf in enumerate(jax.tree.leaves(like)):
+            kind = jax.typeof(leaf)
+            # An array that is spread over devices stays as it is spread.
+            whole = all(axis is None for axis in kind.sharding.spec)
+            self._groups.setdefault(kind.dtype if kind.size <= SMALL and whole else i, []).append(i)
 
     def pack(self, tree: Any) -> list[jax.Array]:
         """Few arrays: one of all small leaves of each dtype, and the large ones."""
         leaves = jax.tree.leaves(tree)
-        one = lambda group: jnp.concatenate([leaves[i].reshape(-1) for i in group]) if len(group) > 1 else leaves[group[0]]
-        return [one(group) for group in self._groups.values()]
+        rows = [[leaves[i] for i in group] for group in self._groups.values()]
+        return [row[0] if len(row) == 1 else jnp.concatenate([leaf.reshape(-1) for leaf in row]) for row in rows]
 
     def unpack(self, packed: Sequence[jax.Array]) -> Any:
         """The tree again."""
-        shapes, structure = jax.tree.flatten(self.shapes)
-        leaves: list[Any] = [None] * len(shapes)
+        leaves: list[Any] = [None] * len(self._shapes)
         for group, array in zip(self._groups.values(), packed, strict=True):
             start = 0
             for i in group:
-                size = math.prod(shapes[i].shape)
-                leaves[i] = array if len(group) == 1 else array[start : start + size].reshape(shapes[i].shape)
-                start += size
-        return jax.tree.unflatten(structure, leaves)
+                shape, end = self._shapes[i], start + math.prod(self._shapes[i])
+                leaves[i] = array if len(group) == 1 else array[start:end].reshape(shape)
+                start = end
+        return jax.tree.unflatten(self._structure, leaves)
