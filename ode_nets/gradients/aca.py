@@ -19,7 +19,6 @@ from ode_nets.gradients.treeverse import Store
 from ode_nets.integrate import Problem, Solution, Solver
 from ode_nets.integrate.loop import Keeper, Run, finish, loop, within
 from ode_nets.integrate.problem import Place, evaluator
-from ode_nets.integrate.solution import Result
 from ode_nets.integrate.uniform import Clock
 from ode_nets.lanes import any_lane, apart, read, room, select, this_lane, vary, write
 from ode_nets.stepping import Step
@@ -160,7 +159,8 @@ def _keeper(problem: Problem, solver: Solver, slots: int) -> Keeper:
     def keep(kept: Kept, clock: Clock, x: PyTree, place: Place, mine: Any) -> Kept:
         i = _round(kept, clock)
         kept = kept._replace(round=i, step=clock.step)
-        kept = kept._replace(store=treeverse.keep(kept.store, i, _packing(clock, x).pack(Point(clock, x)), solver.bound))
+        point = _packing(clock, x).pack(Point(clock, x))
+        kept = kept._replace(store=treeverse.keep(kept.store, i, point, solver.bound))
         if kept.ends is None:
             return kept
         ends = write(kept.ends, jnp.minimum(i, n + 1), clock.tau)
@@ -190,8 +190,8 @@ class _Cotangents(NamedTuple):
 def _backward(
     problem: Problem, moving: Moving, solver: Solver, kept: Kept, clock: Clock, cotangent: Run
 ) -> Problem:
-    parameters = Part(dataclasses.replace(problem, x0=None, ts=None), dataclasses.replace(moving.tree, x0=None, ts=None))
     flags = moving.tree
+    parameters = Part(*(dataclasses.replace(tree, x0=None, ts=None) for tree in (problem, flags)))
     timed = any(flag is True for flag in (flags.t0, flags.span, flags.sign, flags.ts))
     ct_states, ct_rows = cotangent.asked
     if all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(ct_rows)):
@@ -268,7 +268,7 @@ def _advance(problem: Problem, solver: Solver, kept: Kept, i: jax.Array, point: 
     if n_known >= solver.bound:
         clock, x = point
         if solver.recorded:
-            place, moved = solver.place(problem, i, None, None, None), i < solver.count()
+            place, moved = solver.place(problem, i, None, None, None), solver.running(clock)
         else:
             end = read(kept.ends, i + 1)
             place, moved = Place(clock.tau, end - clock.tau, end), end > clock.tau

@@ -166,12 +166,12 @@ def loop(
     packing = Packing((state.clock, state.nfe))
 
     def packed(state: State, *rest: Any) -> Any:
-        return packing.pack((state.clock, state.nfe)), state._replace(clock=None, nfe=None), *rest
+        return packing.pack((state.clock, state.nfe)), state.x, state.carry, state.aux, *rest
 
     def unpacked(carry: Any) -> tuple[State, Any, Any]:
-        scalars, state, *rest = carry
+        scalars, x, handed, aux, asked, kept = carry
         clock, nfe = packing.unpack(scalars)
-        return state._replace(clock=clock, nfe=nfe), *rest
+        return State(clock, x, handed, aux, nfe), asked, kept
 
     def body(carry: Any) -> Any:
         state, asked, kept = unpacked(carry)
