@@ -66,15 +66,16 @@ def replay(
     """
     inside = dense or not solver.lands(problem)
     zero = jnp.zeros_like(problem.span)
-    start = _Along(problem.x0, zero, zeros_of(problem.aux_shapes()), jnp.int32(0), jnp.asarray(True))
-    start = vary(start, problem.x0)
+    x0, aux = solver.scheme.lift(problem.x0), zeros_of(problem.aux_shapes())
+    start = vary(_Along(x0, zero, aux, jnp.int32(0), jnp.asarray(True)), problem.x0)
 
     def advance(along: _Along, place: Place, weights: PyTree = None) -> tuple[_Along, PyTree]:
         """The step at a place, and what the outputs need of it."""
         step = solver.scheme.step(
             evaluator(problem, place, weights), along.x, place.shift(problem), inside=inside, smooth=problem.smooth
         )
-        row = (place.tau, place.h, along.x, step.inside) if inside else step.x if problem.ts is not None else ()
+        asked = solver.scheme.lower(step.x) if problem.ts is not None else ()
+        row = (place.tau, place.h, along.x, step.inside) if inside else asked
         good = along.good if step.good is None else along.good & step.good
         total = jax.tree.map(jnp.add, along.aux, step.aux)
         return _Along(step.x, place.end, total, along.nfe + step.nfe, good), row

@@ -171,7 +171,8 @@ class Adaptive:
 
     def judge(self, problem: Problem, clock: Clock, place: Place, x: PyTree, step: Step) -> tuple[Clock, Any]:
         """The clock after a trial, and whether it counts."""
-        error = scaled_norm(step.error, x, step.x, self.rtol, self.atol, self.norm)
+        before, after = self.scheme.lower(x), self.scheme.lower(step.x)
+        error = scaled_norm(step.error, before, after, self.rtol, self.atol, self.norm)
         if step.good is not None:
             error = jnp.where(step.good, error, jnp.inf)
         error = jax.lax.stop_gradient(error)

@@ -22,8 +22,9 @@ class State(NamedTuple):
 
     clock: Clock
     x: PyTree
+    """What the scheme carries: `lift` of the initial state, and `lower` gives the state."""
     carry: PyTree
-    """What the scheme hands on."""
+    """What the scheme hands on beside it, to save evaluations."""
     aux: PyTree
     nfe: jax.Array
 
@@ -158,8 +159,8 @@ def loop(
     aux = zeros_of(problem.aux_shapes())
     inside = dense or not solver.lands(problem)
     asked = _room_for(problem, solver, dense)
-    state = State(clock, problem.x0, carry, aux, nfe)
-    kept = None if keeper is None else keeper.begin(clock, problem.x0)
+    state = State(clock, solver.scheme.lift(problem.x0), carry, aux, nfe)
+    kept = None if keeper is None else keeper.begin(clock, state.x)
     start = vary((Run(_skip_passed(problem, solver, state), asked), kept), problem.x0)
 
     def body(carry: tuple[Run, Any]) -> tuple[Run, Any]:
@@ -180,14 +181,14 @@ def _room_for(problem: Problem, solver: Solver, dense: bool) -> Asked:
     if dense:
         shapes = jax.eval_shape(lambda: _step_inside(problem, solver))
         zero = jnp.zeros_like(problem.span)
-        rows = room(solver.bound, (zero + jnp.inf, zero, problem.x0, zeros_of(shapes)))
-        inside = rows
+        inside = room(solver.bound, (zero + jnp.inf, zero, solver.scheme.lift(problem.x0), zeros_of(shapes)))
     return Asked(states, inside)
 
 
 def _step_inside(problem: Problem, solver: Solver) -> PyTree:
     place = Place(problem.span, problem.span, problem.span)
-    return solver.scheme.step(evaluator(problem, place), problem.x0, place.shift(problem), inside=True).inside
+    x = solver.scheme.lift(problem.x0)
+    return solver.scheme.step(evaluator(problem, place), x, place.shift(problem), inside=True).inside
 
 
 def _skip_passed(problem: Problem, solver: Solver, state: State) -> State:
@@ -221,7 +222,7 @@ def _write(
     def body(carry: Any) -> Any:
         j, states = carry
         mine, ts = this_lane(due(j)), problem.ts[jnp.minimum(j, n - 1)]
-        state = step.x if lands else within(problem, solver, place, x, step.inside, ts)
+        state = solver.scheme.lower(step.x) if lands else within(problem, solver, place, x, step.inside, ts)
         return jnp.where(mine, j + 1, j), write(states, jnp.where(mine, j, n), state)
 
     cursor, states = jax.lax.while_loop(lambda carry: any_lane(due(carry[0])), body, (after.clock.cursor, states))
@@ -241,7 +242,7 @@ def finish(problem: Problem, solver: Solver, run: Run) -> Solution:
     arrived = solver.arrived(clock)
     ordered = clock.result != Result.UNSORTED_TIMES
     if problem.ts is None:
-        x, reached = state.x, arrived & ordered
+        x, reached = solver.scheme.lower(state.x), arrived & ordered
     else:
         n = problem.n_asked
         x = jax.tree.map(lambda leaf: leaf[:n], asked.states)

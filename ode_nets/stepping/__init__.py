@@ -2,7 +2,7 @@
 
 from ode_nets.stepping.arrays import TracedTableau, pad_scheme
 from ode_nets.stepping.runge_kutta import RungeKutta, all_finite, combine
-from ode_nets.stepping.scheme import END, START, Evaluate, Node, Scheme, Stage, Step
+from ode_nets.stepping.scheme import END, START, Evaluate, Node, OneState, Scheme, Stage, Step
 from ode_nets.tableaus import Tableau, get_tableau
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "START",
     "Evaluate",
     "Node",
+    "OneState",
     "RungeKutta",
     "Scheme",
     "Stage",
