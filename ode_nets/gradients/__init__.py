@@ -4,5 +4,15 @@ from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.backsolve import Backsolve
 from ode_nets.gradients.direct import Checkpointed, Direct
 from ode_nets.gradients.methods import GradientMethod, default_gradient, solve
+from ode_nets.gradients.reversible import Reversible
 
-__all__ = ["ACA", "Backsolve", "Checkpointed", "Direct", "GradientMethod", "default_gradient", "solve"]
+__all__ = [
+    "ACA",
+    "Backsolve",
+    "Checkpointed",
+    "Direct",
+    "GradientMethod",
+    "Reversible",
+    "default_gradient",
+    "solve",
+]

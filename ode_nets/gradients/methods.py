@@ -61,8 +61,8 @@ def solve(
       weights: a weight function, or a pytree theta that holds at all times.
       solver: `FixedStep(scheme, n_steps)`, `Adaptive(scheme, rtol, atol)`, or
         `ode_nets.interop.diffrax.DiffraxSolver`, which runs diffrax's own loop.
-      gradient: `Direct()`, `Checkpointed()`, `ACA()`, `Backsolve()`: what differentiation does. The default is
-        `ACA()` where steps are found by their error, and `Checkpointed()` on a uniform grid.
+      gradient: `Direct()`, `Checkpointed()`, `ACA()`, `Reversible()`, `Backsolve()`: what differentiation does. The
+        default is `ACA()` where steps are found by their error, and `Checkpointed()` on a uniform grid.
       t0, t1: start and end; `t1 < t0` integrates backward in time.
       ts: times at which the state is asked for, in the order of integration; `None` asks for x(t1).
       has_aux: whether the field reports something beside `dx`; reports of accepted steps are summed.
