@@ -66,7 +66,8 @@ class StepController:
         Returns:
           A positive scalar; `min_factor` where the error is not finite.
         """
-        tiny = jnp.finfo(error.dtype).tiny
+        # Far below what bounds the factor, and such that its derivative is finite.
+        tiny = jnp.sqrt(jnp.finfo(error.dtype).tiny)
         exponent = 1.0 / (embedded_order + 1)
         error = jnp.where(jnp.isfinite(error), jnp.maximum(error, tiny), jnp.inf)
         raw = self.safety * error ** (-(self.integral + self.proportional) * exponent)
@@ -129,9 +130,14 @@ def scaled_norm(
         return jnp.zeros((), dtype)
     if kind == "sample":
         sums = sum((_rows(leaf) for leaf in leaves[1:]), start=_rows(leaves[0]))
-        return jnp.sqrt(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))
+        return _root(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))
     total = sum((leaf.sum() for leaf in leaves[1:]), start=leaves[0].sum())
-    return jnp.sqrt(total / sum(leaf.size for leaf in leaves))
+    return _root(total / sum(leaf.size for leaf in leaves))
+
+
+def _root(square: jax.Array) -> jax.Array:
+    """The square root, whose derivative at 0 is taken for 0."""
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
 def _rows(leaf: jax.Array) -> jax.Array:

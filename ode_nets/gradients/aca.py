@@ -15,7 +15,7 @@ from ode_nets.gradients.replay import replay
 from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.gradients.treeverse import Store
 from ode_nets.integrate import Problem, Solution, Solver
-from ode_nets.integrate.loop import Keeper
+from ode_nets.integrate.loop import Keeper, held
 from ode_nets.integrate.problem import Place, evaluator
 from ode_nets.integrate.uniform import Clock
 from ode_nets.lanes import any_lane, read, room, select, this_lane, write
@@ -166,7 +166,7 @@ def _advance(problem: Problem, solver: Solver, kept: Kept, i: jax.Array, point: 
         judged, accepted = solver.judge(problem, clock, place, x, Step(new, error, (), (), None, None, None, 0))
         mine = this_lane(jnp.where(late, solver.running(clock), end > clock.tau))
         known = clock._replace(tau=end, step=clock.step + 1)
-        clock = select(mine, select(late, judged, known), clock)
+        clock = select(mine, select(late, held(judged), known), clock)
         moved = mine & (accepted | ~late)
         over = any_lane(moved) | ~any_lane(solver.running(clock)) | ~late
         return Point(clock, select(moved, new, x)), over

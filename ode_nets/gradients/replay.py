@@ -94,7 +94,7 @@ def replay(
         clock = clock._replace(tau=problem.span, step=n, result=result.astype(jnp.int32))
         cursor = jnp.where(solver.arrived(clock), problem.n_asked, 0)
         clock = clock._replace(cursor=cursor.astype(jnp.int32))
-    states = None if problem.ts is None else _asked_states(problem, solver, rows, n, ends, inside)
+    states = None if problem.ts is None else asked_states(problem, solver, rows, n, ends, inside)
     if dense:
         used = jnp.arange(solver.bound) < n
         rows = (jnp.where(used, rows[0], jnp.inf), *rows[1:])
@@ -159,7 +159,7 @@ def _while_due(
     return jax.lax.scan(body, start, jnp.arange(solver.bound, dtype=jnp.int32))
 
 
-def _asked_states(problem: Problem, solver: Any, rows: PyTree, n: jax.Array, ends: Any, inside: bool) -> PyTree:
+def asked_states(problem: Problem, solver: Any, rows: PyTree, n: jax.Array, ends: Any, inside: bool) -> PyTree:
     """The states at asked times, from what every step has left."""
     x0 = problem.x0
     if solver.recorded and not inside:

@@ -133,7 +133,7 @@ class Adaptive:
         result = jnp.where(_in_order(problem), result, Result.UNSORTED_TIMES)
         count = jnp.int32(0)
         error = jnp.ones((), scaled_norm(problem.x0, problem.x0, problem.x0, self.rtol, self.atol).dtype)
-        h = jax.lax.stop_gradient(jnp.where(span <= 0, -1, h))
+        h = jnp.where(span <= 0, -1, h)
         clock = Clock(zero, h, count, count, error, count, result.astype(jnp.int32))
         return clock, carry, jnp.int32(nfe + more)
 
@@ -175,7 +175,6 @@ class Adaptive:
         error = scaled_norm(step.error, before, after, self.rtol, self.atol, self.norm)
         if step.good is not None:
             error = jnp.where(step.good, error, jnp.inf)
-        error = jax.lax.stop_gradient(error)
         landed = place.end == self._goal(problem, clock.cursor)
         stuck = unresolved(problem, place.tau, place.end) & ~landed
         accepted = (error <= 1) & ~stuck
@@ -188,7 +187,7 @@ class Adaptive:
         done = accepted & (place.end >= problem.span)
         return Clock(
             tau=jnp.where(accepted, place.end, clock.tau),
-            h=jax.lax.stop_gradient(jnp.where(done, -1, h)),
+            h=jnp.where(done, -1, h),
             step=clock.step + accepted.astype(jnp.int32),
             rejected=clock.rejected + (~accepted).astype(jnp.int32),
             error=jnp.where(accepted, error, clock.error).astype(clock.error.dtype),

@@ -122,8 +122,21 @@ class Solver(Protocol):
         """The `Result` of a solve after its loop."""
 
 
-def take(problem: Problem, solver: Solver, state: State, inside: bool = False) -> tuple[State, Taken]:
-    """One step, or one trial of a step: the place of the library where a state moves on."""
+def held(clock: Clock) -> Clock:
+    """The same clock; what the next size of a step follows from is a constant of differentiation."""
+    h, error = jax.lax.stop_gradient((clock.h, clock.error))
+    return clock._replace(h=h, error=error)
+
+
+def take(
+    problem: Problem, solver: Solver, state: State, inside: bool = False, hold: bool = True
+) -> tuple[State, Taken]:
+    """One step, or one trial of a step: the place of the library where a state moves on.
+
+    Args:
+      inside: whether the interpolant is needed.
+      hold: whether sizes of steps are constants of differentiation.
+    """
     mine = this_lane(solver.running(state.clock))
     place = solver.propose(problem, state.clock)
     step = solver.scheme.step(
@@ -136,6 +149,7 @@ def take(problem: Problem, solver: Solver, state: State, inside: bool = False) -
         smooth=problem.smooth,
     )
     clock, accepted = solver.judge(problem, state.clock, place, state.x, step)
+    clock = held(clock) if hold else clock
     counts = accepted & mine
     after = State(
         clock=select(mine, clock, state.clock),
@@ -156,7 +170,7 @@ def loop(
     of gradient methods.
     """
     clock, carry, nfe = solver.begin(problem)
-    aux = zeros_of(problem.aux_shapes())
+    clock, aux = held(clock), zeros_of(problem.aux_shapes())
     inside = dense or not solver.lands(problem)
     asked = _room_for(problem, solver, dense)
     state = State(clock, solver.scheme.lift(problem.x0), carry, aux, nfe)
