@@ -10,7 +10,7 @@ is public, with those of `manifest`, `problems`, `validity` and `interop.diffrax
 from ode_nets import manifest, problems, validity
 from ode_nets.control import StepController
 from ode_nets.fields import MLP, ResidualUnit, Unit, batch_norm, convolution
-from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, Reversible, solve
+from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, Naive, Reversible, solve
 from ode_nets.integrate import (
     Adaptive,
     Field,
@@ -97,6 +97,7 @@ __all__ = [
     "Interpolation",
     "Joint",
     "Legendre",
+    "Naive",
     "OdeBlock",
     "PiecewiseConstant",
     "PiecewiseLinear",
