@@ -206,7 +206,7 @@ class Adaptive:
         """Whether asked time j lies behind the clock, or at it."""
         return problem.ts[j] <= clock.tau
 
-    def among(self, problem: Problem, span: Any) -> Adaptive:
+    def among(self, problem: Problem, begin: Any, end: Any) -> Adaptive:
         """The solver of a part of the problem: itself. A backward solve has no batch to look at sample by sample."""
         return dataclasses.replace(self, norm="batch", outputs="clip")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +68,9 @@ class Run(NamedTuple):
     asked: Asked
 
 
+@runtime_checkable
 class Solver(Protocol):
-    """A scheme and a grid. `FixedStep` and `Adaptive` are the two of this library, and all that knows them apart."""
+    """A scheme and a grid. A new grid is a class with these members, and nothing else knows them apart."""
 
     @property
     def scheme(self) -> Any:
@@ -115,8 +116,8 @@ class Solver(Protocol):
     def passed(self, problem: Problem, j: Any, clock: Clock) -> jax.Array:
         """Whether asked time j lies behind the clock."""
 
-    def among(self, problem: Problem, span: Any) -> Any:
-        """The solver of a part of the problem."""
+    def among(self, problem: Problem, begin: Any, end: Any) -> Any:
+        """The solver of the part of the problem from tau = end back to begin."""
 
     def outcome(self, clock: Clock, x: PyTree, aux: PyTree) -> jax.Array:
         """The `Result` of a solve after its loop."""

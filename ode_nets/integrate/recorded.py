@@ -115,8 +115,9 @@ class Recorded:
         """Whether asked time j lies behind the clock, or at it."""
         return problem.ts[j] <= clock.tau
 
-    def among(self, problem: Problem, span: Any) -> FixedStep:
+    def among(self, problem: Problem, begin: Any, end: Any) -> FixedStep:
         """As many steps on a part of the problem as there were on average, of one size."""
+        span = end - begin
         share = jnp.where(problem.span == 0, 0, span / jnp.where(problem.span == 0, 1, problem.span))
         steps = jnp.ceil(share * self.n_steps.astype(share.dtype) - 1e-2)
         return FixedStep(self.scheme, jnp.maximum(steps, 1).astype(jnp.int32), self.bound)
