@@ -59,7 +59,7 @@ def solve(
       field: pure function `field(t, x, theta) -> dx`, or `-> (dx, aux)` with `has_aux`; `dx` like `x`.
       x0: initial state, a pytree of floating-point arrays.
       weights: a weight function, or a pytree theta that holds at all times.
-      solver: `FixedStep(scheme, n_steps)`, `Adaptive(scheme, rtol, atol)`, or
+      solver: `FixedStep(scheme, n_steps)`, `Adaptive(scheme, rtol, atol)`, `Recorded(solution)`, or
         `ode_nets.interop.diffrax.DiffraxSolver`, which runs diffrax's own loop.
       gradient: `Direct()`, `Checkpointed()`, `ACA()`, `Reversible()`, `Backsolve()`: what differentiation does. The
         default is `ACA()` where steps are found by their error, and `Checkpointed()` on a uniform grid.
