@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 PyTree = Any
-Norm = Literal["batch", "sample"]
+Mean = Literal["batch", "sample"]
+Norm = Mean | Callable[[PyTree], PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,8 @@ def scaled_norm(
       x, x_next: states like `error`, at both ends of the step.
       rtol, atol: tolerances: scalars, arrays that broadcast against every leaf, or pytrees like the state.
       kind: `"batch"` takes the mean over every entry; `"sample"` takes it over the entries of each sample
-        (leading axis of every leaf) and returns the worst sample's, so that no sample hides in a batch.
+        (leading axis of every leaf) and returns the worst sample's, so that no sample hides in a batch. A function of
+        the state picks what of it counts, and the mean is taken over the entries of that.
 
     Returns:
       A scalar of at least float32; NaN where a state is not finite or a (traced) tolerance is negative; 0 for a state
@@ -120,6 +122,8 @@ def scaled_norm(
         return jnp.square(jnp.where(jnp.isfinite(scale) & (scale >= 0), ratio, jnp.nan))
 
     rtol, atol = (_like(tolerance, error) for tolerance in (rtol, atol))
+    if callable(kind):
+        error, x, x_next, rtol, atol = (kind(tree) for tree in (error, x, x_next, rtol, atol))
     leaves = jax.tree.leaves(jax.tree.map(squares, error, x, x_next, rtol, atol))
     if kind == "sample" and (len({leaf.shape[:1] for leaf in leaves}) != 1 or any(leaf.ndim == 0 for leaf in leaves)):
         raise ValueError(
