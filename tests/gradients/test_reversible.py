@@ -75,3 +75,22 @@ def test_schemes_whose_steps_cannot_be_undone_are_refused():
     run = lambda x: solve(lambda t, x, w: -x, x, solver=FixedStep(Coupled("rk4"), 2), gradient=Reversible()).x
     with pytest.raises(ValueError, match=r"forward-mode.*Reversible\(\)"):
         jax.jvp(run, (1.0,), (1.0,))
+
+
+def test_each_step_is_undone_and_taken_once_more():
+    """Evaluations counted by the field: rejected trials are no part of the way back."""
+    calls = []
+
+    def counted(t, x, w):
+        jax.debug.callback(lambda: calls.append(1))
+        return -w * x + jnp.sin(5 * t)
+
+    def loss(w):
+        solver = Adaptive(Coupled("heun_euler"), 1e-3, 1e-3, first_step=2.0, max_steps=200)
+        solution = solve(counted, 1.0, w, solver=solver, gradient=Reversible(), t1=3.0)
+        return solution.x, solution
+
+    _, solution = jax.block_until_ready(jax.jit(jax.grad(loss, has_aux=True))(2.0))
+    jax.effects_barrier()
+    assert int(solution.n_rejected) > 0
+    assert len(calls) == int(solution.nfe) + 2 * 4 * int(solution.n_accepted)
