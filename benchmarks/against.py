@@ -76,7 +76,7 @@ def main(options: Options) -> None:
             for key in ("run", "compile")
         }
         ratios = {key: median["now", key] / median["then", key] for key in ("run", "compile")}
-        cases[case] = {"ratios": ratios, "now": [t[case] for t in turns["now"]], "then": [t[case] for t in turns["then"]]}
+        cases[case] = {"ratios": ratios} | {name: [turn[case] for turn in turns[name]] for name in turns}
         run, compiled = ([median["then", key], median["now", key], ratios[key]] for key in ("run", "compile"))
         rows.append([case, run[0] * 1e3, run[1] * 1e3, run[2], *compiled])
     columns = ("", f"{options.revision} ms", "now ms", "ratio", "compile s", "now", "ratio")

@@ -93,7 +93,9 @@ CASES |= {
     "mlp_rk4_32_checkpointed": partial(mlp, FixedStep("rk4", 32), Checkpointed()),
     "mlp_rk4_256_aca": partial(mlp, FixedStep("rk4", 256), ACA()),
     "traced_steps": partial(traced_steps, ACA(None)),
-    "digits": lambda: network(ContinuousNet(widths=(8, 16), basis=PiecewiseConstant(2), solver=FixedStep("rk4", 2)), (64, 8, 8, 1)),
+    "digits": lambda: network(
+        ContinuousNet(widths=(8, 16), basis=PiecewiseConstant(2), solver=FixedStep("rk4", 2)), (64, 8, 8, 1)
+    ),
     "continuous_net": lambda: network(
         ContinuousNet(basis=PiecewiseConstant(4), solver=FixedStep("rk4", 4)), (32, 32, 32, 3)
     ),

@@ -10,13 +10,14 @@ is public, with those of `manifest`, `problems`, `validity` and `interop.diffrax
 from ode_nets import manifest, problems, validity
 from ode_nets.control import StepController
 from ode_nets.fields import MLP, ResidualUnit, Unit, batch_norm, convolution
-from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, solve
+from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, Naive, Reversible, solve
 from ode_nets.integrate import (
     Adaptive,
     Field,
     FixedStep,
     Interpolation,
     Problem,
+    Recorded,
     Result,
     Solution,
     Steps,
@@ -37,7 +38,7 @@ from ode_nets.nn import (
     as_resnet,
     regularization,
 )
-from ode_nets.stepping import RungeKutta, Scheme, TracedTableau, get_scheme
+from ode_nets.stepping import Coupled, RungeKutta, Scheme, TracedTableau, get_scheme
 from ode_nets.tableaus import SCHEMES, Tableau, get_tableau
 from ode_nets.weights import (
     RDA,
@@ -82,6 +83,7 @@ __all__ = [
     "Checkpointed",
     "Constant",
     "ContinuousNet",
+    "Coupled",
     "Dirac",
     "Direct",
     "Evolution",
@@ -96,14 +98,17 @@ __all__ = [
     "Interpolation",
     "Joint",
     "Legendre",
+    "Naive",
     "OdeBlock",
     "PiecewiseConstant",
     "PiecewiseLinear",
     "Problem",
+    "Recorded",
     "ResNet",
     "ResNet18",
     "ResidualUnit",
     "Result",
+    "Reversible",
     "RungeKutta",
     "Scheme",
     "Solution",

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 PyTree = Any
-Norm = Literal["batch", "sample"]
+Mean = Literal["batch", "sample"]
+Norm = Mean | Callable[[PyTree], PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ class StepController:
         Returns:
           A positive scalar; `min_factor` where the error is not finite.
         """
-        tiny = jnp.finfo(error.dtype).tiny
+        # Far below what bounds the factor, and such that its derivative is finite.
+        tiny = jnp.sqrt(jnp.finfo(error.dtype).tiny)
         exponent = 1.0 / (embedded_order + 1)
         error = jnp.where(jnp.isfinite(error), jnp.maximum(error, tiny), jnp.inf)
         raw = self.safety * error ** (-(self.integral + self.proportional) * exponent)
@@ -89,7 +91,8 @@ def scaled_norm(
       x, x_next: states like `error`, at both ends of the step.
       rtol, atol: tolerances: scalars, arrays that broadcast against every leaf, or pytrees like the state.
       kind: `"batch"` takes the mean over every entry; `"sample"` takes it over the entries of each sample
-        (leading axis of every leaf) and returns the worst sample's, so that no sample hides in a batch.
+        (leading axis of every leaf) and returns the worst sample's, so that no sample hides in a batch. A function of
+        the state picks what of it counts, and the mean is taken over the entries of that.
 
     Returns:
       A scalar of at least float32; NaN where a state is not finite or a (traced) tolerance is negative; 0 for a state
@@ -119,6 +122,8 @@ def scaled_norm(
         return jnp.square(jnp.where(jnp.isfinite(scale) & (scale >= 0), ratio, jnp.nan))
 
     rtol, atol = (_like(tolerance, error) for tolerance in (rtol, atol))
+    if callable(kind):
+        error, x, x_next, rtol, atol = (kind(tree) for tree in (error, x, x_next, rtol, atol))
     leaves = jax.tree.leaves(jax.tree.map(squares, error, x, x_next, rtol, atol))
     if kind == "sample" and (len({leaf.shape[:1] for leaf in leaves}) != 1 or any(leaf.ndim == 0 for leaf in leaves)):
         raise ValueError(
@@ -129,9 +134,14 @@ def scaled_norm(
         return jnp.zeros((), dtype)
     if kind == "sample":
         sums = sum((_rows(leaf) for leaf in leaves[1:]), start=_rows(leaves[0]))
-        return jnp.sqrt(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))
+        return _root(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))
     total = sum((leaf.sum() for leaf in leaves[1:]), start=leaves[0].sum())
-    return jnp.sqrt(total / sum(leaf.size for leaf in leaves))
+    return _root(total / sum(leaf.size for leaf in leaves))
+
+
+def _root(square: jax.Array) -> jax.Array:
+    """The square root, whose derivative at 0 is taken for 0."""
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
 def _rows(leaf: jax.Array) -> jax.Array:

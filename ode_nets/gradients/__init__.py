@@ -4,5 +4,17 @@ from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.backsolve import Backsolve
 from ode_nets.gradients.direct import Checkpointed, Direct
 from ode_nets.gradients.methods import GradientMethod, default_gradient, solve
+from ode_nets.gradients.naive import Naive
+from ode_nets.gradients.reversible import Reversible
 
-__all__ = ["ACA", "Backsolve", "Checkpointed", "Direct", "GradientMethod", "default_gradient", "solve"]
+__all__ = [
+    "ACA",
+    "Backsolve",
+    "Checkpointed",
+    "Direct",
+    "GradientMethod",
+    "Naive",
+    "Reversible",
+    "default_gradient",
+    "solve",
+]

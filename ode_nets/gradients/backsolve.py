@@ -92,11 +92,10 @@ class Backsolve:
                 span=end - begin,
                 sign=-problem.sign,
             )
-            # One span is the whole one, with as many steps.
-            part = solver if single and solver.recorded else solver.among(problem, end - begin)
+            part = solver.among(problem, begin, end)
             own = {name: value for name in ("rtol", "atol") if (value := getattr(self, name)) is not None}
             if solver.estimates:
-                part = dataclasses.replace(part, **own)  # type: ignore[type-var]
+                part = dataclasses.replace(part, **own)
             after = integrate(back, part).x
             return (after.adjoint, after.gradient), _time_cotangent(problem, end, x, ct)
 

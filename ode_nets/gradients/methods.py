@@ -14,7 +14,7 @@ from ode_nets.gradients.direct import Checkpointed
 from ode_nets.gradients.outputs import mark_failed
 from ode_nets.gradients.reverse_only import refusal
 from ode_nets.gradients.rules import as_chosen, standard
-from ode_nets.integrate import Adaptive, Field, FixedStep, Problem, Solution, Solver, make_problem
+from ode_nets.integrate import Field, Problem, Solution, Solver, make_problem
 from ode_nets.trees import split
 
 PyTree = Any
@@ -43,7 +43,7 @@ def solve(
     x0: PyTree,
     weights: PyTree = None,
     *,
-    solver: FixedStep | Adaptive | OwnLoop,
+    solver: Solver | OwnLoop,
     gradient: GradientMethod | None = None,
     t0: Any = 0.0,
     t1: Any = 1.0,
@@ -59,10 +59,10 @@ def solve(
       field: pure function `field(t, x, theta) -> dx`, or `-> (dx, aux)` with `has_aux`; `dx` like `x`.
       x0: initial state, a pytree of floating-point arrays.
       weights: a weight function, or a pytree theta that holds at all times.
-      solver: `FixedStep(scheme, n_steps)`, `Adaptive(scheme, rtol, atol)`, or
+      solver: `FixedStep(scheme, n_steps)`, `Adaptive(scheme, rtol, atol)`, `Recorded(solution)`, or
         `ode_nets.interop.diffrax.DiffraxSolver`, which runs diffrax's own loop.
-      gradient: `Direct()`, `Checkpointed()`, `ACA()`, `Backsolve()`: what differentiation does. The default is
-        `ACA()` where steps are found by their error, and `Checkpointed()` on a uniform grid.
+      gradient: `Direct()`, `Checkpointed()`, `ACA()`, `Reversible()`, `Backsolve()`: what differentiation does. The
+        default is `ACA()` where steps are found by their error, and `Checkpointed()` on a uniform grid.
       t0, t1: start and end; `t1 < t0` integrates backward in time.
       ts: times at which the state is asked for, in the order of integration; `None` asks for x(t1).
       has_aux: whether the field reports something beside `dx`; reports of accepted steps are summed.
@@ -88,7 +88,7 @@ def solve(
     _check_kinds(solver, gradient)
     field = as_chosen(field) if callable(field) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
-    if not isinstance(solver, FixedStep | Adaptive):
+    if isinstance(solver, OwnLoop):
         return standard(mark_failed)(standard(solver.solve)(problem, gradient, dense), problem)
     method = gradient if gradient is not None else default_gradient(solver)
     if dense and not solver.scheme.interpolates:
@@ -139,14 +139,14 @@ def _compiled(frame: Any, method: GradientMethod, dense: bool) -> Callable:
 
 
 def _check_kinds(solver: Any, gradient: Any) -> None:
-    is_solver = isinstance(solver, FixedStep | Adaptive | OwnLoop) and not isinstance(solver, type)
+    is_solver = isinstance(solver, Solver | OwnLoop) and not isinstance(solver, type)
     if not is_solver:
         raise ValueError(
             f"solver={solver!r}: expected FixedStep('rk4', n_steps), Adaptive('dopri5', rtol, atol) or another "
             "solver of this library"
         )
     wrong = isinstance(gradient, type) or not isinstance(gradient, GradientMethod)
-    if gradient is not None and (wrong or isinstance(gradient, FixedStep | Adaptive | OwnLoop)):
+    if gradient is not None and (wrong or isinstance(gradient, Solver | OwnLoop)):
         raise ValueError(
             f"gradient={gradient!r}: expected Direct(), Checkpointed(), ACA() or Backsolve(), or None for the "
             "solver's default"

@@ -66,15 +66,16 @@ def replay(
     """
     inside = dense or not solver.lands(problem)
     zero = jnp.zeros_like(problem.span)
-    start = _Along(problem.x0, zero, zeros_of(problem.aux_shapes()), jnp.int32(0), jnp.asarray(True))
-    start = vary(start, problem.x0)
+    x0, aux = solver.scheme.lift(problem.x0), zeros_of(problem.aux_shapes())
+    start = vary(_Along(x0, zero, aux, jnp.int32(0), jnp.asarray(True)), problem.x0)
 
     def advance(along: _Along, place: Place, weights: PyTree = None) -> tuple[_Along, PyTree]:
         """The step at a place, and what the outputs need of it."""
         step = solver.scheme.step(
             evaluator(problem, place, weights), along.x, place.shift(problem), inside=inside, smooth=problem.smooth
         )
-        row = (place.tau, place.h, along.x, step.inside) if inside else step.x if problem.ts is not None else ()
+        asked = solver.scheme.lower(step.x) if problem.ts is not None else ()
+        row = (place.tau, place.h, along.x, step.inside) if inside else asked
         good = along.good if step.good is None else along.good & step.good
         total = jax.tree.map(jnp.add, along.aux, step.aux)
         return _Along(step.x, place.end, total, along.nfe + step.nfe, good), row
@@ -93,7 +94,7 @@ def replay(
         clock = clock._replace(tau=problem.span, step=n, result=result.astype(jnp.int32))
         cursor = jnp.where(solver.arrived(clock), problem.n_asked, 0)
         clock = clock._replace(cursor=cursor.astype(jnp.int32))
-    states = None if problem.ts is None else _asked_states(problem, solver, rows, n, ends, inside)
+    states = None if problem.ts is None else asked_states(problem, solver, rows, n, ends, inside)
     if dense:
         used = jnp.arange(solver.bound) < n
         rows = (jnp.where(used, rows[0], jnp.inf), *rows[1:])
@@ -158,7 +159,7 @@ def _while_due(
     return jax.lax.scan(body, start, jnp.arange(solver.bound, dtype=jnp.int32))
 
 
-def _asked_states(problem: Problem, solver: Any, rows: PyTree, n: jax.Array, ends: Any, inside: bool) -> PyTree:
+def asked_states(problem: Problem, solver: Any, rows: PyTree, n: jax.Array, ends: Any, inside: bool) -> PyTree:
     """The states at asked times, from what every step has left."""
     x0 = problem.x0
     if solver.recorded and not inside:

@@ -10,6 +10,7 @@ from ode_nets.integrate.problem import (
     make_problem,
     theta_at,
 )
+from ode_nets.integrate.recorded import Recorded
 from ode_nets.integrate.solution import Interpolation, Result, Solution, Steps
 from ode_nets.integrate.uniform import FixedStep, pad
 
@@ -19,6 +20,7 @@ __all__ = [
     "FixedStep",
     "Interpolation",
     "Problem",
+    "Recorded",
     "Result",
     "Solution",
     "Solver",

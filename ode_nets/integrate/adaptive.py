@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.control import Norm, StepController, initial_step, scaled_norm
+from ode_nets.control import Mean, Norm, StepController, initial_step, scaled_norm
 from ode_nets.integrate.problem import Place, Problem, evaluator, unresolved
 from ode_nets.integrate.solution import Result
 from ode_nets.integrate.uniform import Clock, check_count
@@ -36,7 +36,7 @@ class Adaptive:
       min_step: smallest step before the solve gives up; `None` for steps that do not move the clock.
       controller: next step from error.
       norm: `"batch"` controls the error of the whole state, `"sample"` that of the worst sample
-        (leading axis).
+        (leading axis), and a function of the state that of the part of it which it picks.
       outputs: how asked times `ts` are met: `"interpolate"` leaves the steps alone and uses the scheme's interpolant,
         `"clip"` shortens steps to land on them. `None` interpolates where the scheme can.
 
@@ -74,8 +74,8 @@ class Adaptive:
         check_count("max_steps", self.max_steps)
         if not isinstance(self.controller, StepController):
             raise ValueError(f"controller={self.controller!r}: expected a StepController")
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"norm={self.norm!r}: expected 'batch' or 'sample'")
+        if not callable(self.norm) and self.norm not in get_args(Mean):
+            raise ValueError(f"norm={self.norm!r}: expected 'batch', 'sample' or a function of the state")
         if self.outputs is None:
             object.__setattr__(self, "outputs", "interpolate" if self.scheme.interpolates else "clip")
         if self.outputs not in get_args(Outputs):
@@ -133,7 +133,7 @@ class Adaptive:
         result = jnp.where(_in_order(problem), result, Result.UNSORTED_TIMES)
         count = jnp.int32(0)
         error = jnp.ones((), scaled_norm(problem.x0, problem.x0, problem.x0, self.rtol, self.atol).dtype)
-        h = jax.lax.stop_gradient(jnp.where(span <= 0, -1, h))
+        h = jnp.where(span <= 0, -1, h)
         clock = Clock(zero, h, count, count, error, count, result.astype(jnp.int32))
         return clock, carry, jnp.int32(nfe + more)
 
@@ -171,10 +171,10 @@ class Adaptive:
 
     def judge(self, problem: Problem, clock: Clock, place: Place, x: PyTree, step: Step) -> tuple[Clock, Any]:
         """The clock after a trial, and whether it counts."""
-        error = scaled_norm(step.error, x, step.x, self.rtol, self.atol, self.norm)
+        before, after = self.scheme.lower(x), self.scheme.lower(step.x)
+        error = scaled_norm(step.error, before, after, self.rtol, self.atol, self.norm)
         if step.good is not None:
             error = jnp.where(step.good, error, jnp.inf)
-        error = jax.lax.stop_gradient(error)
         landed = place.end == self._goal(problem, clock.cursor)
         stuck = unresolved(problem, place.tau, place.end) & ~landed
         accepted = (error <= 1) & ~stuck
@@ -187,7 +187,7 @@ class Adaptive:
         done = accepted & (place.end >= problem.span)
         return Clock(
             tau=jnp.where(accepted, place.end, clock.tau),
-            h=jax.lax.stop_gradient(jnp.where(done, -1, h)),
+            h=jnp.where(done, -1, h),
             step=clock.step + accepted.astype(jnp.int32),
             rejected=clock.rejected + (~accepted).astype(jnp.int32),
             error=jnp.where(accepted, error, clock.error).astype(clock.error.dtype),
@@ -206,7 +206,7 @@ class Adaptive:
         """Whether asked time j lies behind the clock, or at it."""
         return problem.ts[j] <= clock.tau
 
-    def among(self, problem: Problem, span: Any) -> Adaptive:
+    def among(self, problem: Problem, begin: Any, end: Any) -> Adaptive:
         """The solver of a part of the problem: itself. A backward solve has no batch to look at sample by sample."""
         return dataclasses.replace(self, norm="batch", outputs="clip")
 

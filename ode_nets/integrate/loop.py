@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,9 @@ class State(NamedTuple):
 
     clock: Clock
     x: PyTree
+    """What the scheme carries: `lift` of the initial state, and `lower` gives the state."""
     carry: PyTree
-    """What the scheme hands on."""
+    """What the scheme hands on beside it, to save evaluations."""
     aux: PyTree
     nfe: jax.Array
 
@@ -68,8 +69,9 @@ class Run(NamedTuple):
     asked: Asked
 
 
+@runtime_checkable
 class Solver(Protocol):
-    """A scheme and a grid. `FixedStep` and `Adaptive` are the two of this library, and all that knows them apart."""
+    """A scheme and a grid. A new grid is a class with these members, and nothing else knows them apart."""
 
     @property
     def scheme(self) -> Any:
@@ -115,15 +117,28 @@ class Solver(Protocol):
     def passed(self, problem: Problem, j: Any, clock: Clock) -> jax.Array:
         """Whether asked time j lies behind the clock."""
 
-    def among(self, problem: Problem, span: Any) -> Any:
-        """The solver of a part of the problem."""
+    def among(self, problem: Problem, begin: Any, end: Any) -> Any:
+        """The solver of the part of the problem from tau = end back to begin."""
 
     def outcome(self, clock: Clock, x: PyTree, aux: PyTree) -> jax.Array:
         """The `Result` of a solve after its loop."""
 
 
-def take(problem: Problem, solver: Solver, state: State, inside: bool = False) -> tuple[State, Taken]:
-    """One step, or one trial of a step: the place of the library where a state moves on."""
+def held(clock: Clock) -> Clock:
+    """The same clock; what the next size of a step follows from is a constant of differentiation."""
+    h, error = jax.lax.stop_gradient((clock.h, clock.error))
+    return clock._replace(h=h, error=error)
+
+
+def take(
+    problem: Problem, solver: Solver, state: State, inside: bool = False, hold: bool = True
+) -> tuple[State, Taken]:
+    """One step, or one trial of a step: the place of the library where a state moves on.
+
+    Args:
+      inside: whether the interpolant is needed.
+      hold: whether sizes of steps are constants of differentiation.
+    """
     mine = this_lane(solver.running(state.clock))
     place = solver.propose(problem, state.clock)
     step = solver.scheme.step(
@@ -136,6 +151,7 @@ def take(problem: Problem, solver: Solver, state: State, inside: bool = False) -
         smooth=problem.smooth,
     )
     clock, accepted = solver.judge(problem, state.clock, place, state.x, step)
+    clock = held(clock) if hold else clock
     counts = accepted & mine
     after = State(
         clock=select(mine, clock, state.clock),
@@ -156,11 +172,11 @@ def loop(
     of gradient methods.
     """
     clock, carry, nfe = solver.begin(problem)
-    aux = zeros_of(problem.aux_shapes())
+    clock, aux = held(clock), zeros_of(problem.aux_shapes())
     inside = dense or not solver.lands(problem)
     asked = _room_for(problem, solver, dense)
-    state = State(clock, problem.x0, carry, aux, nfe)
-    kept = None if keeper is None else keeper.begin(clock, problem.x0)
+    state = State(clock, solver.scheme.lift(problem.x0), carry, aux, nfe)
+    kept = None if keeper is None else keeper.begin(clock, state.x)
     state, asked, kept = vary((_skip_passed(problem, solver, state), asked, kept), problem.x0)
     # One fusion computes them together, where it would compute most of the step again for each.
     packing = Packing((state.clock, state.nfe))
@@ -193,14 +209,14 @@ def _room_for(problem: Problem, solver: Solver, dense: bool) -> Asked:
     if dense:
         shapes = jax.eval_shape(lambda: _step_inside(problem, solver))
         zero = jnp.zeros_like(problem.span)
-        rows = room(solver.bound, (zero + jnp.inf, zero, problem.x0, zeros_of(shapes)))
-        inside = rows
+        inside = room(solver.bound, (zero + jnp.inf, zero, solver.scheme.lift(problem.x0), zeros_of(shapes)))
     return Asked(states, inside)
 
 
 def _step_inside(problem: Problem, solver: Solver) -> PyTree:
     place = Place(problem.span, problem.span, problem.span)
-    return solver.scheme.step(evaluator(problem, place), problem.x0, place.shift(problem), inside=True).inside
+    x = solver.scheme.lift(problem.x0)
+    return solver.scheme.step(evaluator(problem, place), x, place.shift(problem), inside=True).inside
 
 
 def _skip_passed(problem: Problem, solver: Solver, state: State) -> State:
@@ -234,7 +250,7 @@ def _write(
     def body(carry: Any) -> Any:
         j, states = carry
         mine, ts = this_lane(due(j)), problem.ts[jnp.minimum(j, n - 1)]
-        state = step.x if lands else within(problem, solver, place, x, step.inside, ts)
+        state = solver.scheme.lower(step.x) if lands else within(problem, solver, place, x, step.inside, ts)
         return jnp.where(mine, j + 1, j), write(states, jnp.where(mine, j, n), state)
 
     cursor, states = jax.lax.while_loop(lambda carry: any_lane(due(carry[0])), body, (after.clock.cursor, states))
@@ -254,7 +270,7 @@ def finish(problem: Problem, solver: Solver, run: Run) -> Solution:
     arrived = solver.arrived(clock)
     ordered = clock.result != Result.UNSORTED_TIMES
     if problem.ts is None:
-        x, reached = state.x, arrived & ordered
+        x, reached = solver.scheme.lower(state.x), arrived & ordered
     else:
         n = problem.n_asked
         x = jax.tree.map(lambda leaf: leaf[:n], asked.states)

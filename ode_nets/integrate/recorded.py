@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.integrate.problem import Place, Problem
-from ode_nets.integrate.solution import Result
-from ode_nets.integrate.uniform import Clock, FixedStep
-from ode_nets.stepping import Scheme, Step, all_finite
+from ode_nets.integrate.solution import Result, Solution
+from ode_nets.integrate.uniform import Clock
+from ode_nets.stepping import Scheme, Step, all_finite, get_scheme
+from ode_nets.tableaus import Tableau
 from ode_nets.trees import pytree
 
 PyTree = Any
@@ -20,40 +21,65 @@ PyTree = Any
 @pytree("ends", "n_steps", "rejected", "result")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recorded:
-    """The steps of a solve that is over, for a gradient method to go back over: `gradient.run(problem, recorded)`.
+    """The accepted steps of an earlier solve, taken again: many values and gradients at frozen steps.
 
-    Their sizes are constants of differentiation, but for a last step that landed on t1: its size is what was left.
+    Every gradient method goes with it, and none searches: a step costs its evaluations and no error estimate. Sizes of
+    steps are constants of the program, not only of differentiation, but for the last, which lands on t1: where weights
+    change, values change smoothly, as those of an adaptive solver do not. `Backsolve` takes them the other way round.
 
     Args:
-      scheme: takes the steps; has an interpolant.
-      ends: where each step ends, as tau = |t - t0|, ascending, `[max_steps]`; whatever behind the last.
-      n_steps: how many there are, int32 scalar.
-      rejected: rejected trials of the search, int32 scalar, to be told.
-      result: of the search, a `Result`, int32 scalar.
+      solution: of `solve(..., dense=True)`, from the same t0; may be traced. Where that solve failed, this one does.
+      scheme: takes the steps; has an interpolant. `None` for the one that took them.
 
     Raises:
-      ValueError: for a scheme without an interpolant.
+      ValueError: for a solution without steps, and a scheme without an interpolant, by which asked times are met.
 
     Example:
-        >>> from ode_nets.integrate import integrate, make_problem
-        >>> from ode_nets.stepping import get_scheme
-        >>> problem = make_problem(lambda t, x, k: -k * x, 1.0, 1.0)
-        >>> steps = Recorded(get_scheme("dopri5"), jnp.array([0.25, 1.0]), jnp.int32(2))
-        >>> round(float(integrate(problem, steps).x), 3)
-        0.368
+        >>> from ode_nets import Adaptive, Recorded, solve
+        >>> field = lambda t, x, k: -k * x
+        >>> found = solve(field, 1.0, 2.0, solver=Adaptive("dopri5", rtol=1e-5), dense=True)
+        >>> again = solve(field, 1.0, 2.1, solver=Recorded(found))
+        >>> int(again.n_accepted) == int(found.n_accepted), int(again.n_rejected), round(float(again.x), 3)
+        (True, 0, 0.122)
     """
 
     scheme: Scheme
     ends: Any
     n_steps: Any
-    rejected: Any = 0
-    result: Any = Result.SUCCESS
+    rejected: Any
+    result: Any
 
-    def __post_init__(self) -> None:
-        if not self.scheme.interpolates:
-            raise ValueError(f"scheme {self.scheme.name!r} has no interpolant, by which asked times would be met")
-        for name in ("n_steps", "rejected", "result"):
-            object.__setattr__(self, name, jnp.asarray(getattr(self, name), jnp.int32))
+    def __init__(self, solution: Solution, scheme: Scheme | Tableau | str | None = None):
+        if not isinstance(solution, Solution):
+            raise ValueError(f"solution={solution!r}: expected what solve(..., dense=True) gives")
+        steps = solution.steps
+        scheme = solution.dense.scheme if scheme is None else get_scheme(scheme)  # type: ignore[union-attr]
+        # Their sum, and not their times, which are rounded to the precision of t0.
+        self._set(scheme, jnp.cumsum(jnp.abs(steps.h)), steps.n, 0, solution.result)
+
+    @classmethod
+    def at(
+        cls, scheme: Scheme, ends: Any, n_steps: Any, rejected: Any = 0, result: Any = Result.SUCCESS
+    ) -> Recorded:
+        """Steps by their ends.
+
+        Args:
+          ends: where each step ends, as tau = |t - t0|, ascending, `[max_steps]`; whatever behind the last.
+          n_steps: how many there are, int32 scalar.
+          rejected: rejected trials of the search, int32 scalar, to be told.
+          result: of the search, a `Result`, int32 scalar.
+        """
+        new = object.__new__(cls)
+        new._set(scheme, ends, n_steps, rejected, result)
+        return new
+
+    def _set(self, scheme: Scheme, ends: Any, *counts: Any) -> None:
+        if not scheme.interpolates:
+            raise ValueError(f"scheme {scheme.name!r} has no interpolant, by which asked times would be met")
+        object.__setattr__(self, "scheme", scheme)
+        object.__setattr__(self, "ends", ends)
+        for name, count in zip(("n_steps", "rejected", "result"), counts, strict=True):
+            object.__setattr__(self, name, jnp.asarray(count, jnp.int32))
 
     def __repr__(self) -> str:
         return f"Recorded({self.scheme!r}, <at most {self.bound} steps>)"
@@ -81,7 +107,10 @@ class Recorded:
     def begin(self, problem: Problem) -> tuple[Clock, PyTree, Any]:
         """The clock before the first step, what the scheme starts with, and the evaluations that took."""
         zero, none = jnp.zeros_like(problem.span), jnp.int32(0)
-        return Clock(zero, zero, none, self.rejected, zero, none, self.result), None, none
+        last = self.place(problem, jnp.maximum(self.n_steps - 1, 0), None, None, None)
+        stuck = (self.n_steps > 0) & (last.h <= 0) & (problem.span > 0)
+        result = jnp.where(stuck & (self.result == Result.SUCCESS), Result.STEP_UNDERFLOW, self.result)
+        return Clock(zero, zero, none, self.rejected, zero, none, result.astype(jnp.int32)), None, none
 
     def running(self, clock: Clock) -> jax.Array:
         """Whether another step is due."""
@@ -89,7 +118,8 @@ class Recorded:
 
     def arrived(self, clock: Clock) -> jax.Array:
         """Whether the last step has been taken, of a search that reached t1."""
-        return (clock.step >= self.n_steps) & (self.result == Result.SUCCESS)
+        failed = (clock.result == Result.STEP_UNDERFLOW) | (self.result != Result.SUCCESS)
+        return (clock.step >= self.n_steps) & ~failed
 
     def place(self, problem: Problem, step: Any, tau: Any, end: Any, cursor: Any) -> Place:
         """Step number `step` again."""
@@ -115,11 +145,13 @@ class Recorded:
         """Whether asked time j lies behind the clock, or at it."""
         return problem.ts[j] <= clock.tau
 
-    def among(self, problem: Problem, span: Any) -> FixedStep:
-        """As many steps on a part of the problem as there were on average, of one size."""
-        share = jnp.where(problem.span == 0, 0, span / jnp.where(problem.span == 0, 1, problem.span))
-        steps = jnp.ceil(share * self.n_steps.astype(share.dtype) - 1e-2)
-        return FixedStep(self.scheme, jnp.maximum(steps, 1).astype(jnp.int32), self.bound)
+    def among(self, problem: Problem, begin: Any, end: Any) -> Recorded:
+        """The steps on a part of the problem, the other way round."""
+        ends = jnp.asarray(self.ends, problem.span.dtype)
+        starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
+        within = (jnp.arange(self.bound) < self.n_steps) & (starts > begin) & (starts < end)
+        mirrored = jnp.sort(jnp.where(within, end - starts, jnp.inf))
+        return Recorded.at(self.scheme, mirrored, jnp.sum(within) + 1)
 
     def outcome(self, clock: Clock, x: PyTree, aux: PyTree) -> jax.Array:
         """The `Result` of a solve after its loop."""

@@ -180,9 +180,9 @@ class FixedStep:
             return jnp.asarray(self.indices(problem))[j] <= clock.step
         return (problem.ts[j] <= clock.tau) | (clock.step >= self.count())
 
-    def among(self, problem: Problem, span: Any) -> FixedStep:
+    def among(self, problem: Problem, begin: Any, end: Any) -> FixedStep:
         """The same density of steps on a part of the problem: what a backward solve between asked times takes."""
-        n = self.count()
+        n, span = self.count(), end - begin
         share = jnp.where(problem.span == 0, 0, span / jnp.where(problem.span == 0, 1, problem.span))
         steps = jnp.ceil(share * n.astype(share.dtype) - 1e-2)
         return FixedStep(self.scheme, jnp.maximum(steps, 1).astype(jnp.int32), self.bound)

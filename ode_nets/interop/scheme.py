@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ode_nets.interop.guard import calm, guard
-from ode_nets.stepping import END, START, Evaluate, RungeKutta, Stage, Step, combine
+from ode_nets.stepping import END, START, Evaluate, OneState, RungeKutta, Stage, Step, combine
 from ode_nets.tableaus import Number, Tableau
 
 PyTree = Any
@@ -24,7 +24,7 @@ _FROM_CONTROLLER: Any = diffrax.ImplicitEuler().root_finder.rtol
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
-class DiffraxScheme:
+class DiffraxScheme(OneState):
     """The steps of a diffrax solver, wherever `FixedStep` and `Adaptive` take a scheme.
 
     Explicit Runge-Kutta solvers are taken by their tableau and cost what ours do. Of any other solver `step` is called:

@@ -199,7 +199,7 @@ class DiffraxSolver:
         found = self._diffeqsolve(constant, plain_adjoint(self.solver), saveat)
         ends = jnp.abs(jnp.asarray(found.ts, problem.span.dtype) - constant.t0)
         stats = found.stats
-        steps = Recorded(scheme, ends, stats["num_accepted_steps"], stats["num_rejected_steps"], _code(found))
+        steps = Recorded.at(scheme, ends, stats["num_accepted_steps"], stats["num_rejected_steps"], _code(found))
         parts, frame = split((dataclasses.replace(problem, field=None), steps))
         solution = compiled(frame, gradient, dense)(parts)
         return dataclasses.replace(solution, nfe=self._evaluations(stats))

@@ -1,15 +1,18 @@
 """Schemes: how one step is computed."""
 
 from ode_nets.stepping.arrays import TracedTableau, pad_scheme
+from ode_nets.stepping.reversible import Coupled
 from ode_nets.stepping.runge_kutta import RungeKutta, all_finite, combine
-from ode_nets.stepping.scheme import END, START, Evaluate, Node, Scheme, Stage, Step
+from ode_nets.stepping.scheme import END, START, Evaluate, Node, OneState, Scheme, Stage, Step
 from ode_nets.tableaus import Tableau, get_tableau
 
 __all__ = [
     "END",
     "START",
+    "Coupled",
     "Evaluate",
     "Node",
+    "OneState",
     "RungeKutta",
     "Scheme",
     "Stage",

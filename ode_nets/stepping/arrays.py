@@ -13,7 +13,7 @@ import numpy as np
 
 from ode_nets.lanes import any_lane, room, vary, write
 from ode_nets.stepping.runge_kutta import RungeKutta, all_finite, weighted_sum
-from ode_nets.stepping.scheme import Evaluate, PyTree, Stage, Step
+from ode_nets.stepping.scheme import Evaluate, OneState, PyTree, Stage, Step
 from ode_nets.trees import pytree
 
 _DENOMINATOR = 2**15
@@ -21,7 +21,7 @@ _DENOMINATOR = 2**15
 
 @pytree("a", "b", "numerators", "denominators", "n_stages")
 @dataclasses.dataclass(frozen=True, eq=False)
-class TracedTableau:
+class TracedTableau(OneState):
     """An explicit Runge-Kutta scheme as arrays, padded with stages that are never evaluated.
 
     Made by `pad_scheme`. A program compiled for S stages serves every scheme of at most S, and costs each its own

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ode_nets.lanes import any_lane, room, write
-from ode_nets.stepping.scheme import END, START, Evaluate, Node, PyTree, Stage, Step
+from ode_nets.stepping.scheme import END, START, Evaluate, Node, OneState, PyTree, Stage, Step
 from ode_nets.tableaus import Number, Tableau
 
 
@@ -25,7 +25,7 @@ class Held(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class RungeKutta:
+class RungeKutta(OneState):
     """The scheme of a tableau.
 
         k_i = f(t + c_i h, x + h * sum_{j<i} a_ij k_j)

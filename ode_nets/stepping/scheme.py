@@ -22,9 +22,9 @@ class Step(NamedTuple):
     """What one step gives."""
 
     x: PyTree
-    """The state at its end."""
+    """What the scheme carries at its end."""
     error: PyTree
-    """Estimate of its error, like `x`; `None` unless asked for."""
+    """Estimate of the error of the state; `None` unless asked for."""
     aux: PyTree
     """What the field reported, summed over the evaluations that `x` depends on."""
     inside: PyTree
@@ -44,7 +44,9 @@ class Scheme(Protocol):
     """How one step is computed: a frozen value. A new scheme is a class with these members.
 
     What it does not offer it says: `error_order` is `None` without an error estimate, `interpolates` is false
-    without an interpolant. Solvers, outputs and gradient methods ask for what is offered, never for a kind of scheme.
+    without an interpolant, `inverts` where steps cannot be undone. Solvers, outputs and gradient methods ask for what
+    is offered, never for a kind of scheme. Where the state is all that goes from step to step, `OneState` has the
+    members that say so.
     """
 
     @property
@@ -64,8 +66,18 @@ class Scheme(Protocol):
         """Whether states inside a step can be asked for."""
 
     @property
+    def inverts(self) -> bool:
+        """Whether a step can be undone."""
+
+    @property
     def n_evaluations(self) -> int | None:
         """Field evaluations of a step by itself, without its error estimate; `None` where that varies."""
+
+    def lift(self, x: PyTree) -> PyTree:
+        """What the scheme carries from step to step, at the start: loops and gradient methods carry and store it."""
+
+    def lower(self, x: PyTree) -> PyTree:
+        """The state, from what the scheme carries."""
 
     def start(self, evaluate: Evaluate, x: PyTree, first: Stage | None, smooth: bool) -> tuple[PyTree, int]:
         """What the first step may start with, and the evaluations that it took.
@@ -90,6 +102,7 @@ class Scheme(Protocol):
 
         Args:
           evaluate: the field inside this step.
+          x: what the scheme carries; the state itself, for most.
           carry: from `start` or from the step before; with `None` the step stands by itself, and gives the same
             state to rounding. That is how backward passes take it again.
           error, inside: what is asked for beside the state.
@@ -103,5 +116,34 @@ class Scheme(Protocol):
           error: whether the error is asked for; a boolean scalar that is traced leaves it undefined where it is false.
         """
 
+    def inverse(self, evaluate: Evaluate, x: PyTree, h: Any) -> PyTree:
+        """What the scheme carried before the step of size h that ended in x, to rounding."""
+
     def interpolate(self, inside: PyTree, x: PyTree, h: Any, s: Any) -> PyTree:
-        """The state at a fraction s of a step, from what the step gave as `inside`."""
+        """The state at a fraction s of a step, from what it started with, and what it gave as `inside`."""
+
+
+class OneState:
+    """What most schemes have in common: they carry the state, and no step of theirs can be undone.
+
+    A scheme of one's own inherits it, or says otherwise.
+    """
+
+    inverts = False
+    """Whether a step can be undone."""
+
+    def lift(self, x: PyTree) -> PyTree:
+        """The state."""
+        return x
+
+    def lower(self, x: PyTree) -> PyTree:
+        """The state."""
+        return x
+
+    def inverse(self, evaluate: Evaluate, x: PyTree, h: Any) -> PyTree:
+        """Not offered.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError(f"{self!r}: a step of it cannot be undone; use a scheme that `inverts`")

@@ -236,7 +236,8 @@ def _step_map(problem: Problem, solver: FixedStep) -> Any:
     def step(x: jax.Array, tau: jax.Array, share: Any) -> jax.Array:
         # A step of full size may end on a jump, which is read from inside the step.
         place = Place(tau, share * h, tau + share * h)
-        return solver.scheme.step(evaluator(problem, place), x, place.shift(problem)).x
+        scheme = solver.scheme
+        return scheme.lower(scheme.step(evaluator(problem, place), scheme.lift(x), place.shift(problem)).x)
 
     return step
 

@@ -10,7 +10,21 @@ import numpy as np
 import pytest
 
 from agreement import assert_agree, jit_soon
-from ode_nets import ACA, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, pad, solve
+from ode_nets import (
+    ACA,
+    Adaptive,
+    Backsolve,
+    Checkpointed,
+    Coupled,
+    Direct,
+    FixedStep,
+    Naive,
+    Recorded,
+    Reversible,
+    get_scheme,
+    pad,
+    solve,
+)
 from ode_nets.interop.diffrax import DiffraxScheme
 
 SCHEMES = {
@@ -18,17 +32,20 @@ SCHEMES = {
     "arrays": dataclasses.replace(pad(FixedStep("bosh3", 1), 3)).scheme,
     "explicit of diffrax": DiffraxScheme(diffrax.Bosh3()),
     "implicit of diffrax": DiffraxScheme(diffrax.Kvaerno3()),
+    "reversible": Coupled("bosh3"),
 }
 # The continuous adjoint is compared where steps are small: it differs from the discrete one by what they are off.
 FINE = {
     "uniform": lambda scheme: FixedStep(scheme, 48),
     "traced": lambda scheme: FixedStep(scheme, jnp.int32(48), 50),
     "adaptive": lambda scheme: Adaptive(scheme, 1e-7, 1e-7, max_steps=400),
+    "recorded": lambda scheme: Recorded.at(get_scheme(scheme), 1.3 * jnp.linspace(0, 1, 51)[1:] ** 0.8, 50),
 }
 GRIDS = {
     "uniform": lambda scheme: FixedStep(scheme, 6),
     "traced": lambda scheme: FixedStep(scheme, jnp.int32(6), 9),
     "adaptive": lambda scheme: Adaptive(scheme, 1e-4, 1e-4, first_step=1.0, max_steps=40),
+    "recorded": lambda scheme: Recorded.at(get_scheme(scheme), jnp.array([0.1, 0.4, 0.6, 1.0, 1.3, jnp.inf]), 5),
 }
 METHODS = {
     "direct": Direct(),
@@ -37,9 +54,35 @@ METHODS = {
     "aca, 3": ACA(3),
     "aca": ACA(None),
     "backsolve": Backsolve(rtol=1e-8, atol=1e-8),
+    "reversible": Reversible(),
+    "naive": Naive(),
 }
-SLOW = {("implicit of diffrax", "traced"), ("implicit of diffrax", "adaptive"), ("explicit of diffrax", "traced")}
+QUICK = {
+    ("static", "uniform"),
+    ("static", "traced"),
+    ("static", "adaptive"),
+    ("arrays", "uniform"),
+    ("arrays", "traced"),
+    ("explicit of diffrax", "uniform"),
+    ("explicit of diffrax", "adaptive"),
+    ("implicit of diffrax", "uniform"),
+}
+QUICK_METHODS = {("reversible", "adaptive"): ("reversible", "naive"), ("static", "recorded"): ("by step", "aca, 3")}
 KEY = jax.random.key(3)
+
+
+def is_slow(scheme, grid, method):
+    refused = refusal(SCHEMES[scheme], grid, method)
+    return not (refused or (scheme, grid) in QUICK or method in QUICK_METHODS.get((scheme, grid), ()))
+
+
+def refusal(scheme, grid, method):
+    """What the refusal of a method says, where it is refused."""
+    if method == "reversible" and not get_scheme(scheme).inverts:
+        return "its steps cannot be undone; use a reversible scheme"
+    if method == "naive" and grid != "adaptive":
+        return r"there is no search to differentiate; use Adaptive\(scheme, rtol, atol\)"
+    return None
 
 
 def gradient(scheme, grid, method, grids=GRIDS):
@@ -65,29 +108,38 @@ def reference(scheme, grid):
     return gradient(SCHEMES[scheme], grid, Direct())
 
 
-@pytest.mark.parametrize("method", list(METHODS)[1:])
-@pytest.mark.parametrize(
-    ("scheme", "grid"),
-    [
-        pytest.param(scheme, grid, marks=[pytest.mark.slow] if (scheme, grid) in SLOW else [])
-        for scheme in SCHEMES
-        for grid in GRIDS
-        if (scheme, grid) != ("arrays", "adaptive")
-    ],
-)
+CASES = [
+    pytest.param(scheme, grid, method, marks=[pytest.mark.slow] if is_slow(scheme, grid, method) else [])
+    for scheme in SCHEMES
+    for grid in GRIDS
+    for method in list(METHODS)[1:]
+    if scheme != "arrays" or grid in ("uniform", "traced")
+]
+
+
+@pytest.mark.parametrize(("scheme", "grid", "method"), CASES)
 def test_all_schemes_grids_and_gradient_methods_agree(x64, scheme, grid, method):
+    refused = refusal(SCHEMES[scheme], grid, method)
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            gradient(SCHEMES[scheme], grid, METHODS[method])
+        return
+    # Derivatives in time are small rests of large ones: one input.
+    together = lambda g: (*g[:3], jnp.stack(g[3:]))
     if method == "backsolve":
         _, found = gradient(SCHEMES[scheme], grid, METHODS[method], FINE)
         _, expected = gradient(SCHEMES[scheme], grid, ACA(None), FINE)
-        together = lambda g: (*g[:3], jnp.stack(g[3:]))
         assert_agree(together(found), together(expected), 1e-4)
         return
     solution, found = gradient(SCHEMES[scheme], grid, METHODS[method])
     expected_solution, expected = reference(scheme, grid)
-    np.testing.assert_allclose(solution.x, expected_solution.x, rtol=1e-13)
+    np.testing.assert_allclose(solution.x, expected_solution.x, rtol=1e-12 if method == "naive" else 1e-13)
     assert int(solution.n_accepted) == int(expected_solution.n_accepted)
-    # Derivatives in time are small rests of large ones: one input.
-    together = lambda g: (*g[:3], jnp.stack(g[3:]))
+    if method == "naive":
+        # The same value, and the derivative of the search beside that of the steps.
+        differ = [np.max(np.abs(a - b)) for a, b in zip(together(found), together(expected), strict=True)]
+        assert max(differ) > 1e-6
+        return
     assert_agree(together(found), together(expected), 1e-10)
 
 

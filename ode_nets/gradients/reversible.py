@@ -1,0 +1,106 @@
+"""Gradients without stored states: steps are undone, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ode_nets.gradients.back import Cotangents, Point, Pull, Way, round_of, solve_and_return
+from ode_nets.gradients.reverse_only import refuse_forward_mode
+from ode_nets.integrate import Problem, Solution, Solver
+from ode_nets.integrate.loop import Keeper
+from ode_nets.integrate.problem import Place, evaluator
+from ode_nets.integrate.uniform import Clock
+from ode_nets.lanes import longest, read, room, select, this_lane, write
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Reversible:
+    """Go back over the steps by undoing them (McCallum and Foster 2024): the gradient of the solve as it ran.
+
+        x_n = inverse(x_{n+1}),  dL/dx_n = dL/dx_{n+1} dx_{n+1}/dx_n  for n = N - 1, ..., 0
+
+    No state is kept but the last, whatever the number of steps: memory is that of one step, and for grids that find
+    their steps one number each, room for `max_steps` of them. Each step back costs the inverse step, the step once
+    more, and one vector-Jacobian product. The gradient is that of `Direct` on the same scheme, but for the rounding of
+    the states that come back, which may grow with the number of steps. Reverse mode only.
+
+    The scheme must be one whose steps can be undone, such as `Coupled("midpoint")`, which says what that costs in
+    stability: stiff decay is not for it.
+
+    Example:
+        >>> import jax
+        >>> from ode_nets import Adaptive, Coupled, Reversible, solve
+        >>> solver = Adaptive(Coupled("bosh3"), rtol=1e-5)
+        >>> end = lambda k: solve(lambda t, x, k: -k * x, 1.0, k, solver=solver, gradient=Reversible()).x
+        >>> round(float(jax.grad(end)(1.0)), 4)
+        -0.3679
+    """
+
+    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
+        """Solve `problem` with `solver`.
+
+        Raises:
+          ValueError: for a scheme whose steps cannot be undone.
+        """
+        if not solver.scheme.inverts:
+            raise ValueError(
+                f"gradient=Reversible() with scheme {solver.scheme.name!r}: its steps cannot be undone; use a "
+                "reversible scheme such as Coupled('midpoint'), or gradient=ACA() or Checkpointed()"
+            )
+        problem = refuse_forward_mode(problem, repr(self))
+        return solve_and_return(problem, solver, dense, repr(self), Way(_keeper, _walk))
+
+
+class Kept(NamedTuple):
+    """What the forward pass leaves for the backward one."""
+
+    round: jax.Array
+    """Number of the one at hand."""
+    step: jax.Array
+    """Steps accepted before it."""
+    starts: Any
+    """Where rounds begin, `[max_steps]`, and a spare row; `None` where the solver knows its steps."""
+
+
+def _keeper(problem: Problem, solver: Solver) -> Keeper:
+    def begin(clock: Clock, x: PyTree) -> Kept:
+        starts = None if solver.recorded else room(solver.bound, clock.tau)
+        return Kept(jnp.int32(0), clock.step, starts)
+
+    def keep(kept: Kept, clock: Clock, x: PyTree, place: Place, mine: Any) -> Kept:
+        i = round_of(kept, clock)
+        starts = None if kept.starts is None else write(kept.starts, i, clock.tau)
+        return Kept(i, clock.step, starts)
+
+    return Keeper(begin, keep)
+
+
+def _walk(problem: Problem, solver: Solver, kept: Kept, end: Point, pull: Pull, start: Cotangents) -> Cotangents:
+    """By steps that are undone."""
+    clocks = Packing(end.clock)
+
+    def before(i: jax.Array, point: Point) -> Point:
+        """The point before round i: where it is for a lane that took no step in it."""
+        clock, x = point
+        if kept.starts is None:
+            place, moved = solver.place(problem, i, None, None, None), i < clock.step
+        else:
+            tau = read(kept.starts, i)
+            place, moved = Place(tau, clock.tau - tau, clock.tau), tau < clock.tau
+        undone = solver.scheme.inverse(evaluator(problem, place), x, place.shift(problem))
+        earlier = Point(clock._replace(tau=place.tau, step=clock.step - 1), undone)
+        return select(this_lane(moved), earlier, point)
+
+    def body(carry: Any) -> Any:
+        i, x, ct = carry
+        point = before(i, Point(clocks.unpack(ct.after), x))
+        return i - 1, point.x, pull(i, point, ct)
+
+    last = longest(round_of(kept, end.clock)) - 1
+    return jax.lax.while_loop(lambda carry: carry[0] >= 0, body, (last, end.x, start))[2]
