@@ -15,6 +15,7 @@ from ode_nets.integrate.loop import Keeper
 from ode_nets.integrate.problem import Place, evaluator
 from ode_nets.integrate.uniform import Clock
 from ode_nets.lanes import longest, read, room, select, this_lane, write
+from ode_nets.trees import Packing
 
 PyTree = Any
 
