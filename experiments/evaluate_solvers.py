@@ -35,7 +35,7 @@ from experiments.environment import environment
 from experiments.run import RunError, load_run, write_json
 from experiments.swaps import Row, Swapped
 from experiments.train import padded_batches
-from ode_nets import manifest
+from ode_nets import remanifest
 from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import SCHEMES
 
@@ -123,7 +123,7 @@ def dataset_of(config: Config) -> data.Dataset:
 
 
 def make_batches(dataset: data.Dataset, split: str, most: int | None = None) -> tuple[Batches, int]:
-    """Batches of a split as `manifest.run_swap` takes them, scaled and of one shape; the number of images.
+    """Batches of a split as `remanifest.run_swap` takes them, scaled and of one shape; the number of images.
 
     Args:
       dataset, split: which images; most: the first so many alone.
@@ -172,9 +172,9 @@ def evaluate_grid(
     start = time.perf_counter()
     example = next(iter(batches()))
     bound = memory_bound(memory_gib)
-    swap = manifest.compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bound)
+    swap = remanifest.compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bound)
     compile_seconds = time.perf_counter() - start
-    scores, seconds = manifest.run_swap(swap, variables, solvers, batches, time.perf_counter)
+    scores, seconds = remanifest.run_swap(swap, variables, solvers, batches, time.perf_counter)
     blocks = len(net.widths)
     rows = [
         {
@@ -183,7 +183,7 @@ def evaluate_grid(
             "accuracy": int(sums["hits"]) / n_images,
             "loss": None if sums["diverged"] else float(sums["loss"]) / n_images,
             "diverged": int(sums["diverged"]),
-            "nfe": manifest.nfe(solver, blocks),
+            "nfe": remanifest.nfe(solver, blocks),
             "seconds": taken,
         }
         for (scheme, n_steps), solver, sums, taken in zip(grid, solvers, scores, seconds, strict=True)

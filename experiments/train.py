@@ -41,7 +41,7 @@ from experiments.steps import (
     train_step,
     train_steps,
 )
-from ode_nets import manifest
+from ode_nets import remanifest
 
 PyTree = Any
 REFINED = ("params", "batch_stats", "opt_state")
@@ -193,7 +193,7 @@ class Task:
 
     def describe(self, level: int, state: PyTree) -> dict[str, Any]:
         """What a record says of a state: its size, its solvers' counts, its adaption, and validation if any."""
-        record = {"level": level, "n_parameters": manifest.n_parameters(state)}
+        record = {"level": level, "n_parameters": remanifest.n_parameters(state)}
         record |= mean_counts(state["metrics"], self.config.batch_size)
         if "adaption" in state:
             record["adapted"] = float(state["adaption"]["value"])
@@ -266,7 +266,7 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
             while notes["level"] < config.level(epoch):
                 run.snapshot(notes["level"], state["params"])
                 parts = {name: state[name] for name in REFINED}
-                state = state | manifest.refine(task.nets[notes["level"]], parts)[1]
+                state = state | remanifest.refine(task.nets[notes["level"]], parts)[1]
                 notes["level"] += 1
             net, end = task.nets[notes["level"]], (epoch + 1) * n_steps
             order, seed = task.order(epoch), np.int32(config.seed)
@@ -318,7 +318,7 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
         "test_accuracy": test_accuracy,
         "n_test": len(task.dataset.x_test),
         "best_validation_accuracy": notes["best"] if len(task.dataset.x_validation) else None,
-        "n_parameters": manifest.n_parameters(state),
+        "n_parameters": remanifest.n_parameters(state),
         "train_seconds": notes["seconds"],
         "data": task.dataset.source,
     }

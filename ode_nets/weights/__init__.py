@@ -24,11 +24,8 @@ from ode_nets.weights.evolved import (
 )
 from ode_nets.weights.expansion import (
     BasisExpansion,
-    interpolate,
     interpolation_matrix,
-    project,
     projection_matrix,
-    refine,
     refinement_matrix,
     transform,
 )
@@ -61,13 +58,10 @@ __all__ = [
     "configuration_1",
     "configuration_2",
     "gram_matrix",
-    "interpolate",
     "interpolation_matrix",
     "interval_index",
     "kernel_matrix",
-    "project",
     "projection_matrix",
-    "refine",
     "refinement_matrix",
     "stage_offset",
     "transform",

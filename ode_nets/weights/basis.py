@@ -104,7 +104,7 @@ class Basis(ABC):
 
     @abstractmethod
     def nodes(self) -> np.ndarray:
-        """Where `interpolate` samples, float64 `[n_basis]`, ascending."""
+        """Where `BasisExpansion.interpolated` samples, float64 `[n_basis]`, ascending."""
 
     @property
     @abstractmethod

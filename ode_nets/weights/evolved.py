@@ -123,7 +123,7 @@ class Evolution:
         if not isinstance(self.basis, (PiecewiseConstant, PiecewiseLinear)):
             raise ValueError(
                 f"basis={self.basis!r}: expected PiecewiseConstant or PiecewiseLinear, whose coefficients are "
-                "values of theta; project or interpolate the expanded() weights for another"
+                "values of theta; use expanded().projected(basis) or .interpolated(basis) for another"
             )
         if not callable(self.q):
             raise ValueError(f"q={self.q!r}: expected a function q(w, p) -> dw/dt")
