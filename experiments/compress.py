@@ -41,6 +41,7 @@ from experiments.run import Run, RunError, read_manifest, write_json
 from experiments.swaps import Row
 from ode_nets import remanifest
 from ode_nets.integrate import FixedStep
+from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import SCHEMES
 
 PyTree = Any
@@ -106,21 +107,22 @@ class Options:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[str, int], list[tuple[str, int]]]:
-    """For each (basis, M) the grid of (scheme, N_t), the trained one first; M = 1 is tried in one basis."""
-    own_solver = (config.scheme, net.solver.n_steps)
+def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[str, int], list[Manifestation]]:
+    """For each (basis, M) the manifestations to try, the trained one first; M = 1 is tried in one basis."""
+    own_solver = Manifestation.of(net.solver)
     budget = remanifest.nfe(net.solver)
     sizes = options.n_basis or sorted({-(-net.basis.n_basis // 2**k) for k in range(16)})
     steps = options.n_steps or [n for n in default_steps(net.solver.n_steps) if n <= net.solver.n_steps]
     grid = [
-        (scheme, n)
+        Manifestation(scheme, n)
         for scheme in options.scheme
         for n in steps
         if options.n_steps or remanifest.nfe(FixedStep(scheme, n)) <= budget
     ]
     bases = [(name, m) for k, name in enumerate(options.basis) for m in sorted(sizes, reverse=True) if m > 1 or k == 0]
     own_basis = (config.basis, net.basis.n_basis)
-    found = {own_basis: [own_solver]} | {basis: [] for basis in bases if basis != own_basis}
+    found: dict[tuple[str, int], list[Manifestation]] = {own_basis: [own_solver]}
+    found |= {basis: [] for basis in bases if basis != own_basis}
     for basis in bases:
         found[basis] += [solver for solver in grid if solver not in found[basis]]
     return found
@@ -130,7 +132,7 @@ def evaluate_candidates(
     net: nn.Module,
     variables: PyTree,
     dataset: data.Dataset,
-    grids: dict[tuple[str, int], list[tuple[str, int]]],
+    grids: dict[tuple[str, int], list[Manifestation]],
 ) -> list[Row]:
     """One row a candidate, on the validation images; one compiled program a (basis, M)."""
     batches, n_images = make_batches(dataset, "validation")
@@ -216,7 +218,7 @@ def save(
 def evaluate_test(net: nn.Module, variables: PyTree, dataset: data.Dataset, chosen: Row) -> dict[str, Any]:
     """Results on the test images, as `train` writes them."""
     batches, n_images = make_batches(dataset, "test")
-    (row,), _ = evaluate_grid(net, variables, [(chosen["scheme"], chosen["n_steps"])], batches, n_images)
+    (row,), _ = evaluate_grid(net, variables, [Manifestation(chosen["scheme"], chosen["n_steps"])], batches, n_images)
     return {
         "test_loss": row["loss"],
         "test_accuracy": row["accuracy"],

@@ -9,10 +9,12 @@ function alone are methods of it: `BasisExpansion.refined`, `.projected` and `.i
 
 from ode_nets.remanifest.costs import n_parameters, nfe, pareto_front
 from ode_nets.remanifest.export import export_inference
+from ode_nets.remanifest.manifestation import Manifestation
 from ode_nets.remanifest.rebase import interpolate, map_coefficients, project, refine
 from ode_nets.remanifest.swap import Swap, compile_swap, lanes_within, make_swap, run_swap, stack_solvers, swap_solvers
 
 __all__ = [
+    "Manifestation",
     "Swap",
     "compile_swap",
     "export_inference",

@@ -123,7 +123,7 @@ def test_a_manifestation_that_diverges_is_marked_and_does_not_score_as_class_0(o
     config, net, variables, _ = load_run(out / "refined")
     variables["params"]["head"] = jax.tree.map(lambda leaf: leaf * np.inf, variables["params"]["head"])
     batches, n_images = evaluate_solvers.make_batches(evaluate_solvers.dataset_of(config), "test")
-    (row,), _ = evaluate_solvers.evaluate_grid(net, variables, [("rk4", 2)], batches, n_images)
+    (row,), _ = evaluate_solvers.evaluate_grid(net, variables, [remanifest.Manifestation("rk4", 2)], batches, n_images)
     assert (row["accuracy"], row["loss"], row["diverged"]) == (0, None, n_images)
 
     swapped = read_swap(out / "refined")
