@@ -16,7 +16,8 @@ from jax.flatten_util import ravel_pytree
 from ode_nets.gradients import Checkpointed, GradientMethod, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import Number
-from ode_nets.weights.basis import Basis, PiecewiseConstant, PiecewiseLinear
+from ode_nets.weights.bases import PiecewiseConstant, PiecewiseLinear
+from ode_nets.weights.basis import Basis
 from ode_nets.weights.expansion import BasisExpansion, transform
 from ode_nets.weights.kernel import Dirac, Kernel, kernel_matrix
 
