@@ -35,6 +35,7 @@ from ode_nets.nn import (
     anodev2_net,
     as_resnet,
     regularization,
+    weight_roles,
 )
 from ode_nets.remanifest import (
     export_inference,
@@ -143,4 +144,5 @@ __all__ = [
     "solve",
     "swap_solvers",
     "validity",
+    "weight_roles",
 ]

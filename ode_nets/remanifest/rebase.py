@@ -1,7 +1,7 @@
 """Refinement, projection and interpolation of a network: another basis, with all that is stacked like its coefficients.
 
-Every function takes a description (`net`) and its variables and changes neither. Coefficients are recognized
-by the name that `OdeBlock` gives them, in parameters, batch statistics and optimizer states alike.
+Every function takes a description (`net`) and its variables and changes neither. Coefficients are what `weight_roles`
+says they are, in parameters, batch statistics and optimizer states alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ode_nets.integrate import FixedStep
-from ode_nets.nn.evolving import EVOLVED
+from ode_nets.nn import weight_roles
 from ode_nets.weights import (
     Basis,
     PiecewiseConstant,
@@ -26,12 +26,10 @@ from ode_nets.weights import (
 )
 
 PyTree = Any
-COEFFICIENTS = "coefficients"
-"""Name of the variables of an `OdeBlock`, in every collection."""
 
 
 def map_coefficients(tree: PyTree, function: Callable[[PyTree], PyTree]) -> PyTree:
-    """Apply a function to every leaf that is stacked by basis function, wherever it is in a tree.
+    """Apply a function to every leaf that is stacked by basis function, wherever it is in a tree; see `weight_roles`.
 
     Args:
       tree: variables, or an optimizer state made of trees like them.
@@ -40,13 +38,8 @@ def map_coefficients(tree: PyTree, function: Callable[[PyTree], PyTree]) -> PyTr
     Returns:
       The tree with those leaves replaced and all others as they are.
     """
-
-    def leaf(path: tuple[Any, ...], value: Any) -> Any:
-        names = [getattr(key, "key", None) for key in path]
-        # The parameters of a q may have any names of their own.
-        return function(value) if COEFFICIENTS in names and EVOLVED not in names else value
-
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+    change = lambda value, role: function(value) if role == "expansion" else value
+    return jax.tree.map(change, tree, weight_roles(tree))
 
 
 def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Module, PyTree]:

@@ -83,13 +83,3 @@ def test_only_a_fixed_number_of_steps_can_be_refined():
 def test_a_net_whose_weights_are_in_no_basis_is_refused_by_name(change):
     with pytest.raises(ValueError, match=r"net is a ResNet, whose weights are in no basis: expected .* ContinuousNet"):
         change(ResNet(), {})
-
-
-def test_coefficients_are_found_by_name_anywhere():
-    tree = {"a": {"coefficients": {"k": 1.0}}, "b": ({"coefficients": 2.0}, {"other": 3.0}), "c": 4.0}
-    doubled = remanifest.map_coefficients(tree, lambda value: 2 * value)
-    assert doubled == {
-        "a": {"coefficients": {"k": 2.0}},
-        "b": ({"coefficients": 4.0}, {"other": 3.0}),
-        "c": 4.0,
-    }
