@@ -5,7 +5,7 @@
 
 - compile: seconds to trace and to compile one training step at N_t steps, by the clock and of the processor. A
   single step is no loop, so N_t = 2 shows what the loop itself costs.
-- swap: one set of weights under a grid of solvers, in one program (`manifest.swap_solvers`) against one program
+- swap: one set of weights under a grid of solvers, in one program (`remanifest.swap_solvers`) against one program
   each, with and without compilation.
 - training: the paper's two models under Euler with eps = M = N_t, against the ResNet that they then are,
   unrolled in plain Flax with the same weights: compilation, temporary memory, and images a second of loss,
@@ -31,7 +31,7 @@ import optax
 import tyro
 
 from benchmarks.harness import compare, default_path, show, write
-from ode_nets import manifest
+from ode_nets import remanifest
 from ode_nets.gradients import Checkpointed, Direct
 from ode_nets.integrate import FixedStep
 from ode_nets.nn import ContinuousNet, WideContinuousNet, as_resnet
@@ -154,8 +154,8 @@ def measure_swap(case: dict[str, Any], repeats: int) -> dict[str, Any]:
         return zip(images, labels, strict=True)
 
     def one_program() -> Callable[[], list[Any]]:
-        swap = manifest.compile_swap(net, variables, (images[0], labels[0]), count_hits, solvers, lanes=1)
-        return lambda: manifest.run_swap(swap, variables, solvers, batches)[0]
+        swap = remanifest.compile_swap(net, variables, (images[0], labels[0]), count_hits, solvers, lanes=1)
+        return lambda: remanifest.run_swap(swap, variables, solvers, batches)[0]
 
     def many_programs() -> Callable[[], list[Any]]:
         def program(solver: FixedStep) -> Callable[..., jax.Array]:
@@ -221,7 +221,7 @@ def measure_training(net: ContinuousNet, batch_size: int, repeats: int) -> dict[
         "widths": net.widths,
         "n_steps": net.solver.n_steps,
         "batch_size": batch_size,
-        "n_parameters": manifest.n_parameters(variables),
+        "n_parameters": remanifest.n_parameters(variables),
         "losses_of_two_images": losses,
         "images_per_second": {name: batch_size / m.minimum for name, m in measured.items()},
         "seconds_per_step": {name: m.record() for name, m in measured.items()},

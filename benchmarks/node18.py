@@ -43,8 +43,8 @@ from experiments import models
 from experiments.config import Config
 from experiments.devices import Devices
 from experiments.steps import init_state, make_optimizer, train_step
-from ode_nets.manifest import n_parameters
 from ode_nets.nn import NODE18, OdeBlock, ResNet18
+from ode_nets.remanifest import n_parameters
 
 PyTree = Any
 Part = Literal["step", "scaling"]

@@ -5,7 +5,7 @@
 
 Times loss and gradient of Ott's networks, five seeds side by side, under `FixedStep` whose number of steps is an array,
 with `ACA(None)`, where one program serves every number, and is an integer, with `Direct` and `Checkpointed`, which
-compile anew for each: milliseconds a call, seconds of compilation, and temporary memory. What adaption saves by one
+compile anew for each: milliseconds a call, seconds of compilation, and temporary memory. What adaptation saves by one
 program is the compilation of every further number of steps that it visits; what it pays is the difference of the calls.
 Writes benchmarks/results/traced_steps_<platform>.json.
 """

@@ -1,4 +1,4 @@
-"""Adaption of the step or the tolerance inside the training step of `experiments.train` (Ott algorithm 1).
+"""Adaptation of the step or the tolerance inside the training step of `experiments.train` (Ott algorithm 1).
 
 The step count and the tolerance are arrays, as `FixedStep` and `Adaptive` take them, so no change of them compiles
 anything. Measured (`benchmarks.traced_steps`), the one traced program is as fast as a program of its own for each
@@ -23,11 +23,11 @@ EVERY = 50
 """Training steps between two checks (Ott sec. 5)."""
 
 
-def controller(config: Config) -> validity.Adaption:
+def controller(config: Config) -> validity.Adaptation:
     """The controller of `config.adapt`."""
     if config.adapt == "tolerance":
-        return validity.tolerance_adaption()
-    make = validity.settled_step_adaption if config.adapt == "settled_step" else validity.step_adaption
+        return validity.tolerance_adaptation()
+    make = validity.settled_step_adaptation if config.adapt == "settled_step" else validity.step_adaptation
     return make(config.adapt_max_steps)
 
 
@@ -47,8 +47,8 @@ def begin(config: Config, net: Any, variables: PyTree, images: jax.Array) -> dic
     return controller(config).init(jnp.min(jnp.stack(steps)))._asdict()
 
 
-def solved(net: Any, adaption: dict[str, Any] | None, room: int = 4096) -> Any:
-    """The network with the solver that the adaption stands at; itself without one.
+def solved(net: Any, adaptation: dict[str, Any] | None, room: int = 4096) -> Any:
+    """The network with the solver that the adaptation stands at; itself without one.
 
     `Direct` and `Checkpointed` differentiate a traced number of steps by as many as there is room for, needed or not.
     `ACA(None)`, whose gradient is theirs, takes their place.
@@ -56,27 +56,27 @@ def solved(net: Any, adaption: dict[str, Any] | None, room: int = 4096) -> Any:
     Args:
       room: most steps, of a net with fixed steps; costs memory only where the net is differentiated.
     """
-    if adaption is None:
+    if adaptation is None:
         return net
-    net = net.clone(solver=_solver(net.solver, adaption["value"], room))
+    net = net.clone(solver=_solver(net.solver, adaptation["value"], room))
     fixed = isinstance(net.solver, FixedStep)
     return net.clone(gradient=ACA(None)) if fixed and isinstance(net.gradient, Direct | Checkpointed) else net
 
 
 def settled(net: Any, value: float) -> Any:
-    """The network with the solver that a finished adaption ended at, for evaluation."""
+    """The network with the solver that a finished adaptation ended at, for evaluation."""
     if isinstance(net.solver, Adaptive):
         return net.clone(solver=dataclasses.replace(net.solver, rtol=value, atol=value))
     return net.clone(solver=FixedStep(net.solver.scheme, int(validity.steps_of(value))))
 
 
 def checked(
-    config: Config, net: Any, adaption: dict[str, Any], variables: PyTree, x: jax.Array, y: jax.Array, step: jax.Array
+    config: Config, net: Any, adaptation: dict[str, Any], variables: PyTree, x: jax.Array, y: jax.Array, step: jax.Array
 ) -> dict[str, Any]:
-    """The adaption after so many training steps: judged anew every 50, on images `x` and labels `y`."""
+    """The adaptation after so many training steps: judged anew every 50, on images `x` and labels `y`."""
     control = controller(config)
 
-    def gap(state: validity.AdaptionState) -> jax.Array:
+    def gap(state: validity.AdaptationState) -> jax.Array:
         hits = []
         for solver in (_solver(net.solver, state.value, 4096), _finer(config, net.solver, state.value)):
             logits = net.clone(solver=solver).apply(variables, x)
@@ -84,11 +84,11 @@ def checked(
             hits.append(jnp.where(jnp.isfinite(logits).all(), jnp.mean(jnp.argmax(logits, -1) == y), jnp.nan))
         return hits[0] - hits[1]
 
-    def judge(state: validity.AdaptionState) -> validity.AdaptionState:
+    def judge(state: validity.AdaptationState) -> validity.AdaptationState:
         state = control.update(gap(state), state)
         return jax.lax.cond(state.on_trial, lambda state: control.update(gap(state), state), lambda state: state, state)
 
-    now = validity.AdaptionState(**adaption)
+    now = validity.AdaptationState(**adaptation)
     return jax.lax.cond(step % EVERY == 0, judge, lambda state: state, now)._asdict()
 
 

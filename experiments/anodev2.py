@@ -38,8 +38,8 @@ from experiments.config import Config
 from experiments.configs import anodev2 as cells
 from experiments.environment import environment
 from experiments.run import Run, RunError, check_start, write_json
-from ode_nets.manifest import n_parameters
 from ode_nets.nn import ANODEV2
+from ode_nets.remanifest import n_parameters
 from ode_nets.weights import Still
 
 PyTree = Any

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from experiments import models
 from experiments.configs import anodev2 as cells
-from ode_nets.manifest import n_parameters
+from ode_nets.remanifest import n_parameters
 
 
 def counts() -> dict[str, dict[str, int]]:

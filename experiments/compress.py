@@ -39,8 +39,9 @@ from experiments.environment import environment
 from experiments.evaluate_solvers import dataset_of, default_steps, evaluate_grid, loaded, make_batches, outcome
 from experiments.run import Run, RunError, read_manifest, write_json
 from experiments.swaps import Row
-from ode_nets import manifest
+from ode_nets import remanifest
 from ode_nets.integrate import FixedStep
+from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import SCHEMES
 
 PyTree = Any
@@ -106,21 +107,22 @@ class Options:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[str, int], list[tuple[str, int]]]:
-    """For each (basis, M) the grid of (scheme, N_t), the trained one first; M = 1 is tried in one basis."""
-    own_solver = (config.scheme, net.solver.n_steps)
-    budget = manifest.nfe(net.solver)
+def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[str, int], list[Manifestation]]:
+    """For each (basis, M) the manifestations to try, the trained one first; M = 1 is tried in one basis."""
+    own_solver = Manifestation.of(net.solver)
+    budget = remanifest.nfe(net.solver)
     sizes = options.n_basis or sorted({-(-net.basis.n_basis // 2**k) for k in range(16)})
     steps = options.n_steps or [n for n in default_steps(net.solver.n_steps) if n <= net.solver.n_steps]
     grid = [
-        (scheme, n)
+        Manifestation(scheme, n)
         for scheme in options.scheme
         for n in steps
-        if options.n_steps or manifest.nfe(FixedStep(scheme, n)) <= budget
+        if options.n_steps or remanifest.nfe(FixedStep(scheme, n)) <= budget
     ]
     bases = [(name, m) for k, name in enumerate(options.basis) for m in sorted(sizes, reverse=True) if m > 1 or k == 0]
     own_basis = (config.basis, net.basis.n_basis)
-    found = {own_basis: [own_solver]} | {basis: [] for basis in bases if basis != own_basis}
+    found: dict[tuple[str, int], list[Manifestation]] = {own_basis: [own_solver]}
+    found |= {basis: [] for basis in bases if basis != own_basis}
     for basis in bases:
         found[basis] += [solver for solver in grid if solver not in found[basis]]
     return found
@@ -130,15 +132,15 @@ def evaluate_candidates(
     net: nn.Module,
     variables: PyTree,
     dataset: data.Dataset,
-    grids: dict[tuple[str, int], list[tuple[str, int]]],
+    grids: dict[tuple[str, int], list[Manifestation]],
 ) -> list[Row]:
     """One row a candidate, on the validation images; one compiled program a (basis, M)."""
     batches, n_images = make_batches(dataset, "validation")
     rows = []
     for (name, m), grid in grids.items():
-        smaller, projected = manifest.project(net, variables, models.BASES[name](m))
+        smaller, projected = remanifest.project(net, variables, models.BASES[name](m))
         evaluated, _ = evaluate_grid(smaller, projected, grid, batches, n_images)
-        size = {"basis": name, "n_basis": m, "n_parameters": manifest.n_parameters(projected)}
+        size = {"basis": name, "n_basis": m, "n_parameters": remanifest.n_parameters(projected)}
         rows += [size | row for row in evaluated]
     return rows
 
@@ -149,7 +151,7 @@ def front_of(rows: list[Row]) -> list[Row]:
     Rows under which an image diverged are left out.
     """
     by_size = sorted((row for row in rows if not row["diverged"]), key=lambda row: row["n_parameters"])
-    return [by_size[i] for i in manifest.pareto_front([(row["nfe"], row["accuracy"]) for row in by_size])]
+    return [by_size[i] for i in remanifest.pareto_front([(row["nfe"], row["accuracy"]) for row in by_size])]
 
 
 def choose(rows: list[Row], options: Options) -> Row:
@@ -216,7 +218,7 @@ def save(
 def evaluate_test(net: nn.Module, variables: PyTree, dataset: data.Dataset, chosen: Row) -> dict[str, Any]:
     """Results on the test images, as `train` writes them."""
     batches, n_images = make_batches(dataset, "test")
-    (row,), _ = evaluate_grid(net, variables, [(chosen["scheme"], chosen["n_steps"])], batches, n_images)
+    (row,), _ = evaluate_grid(net, variables, [Manifestation(chosen["scheme"], chosen["n_steps"])], batches, n_images)
     return {
         "test_loss": row["loss"],
         "test_accuracy": row["accuracy"],
@@ -239,7 +241,7 @@ def export(out: Path, net: nn.Module, variables: PyTree, dataset: data.Dataset) 
     """
     images = dataset.x_test[: min(32, len(dataset.x_test))]
     preprocess = partial(data.normalize, mean=dataset.mean, std=dataset.std)
-    exported = manifest.export_inference(net, variables, images.shape[1:], preprocess=preprocess, dtype="uint8")
+    exported = remanifest.export_inference(net, variables, images.shape[1:], preprocess=preprocess, dtype="uint8")
     (out / EXPORTED).write_bytes(exported)
     logits = np.asarray(jax.jit(net.apply)(variables, preprocess(images)))
     sample = out / "sample.npz"
@@ -309,7 +311,7 @@ def compress(options: Options, console: Console) -> Path:
 
     name = f"{chosen['basis']}-{chosen['n_basis']}-{chosen['scheme']}-{chosen['n_steps']}"
     out = options.out or folder / name
-    small, projected = manifest.project(net, variables, models.BASES[chosen["basis"]](chosen["n_basis"]))
+    small, projected = remanifest.project(net, variables, models.BASES[chosen["basis"]](chosen["n_basis"]))
     small = small.clone(solver=FixedStep(chosen["scheme"], chosen["n_steps"]))
     save(out, options.run_dir, config, projected, notes, chosen, options.overwrite)
     results = evaluate_test(small, projected, dataset, chosen)

@@ -35,8 +35,9 @@ from experiments.environment import environment
 from experiments.run import RunError, load_run, write_json
 from experiments.swaps import Row, Swapped
 from experiments.train import padded_batches
-from ode_nets import manifest
+from ode_nets import remanifest
 from ode_nets.integrate import FixedStep
+from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import SCHEMES
 
 PyTree = Any
@@ -123,7 +124,7 @@ def dataset_of(config: Config) -> data.Dataset:
 
 
 def make_batches(dataset: data.Dataset, split: str, most: int | None = None) -> tuple[Batches, int]:
-    """Batches of a split as `manifest.run_swap` takes them, scaled and of one shape; the number of images.
+    """Batches of a split as `remanifest.run_swap` takes them, scaled and of one shape; the number of images.
 
     Args:
       dataset, split: which images; most: the first so many alone.
@@ -155,38 +156,38 @@ def memory_bound(memory_gib: float | None) -> int:
 def evaluate_grid(
     net: nn.Module,
     variables: PyTree,
-    grid: list[tuple[str, int]],
+    grid: list[Manifestation],
     batches: Batches,
     n_images: int,
     lanes: int | None = None,
     memory_gib: float | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """One row a (scheme, N_t), and what the program was.
+    """One row a manifestation on a uniform grid, and what the program was.
 
     `lanes=None` takes one lane on a CPU, where lanes side by side cost more than one after another, and
     elsewhere as many as the compiled program's temporary memory allows.
     """
     if lanes is None and jax.default_backend() == "cpu":
         lanes = 1
-    solvers = [FixedStep(scheme, n_steps) for scheme, n_steps in grid]
+    solvers = [FixedStep(at.scheme, at.counted) for at in grid]
     start = time.perf_counter()
     example = next(iter(batches()))
     bound = memory_bound(memory_gib)
-    swap = manifest.compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bound)
+    swap = remanifest.compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bound)
     compile_seconds = time.perf_counter() - start
-    scores, seconds = manifest.run_swap(swap, variables, solvers, batches, time.perf_counter)
+    scores, seconds = remanifest.run_swap(swap, variables, solvers, batches, time.perf_counter)
     blocks = len(net.widths)
     rows = [
         {
-            "scheme": scheme,
-            "n_steps": n_steps,
+            "scheme": at.scheme,
+            "n_steps": at.n_steps,
             "accuracy": int(sums["hits"]) / n_images,
             "loss": None if sums["diverged"] else float(sums["loss"]) / n_images,
             "diverged": int(sums["diverged"]),
-            "nfe": manifest.nfe(solver, blocks),
+            "nfe": remanifest.nfe(solver, blocks),
             "seconds": taken,
         }
-        for (scheme, n_steps), solver, sums, taken in zip(grid, solvers, scores, seconds, strict=True)
+        for at, solver, sums, taken in zip(grid, solvers, scores, seconds, strict=True)
     ]
     program = {
         "lanes": swap.lanes,
@@ -201,11 +202,12 @@ def swap_run(folder: Path, options: Options) -> Swapped:
     """The grid of one run, written into its folder as swap.csv and swap.json."""
     config, net, variables, notes = loaded(folder, options.checkpoint)
     batches, n_images = make_batches(dataset_of(config), options.split)
-    trained = (config.scheme, net.solver.n_steps)
-    steps = sorted({*(options.n_steps or default_steps(trained[1]))})
-    grid = [(scheme, n) for scheme in options.schemes for n in steps]
+    trained = Manifestation.of(net.solver)
+    steps = sorted({*(options.n_steps or default_steps(trained.counted))})
+    grid = [Manifestation(scheme, n) for scheme in options.schemes for n in steps]
     # Every curve is read against the manifestation that was trained.
-    grid += [own for own in ((config.scheme, n) for n in {*steps, trained[1]}) if own not in grid]
+    own_scheme = (Manifestation(trained.scheme, n) for n in sorted({*steps, trained.counted}))
+    grid += [own for own in own_scheme if own not in grid]
     rows, program = evaluate_grid(net, variables, grid, batches, n_images, options.lanes, options.memory_gib)
     record = {
         "run": str(folder),
@@ -215,8 +217,8 @@ def swap_run(folder: Path, options: Options) -> Swapped:
         "split": options.split,
         "n_images": n_images,
         "trained": {
-            "scheme": trained[0],
-            "n_steps": trained[1],
+            "scheme": trained.scheme,
+            "n_steps": trained.n_steps,
             "basis": repr(net.basis),
             "epsilon": net.epsilon,
         },
@@ -229,7 +231,7 @@ def swap_run(folder: Path, options: Options) -> Swapped:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    return Swapped(folder.name, *trained, rows, record)
+    return Swapped(folder.name, trained, rows, record)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -250,8 +252,8 @@ def print_table(swapped: Swapped, console: Console) -> None:
     # A narrow terminal gets two lines a cell rather than numbers cut off.
     gap = "  " if console.width >= 12 + 29 * len(schemes) else "\n"
     table = Table(
-        title=f"{swapped.name}: trained under {swapped.scheme}, N_t = {swapped.n_steps}\naccuracy % and loss "
-        f"on {record['n_images']} {record['split']} images, field evaluations, seconds",
+        title=f"{swapped.name}: trained under {swapped.trained.scheme}, N_t = {swapped.trained.n_steps}\n"
+        f"accuracy % and loss on {record['n_images']} {record['split']} images, field evaluations, seconds",
         title_justify="left",
     )
     table.add_column("N_t", justify="right")

@@ -31,7 +31,7 @@ from experiments import data
 from experiments.environment import environment
 from experiments.evaluate_solvers import dataset_of
 from experiments.run import RunError, load_run, write_json
-from ode_nets import Adaptive, validity
+from ode_nets import validity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,11 +78,10 @@ def examine(options: Options, folder: Path) -> Record:
         factors=options.factors,
         n_samples=options.samples,
     )
-    solver: Any = net.solver
     record: Record = {
         "run": str(folder),
-        "trained": dict(zip(("scheme", "n_steps"), report.trained, strict=True)),
-        "rtol": solver.rtol if isinstance(solver, Adaptive) else None,
+        "trained": {"scheme": report.trained.scheme, "n_steps": report.trained.n_steps},
+        "rtol": report.trained.rtol,
         "verdict": report.verdict,
         "sentence": report.sentence,
         "n_images": len(labels),
@@ -122,7 +121,7 @@ def print_table(records: list[Record], console: Console) -> None:
             cells += [""] * 4
         else:
             worst = f"{100 * (test['own'] - test['loss']):.1f}"
-            cells += [f"{100 * test['own']:.1f}", worst, "{} {}".format(*test["worst"][:2])]
+            cells += [f"{100 * test['own']:.1f}", worst, "{scheme} {n_steps}".format_map(test["worst"])]
             cells += [f"x {test['entropy_ratio']:.2g}"]
         critical = math.nan if test is None else test["critical_step"]
         cells += [f"{critical:.3g}" if math.isfinite(critical) else "-"]

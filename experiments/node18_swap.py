@@ -32,8 +32,9 @@ from experiments.evaluate_solvers import Batches, dataset_of, evaluate_grid, mak
 from experiments.progress import failures
 from experiments.run import RunError, load_run, write_json
 from ode_nets.gradients import Direct
-from ode_nets.integrate import Adaptive, FixedStep
+from ode_nets.integrate import Adaptive
 from ode_nets.nn import NODE18
+from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import get_tableau
 
 PyTree = Any
@@ -150,9 +151,9 @@ def swap(options: Options) -> dict[str, Any]:
     batches, n_images = make_batches(dataset_of(config), options.split, options.images)
 
     # All fixed solvers are one program, every embedded pair is one more.
-    grid = [(scheme, round(1 / h)) for scheme in FIXED.values() for h in options.stepsizes]
-    own = (net.solver.scheme.name, getattr(net.solver, "n_steps", 0))
-    if isinstance(net.solver, FixedStep) and own not in grid:
+    grid = [Manifestation(scheme, round(1 / h)) for scheme in FIXED.values() for h in options.stepsizes]
+    own = Manifestation.of(net.solver)
+    if not own.adaptive and own not in grid:
         grid.append(own)
     rows, _ = evaluate_grid(net, variables, grid, batches, n_images)
     rows = [row | {"nfe": row["nfe"] * net.n_blocks} for row in rows]
@@ -167,8 +168,8 @@ def swap(options: Options) -> dict[str, Any]:
     if adaptive and trained not in pairs:
         pairs.append(trained)
     rows += [evaluate_adaptive(net, variables, pair, batches, n_images) for pair in pairs]
-    names = ("scheme", "tolerance", "atol") if adaptive else ("scheme", "n_steps")
-    key = dict(zip(names, (trained.scheme.name, trained.rtol, trained.atol) if adaptive else own, strict=True))
+    grid_of = {"tolerance": trained.rtol, "atol": trained.atol} if adaptive else {"n_steps": own.n_steps}
+    key = {"scheme": own.scheme} | grid_of
     own_row = next(row for row in rows if key.items() <= row.items())
     for row in rows:
         row["error_increase"] = 100 * (own_row["accuracy"] - row["accuracy"])

@@ -1,4 +1,4 @@
-"""When is a trained network an ODE? Grids of training solvers, and the adaption of the step (Ott secs 4 and 5).
+"""When is a trained network an ODE? Grids of training solvers, and the adaptation of the step (Ott secs 4 and 5).
 
     python -m experiments.ott grid spheres2             Figs 1-4, 17-19: a network a (scheme, steps, seed)
     python -m experiments.ott adapt landscape           Figs 5 and 6: algorithm 1, and the variant that settles
@@ -76,15 +76,16 @@ from experiments.environment import environment
 from experiments.ott_tasks import CHECK_EVERY, TASKS, Task, skips, warning
 from experiments.rows import Row, Rows
 from ode_nets import ACA, FixedStep, make_problem, validity
+from ode_nets.remanifest import Manifestation
 
 PyTree = Any
 Arrays = dict[str, np.ndarray]
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 """Of the training step, to test with (Ott sec. 4.1)."""
 CONTROLLERS = {
-    "algorithm 1": lambda most: validity.step_adaption(most, revert=False),
-    "with revert (code)": lambda most: validity.step_adaption(most),
-    "settled (ours)": lambda most: validity.settled_step_adaption(most),
+    "algorithm 1": lambda most: validity.step_adaptation(most, revert=False),
+    "with revert (code)": lambda most: validity.step_adaptation(most),
+    "settled (ours)": lambda most: validity.settled_step_adaptation(most),
 }
 SCHEMES = ("euler", "midpoint", "rk4")
 LEFT_OUT = ("euler", "rk4", "tolerances", "out", "overwrite", "data_dir")
@@ -118,7 +119,7 @@ class Options:
     n_test: int | None = None
     """Test samples; default all."""
     max_steps: int = 500
-    """Most steps of the adaption."""
+    """Most steps of the adaptation."""
     data_dir: str | None = None
     """Where prepared TFDS sets lie."""
     out: Path = Path("results/ott")
@@ -223,13 +224,14 @@ def judge(rows: Sequence[Row], chance: float, n_test: int) -> None:
         if not good.any():
             continue
         mean = {key: float(np.array(values)[good].mean()) for key, values in row["test"].items()}
-        quality = {(key.split()[0], int(key.split()[1])): value for key, value in mean.items()}
-        trained = (row["scheme"], row["n_steps"])
-        found = validity.exchange(quality, trained, quality[trained], measure="accuracy")
-        row |= {"accuracy": found.own, "loss": found.loss, "passed": found.passed, "worst": list(found.worst)}
+        quality = {Manifestation(key.split()[0], int(key.split()[1])): value for key, value in mean.items()}
+        trained, accuracy = Manifestation(row["scheme"], row["n_steps"]), validity.Quality(quality, "accuracy")
+        found = validity.exchange(accuracy, trained)
+        worst = [found.worst.scheme, found.worst.n_steps]
+        row |= {"accuracy": found.own, "loss": found.loss, "passed": found.passed, "worst": worst}
         row["spread"] = float(own(row)[good].std())
         if row["scheme"] == "euler":
-            row["gap"] = found.own - quality["midpoint", row["n_steps"]]
+            row["gap"] = found.own - quality[Manifestation("midpoint", row["n_steps"])]
             row["passed_gap"] = bool(abs(row["gap"]) <= found.tolerance)
 
 
@@ -262,7 +264,7 @@ def grid(options: Options, task: Task, rows: Rows, console: Console) -> dict[str
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Adaption of the step
+# Adaptation of the step
 # ---------------------------------------------------------------------------------------------------------
 
 

@@ -115,7 +115,7 @@ def draw_trajectories(record: Row, kept: Any) -> Figure:
     return figure
 
 
-def draw_adaption(record: Row) -> Figure:
+def draw_adaptation(record: Row) -> Figure:
     """Ott Figs 5 and 6: steps (top) and accuracy (bottom) over training, a column a controller, a line a seed."""
     from matplotlib.figure import Figure
 
@@ -201,7 +201,7 @@ def _bare(axes: Axes) -> None:
     axes.grid(alpha=0.25)
 
 
-def print_table(grids: dict[str, Row], adaptions: dict[str, Row], console: Console) -> None:
+def print_table(grids: dict[str, Row], adaptations: dict[str, Row], console: Console) -> None:
     """Ott table 1, measured and the paper's.
 
     Of a grid the field evaluations that bracket the critical step, by our test and by the paper's, and the best
@@ -227,7 +227,7 @@ def print_table(grids: dict[str, Row], adaptions: dict[str, Row], console: Conso
             shown = theirs if scheme == "euler" else ("", "")
             nfe = " to ".join("-" if n is None else str(n) for n in bracket)
             table.add_row(task, f"grid, {name}", nfe, accuracy, *shown, iterations)
-    for task, record in adaptions.items():
+    for task, record in adaptations.items():
         nfe, percent = record["paper"]["adapted"] or ("", "")
         for name, row in record["rows"].items():
             accuracy = f"{100 * np.mean(row['accuracy']):.1f} ± {100 * np.std(row['accuracy']):.1f}"
@@ -246,8 +246,8 @@ def main() -> None:
     """The command line."""
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     folder = tyro.cli(Options, prog="python -m experiments.ott_figures", description=__doc__).folder
-    grids, adaptions, tolerances = (read(folder, what) for what in ("grid", "adapt", "tolerance"))
-    if not (grids or adaptions or tolerances):
+    grids, adaptations, tolerances = (read(folder, what) for what in ("grid", "adapt", "tolerance"))
+    if not (grids or adaptations or tolerances):
         sys.exit(f"error: {folder} holds no results; run experiments.ott first, or name another --folder")
     drawn: dict[str, Figure] = {"data": draw_data()}
     trained = {t: record for t, record in grids.items() if any(trained_rows(record, s) for s in ("euler", "rk4"))}
@@ -257,11 +257,11 @@ def main() -> None:
             with np.load(path) as kept:
                 if any(name.startswith("euler") for name in kept.files):
                     drawn[f"trajectories_{task}"] = draw_trajectories(record, kept)
-    drawn |= {f"adapt_{task}": draw_adaption(record) for task, record in adaptions.items()}
+    drawn |= {f"adapt_{task}": draw_adaptation(record) for task, record in adaptations.items()}
     drawn |= {f"tolerance_{task}": draw_tolerances(record) for task, record in tolerances.items()}
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
-    print_table(grids, adaptions, console)
+    print_table(grids, adaptations, console)
     console.print(f"written: {folder}/" + ", ".join(f"{name}.png" for name in drawn), soft_wrap=True)
 
 

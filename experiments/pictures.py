@@ -47,16 +47,16 @@ def draw_swap(swaps: Sequence[Swapped]) -> Figure:
     strokes, marks = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v")
     for k, swapped in enumerate(swaps):
         color, own = f"C{k}", swapped.own
-        label = f"{swapped.name} (trained: {swapped.scheme}, $N_t$={swapped.n_steps})"
-        left.plot(*swapped.error(swapped.scheme), color=color, marker="o", ms=4, label=label)
+        label = f"{swapped.name} (trained: {swapped.trained.scheme}, $N_t$={swapped.trained.n_steps})"
+        left.plot(*swapped.error(swapped.trained.scheme), color=color, marker="o", ms=4, label=label)
         for axes in (left, right):
-            axes.axvline(swapped.n_steps, color=color, ls=(2 * k, (1, 3)), lw=1.2)
+            axes.axvline(swapped.trained.n_steps, color=color, ls=(2 * k, (1, 3)), lw=1.2)
             axes.axhline(100 * (1 - own["accuracy"]), color=color, lw=0.8, alpha=0.6)
         for row in swapped.rows:
             if row["diverged"]:
-                axes = left if row["scheme"] == swapped.scheme else right
+                axes = left if row["scheme"] == swapped.trained.scheme else right
                 axes.plot(row["n_steps"], 100 * (1 - row["accuracy"]), "x", color="black", ms=8, zorder=5)
-        others = [s for s in dict.fromkeys(row["scheme"] for row in swapped.rows) if s != swapped.scheme]
+        others = [s for s in dict.fromkeys(row["scheme"] for row in swapped.rows) if s != swapped.trained.scheme]
         for i, scheme in enumerate(others):
             style = {"ls": strokes[i % 4], "marker": marks[i % 5], "ms": 4, "lw": 1.2}
             label = f"{swapped.name} under {scheme}"

@@ -207,7 +207,7 @@ def reliability(config: Config, options: Options, folder: Path, console: Console
     """All runs and their report, written into `folder`.
 
     Raises:
-      RunError: for a config with refinement or adaption, a folder with runs of another config, or data that cannot
+      RunError: for a config with refinement or adaptation, a folder with runs of another config, or data that cannot
         be had.
     """
     for name, none in (("refine_epochs", ()), ("adapt", "none")):

@@ -19,6 +19,7 @@ from experiments import adapt, models
 from experiments.config import Config
 from experiments.devices import is_first, wait_for_all
 from experiments.environment import environment
+from ode_nets.nn import weight_roles
 
 PyTree = Any
 
@@ -234,15 +235,14 @@ def pick_weights(params: PyTree, n_weights: int = 40) -> dict[str, np.ndarray]:
     """
     picked = {}
     for block, tree in params.items():
-        if "coefficients" in tree:
-            leaves = [
-                leaf for leaf in jax.device_get(jax.tree.leaves(tree["coefficients"])) if leaf.ndim == 5
-            ]
-            if not leaves:
-                continue
-            entries = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
-            n_picked = min(n_weights, entries.shape[1])
-            picked[block] = entries[:, np.random.default_rng(0).permutation(entries.shape[1])[:n_picked]]
+        roles = jax.tree.leaves(weight_roles(tree))
+        stacked = [leaf for leaf, role in zip(jax.tree.leaves(tree), roles, strict=True) if role == "expansion"]
+        leaves = [leaf for leaf in jax.device_get(stacked) if leaf.ndim == 5]
+        if not leaves:
+            continue
+        entries = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+        n_picked = min(n_weights, entries.shape[1])
+        picked[block] = entries[:, np.random.default_rng(0).permutation(entries.shape[1])[:n_picked]]
     return picked
 
 

@@ -78,7 +78,7 @@ def train_step(
     x = data.augment(key, images[index], pad=config.crop_pad, flip=config.flip)
     x, y = data.normalize(x, *scaling), labels[index]
 
-    adapted = adapt.solved(net, state.get("adaption"), config.adapt_max_steps)
+    adapted = adapt.solved(net, state.get("adaptation"), config.adapt_max_steps)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, PyTree]:
         variables = {"params": params, "batch_stats": state["batch_stats"]}
@@ -109,9 +109,9 @@ def train_step(
         "results": {name: jnp.where(bad_step == 0, solution[name]["result"], old) for name, old in results.items()},
     }
     trained = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
-    if "adaption" in state:
+    if "adaptation" in state:
         judged = {"params": params, "batch_stats": batch_stats}
-        trained["adaption"] = adapt.checked(config, net, state["adaption"], judged, x, y, step + 1)
+        trained["adaptation"] = adapt.checked(config, net, state["adaptation"], judged, x, y, step + 1)
     # The state is donated to the next step; the second copy of its metrics stays readable.
     return trained | {"step": step + 1, "metrics": metrics}, metrics
 
@@ -147,7 +147,7 @@ def evaluate_batch(
     scaling: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """Summed loss and number of hits; images with label -1 are padding and count nowhere."""
-    net = adapt.solved(net, variables.get("adaption"))
+    net = adapt.solved(net, variables.get("adaptation"))
     logits: Any = net.apply(variables, data.normalize(images, *scaling))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     return jnp.sum(jnp.where(labels >= 0, loss, 0.0)), jnp.sum((logits.argmax(-1) == labels) & (labels >= 0))
@@ -158,7 +158,7 @@ def result_codes(
     net: nn.Module, variables: PyTree, images: jax.Array, scaling: tuple[jax.Array, jax.Array]
 ) -> dict[str, jax.Array]:
     """How the solver of each ODE block ended on a batch."""
-    net = adapt.solved(net, variables.get("adaption"))
+    net = adapt.solved(net, variables.get("adaptation"))
     _, changed = net.apply(variables, data.normalize(images, *scaling), mutable=["solution"])
     return {name: block["result"] for name, block in changed.get("solution", {}).items()}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.run import RunError
+from ode_nets.remanifest import Manifestation
 
 Row = dict[str, Any]
 
@@ -17,8 +18,7 @@ class Swapped:
     """The grid of one run: what was measured, and under what."""
 
     name: str
-    scheme: str
-    n_steps: int
+    trained: Manifestation
     rows: list[Row]
     record: dict[str, Any]
 
@@ -30,7 +30,7 @@ class Swapped:
     @property
     def own(self) -> Row:
         """The manifestation that was trained."""
-        return next(row for row in self.rows if (row["scheme"], row["n_steps"]) == (self.scheme, self.n_steps))
+        return next(row for row in self.rows if Manifestation(row["scheme"], row["n_steps"]) == self.trained)
 
 
 def read_swap(folder: Path) -> Swapped:
@@ -44,4 +44,4 @@ def read_swap(folder: Path) -> Swapped:
         raise RunError(f"there is no {path}; python -m experiments.evaluate_solvers {folder} writes it")
     record = json.loads(path.read_text())
     trained = record["trained"]
-    return Swapped(folder.name, trained["scheme"], trained["n_steps"], record["rows"], record)
+    return Swapped(folder.name, Manifestation(trained["scheme"], trained["n_steps"]), record["rows"], record)

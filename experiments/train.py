@@ -41,7 +41,7 @@ from experiments.steps import (
     train_step,
     train_steps,
 )
-from ode_nets import manifest
+from ode_nets import remanifest
 
 PyTree = Any
 REFINED = ("params", "batch_stats", "opt_state")
@@ -144,7 +144,7 @@ class Task:
             return state
         first = self.dataset.x_train[: self.config.batch_size]
         images = data.normalize(jnp.asarray(first), self.dataset.mean, self.dataset.std)
-        return state | {"adaption": adapt.begin(self.config, self.nets[level], variables_of(state), images)}
+        return state | {"adaptation": adapt.begin(self.config, self.nets[level], variables_of(state), images)}
 
     def order(self, epoch: int) -> jax.Array:
         """The training images of each batch of an epoch, `[steps_per_epoch, batch_size]`, spread over the devices."""
@@ -192,11 +192,11 @@ class Task:
         return float(loss) / len(images), float(hits) / len(images)
 
     def describe(self, level: int, state: PyTree) -> dict[str, Any]:
-        """What a record says of a state: its size, its solvers' counts, its adaption, and validation if any."""
-        record = {"level": level, "n_parameters": manifest.n_parameters(state)}
+        """What a record says of a state: its size, its solvers' counts, its adaptation, and validation if any."""
+        record = {"level": level, "n_parameters": remanifest.n_parameters(state)}
         record |= mean_counts(state["metrics"], self.config.batch_size)
-        if "adaption" in state:
-            record["adapted"] = float(state["adaption"]["value"])
+        if "adaptation" in state:
+            record["adapted"] = float(state["adaptation"]["value"])
         if len(self.dataset.x_validation):
             held_out = self.evaluate(level, state, "validation")
             record["validation_loss"], record["validation_accuracy"] = held_out
@@ -204,8 +204,8 @@ class Task:
 
 
 def variables_of(state: PyTree) -> PyTree:
-    """What a network is evaluated with, and where its adaption stands, if it has one."""
-    return {name: state[name] for name in ("params", "batch_stats", "adaption") if name in state}
+    """What a network is evaluated with, and where its adaptation stands, if it has one."""
+    return {name: state[name] for name in ("params", "batch_stats", "adaptation") if name in state}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -256,8 +256,8 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
         read(state["metrics"])
         now = time.perf_counter()
         notes["seconds"], clock = notes["seconds"] + now - clock, now
-        if "adaption" in state:
-            notes["adapted"] = float(state["adaption"]["value"])
+        if "adaptation" in state:
+            notes["adapted"] = float(state["adaptation"]["value"])
         run.save(which, step, state, dict(notes))
 
     with StopSignals() as signals, Bar(console, config, n_steps) as bar:
@@ -266,7 +266,7 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
             while notes["level"] < config.level(epoch):
                 run.snapshot(notes["level"], state["params"])
                 parts = {name: state[name] for name in REFINED}
-                state = state | manifest.refine(task.nets[notes["level"]], parts)[1]
+                state = state | remanifest.refine(task.nets[notes["level"]], parts)[1]
                 notes["level"] += 1
             net, end = task.nets[notes["level"]], (epoch + 1) * n_steps
             order, seed = task.order(epoch), np.int32(config.seed)
@@ -318,7 +318,7 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
         "test_accuracy": test_accuracy,
         "n_test": len(task.dataset.x_test),
         "best_validation_accuracy": notes["best"] if len(task.dataset.x_validation) else None,
-        "n_parameters": manifest.n_parameters(state),
+        "n_parameters": remanifest.n_parameters(state),
         "train_seconds": notes["seconds"],
         "data": task.dataset.source,
     }

@@ -3,11 +3,11 @@
     dx/dt = field(t, x, theta(t)),  x(t0) = x0           (ContinuousNet eq. 20-22)
 
 `solve` takes the four apart from each other, and each can be exchanged without touching the other three. `nn`
-puts such solves into Flax modules, `manifest` turns a trained model into others. The names below are all that
-is public, with those of `manifest`, `problems`, `validity` and `interop.diffrax`, which is imported by its name.
+puts such solves into Flax modules, `remanifest` turns a trained model into others. The names below are all that
+is public, with those of `problems`, `remanifest`, `validity` and `interop.diffrax`, which is imported by its name.
 """
 
-from ode_nets import manifest, problems, validity
+from ode_nets import problems, remanifest, validity
 from ode_nets.control import StepController
 from ode_nets.fields import MLP, ResidualUnit, Unit, batch_norm, convolution
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, Naive, Reversible, solve
@@ -25,7 +25,6 @@ from ode_nets.integrate import (
     make_problem,
     pad,
 )
-from ode_nets.manifest import export_inference, n_parameters, pareto_front, swap_solvers
 from ode_nets.nn import (
     ANODEV2,
     NODE18,
@@ -37,6 +36,16 @@ from ode_nets.nn import (
     anodev2_net,
     as_resnet,
     regularization,
+    weight_roles,
+)
+from ode_nets.remanifest import (
+    export_inference,
+    interpolate,
+    n_parameters,
+    pareto_front,
+    project,
+    refine,
+    swap_solvers,
 )
 from ode_nets.stepping import Coupled, RungeKutta, Scheme, TracedTableau, get_scheme
 from ode_nets.tableaus import SCHEMES, Tableau, get_tableau
@@ -62,9 +71,6 @@ from ode_nets.weights import (
     advance_filter,
     configuration_1,
     configuration_2,
-    interpolate,
-    project,
-    refine,
 )
 
 __all__ = [
@@ -132,7 +138,6 @@ __all__ = [
     "get_tableau",
     "interpolate",
     "make_problem",
-    "manifest",
     "n_parameters",
     "pad",
     "pareto_front",
@@ -140,7 +145,9 @@ __all__ = [
     "project",
     "refine",
     "regularization",
+    "remanifest",
     "solve",
     "swap_solvers",
     "validity",
+    "weight_roles",
 ]

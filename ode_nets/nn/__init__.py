@@ -5,6 +5,7 @@ from ode_nets.nn.continuous_net import ContinuousNet, WideContinuousNet
 from ode_nets.nn.node18 import NODE18, ResNet18
 from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.nn.resnet import ResNet, as_resnet
+from ode_nets.nn.roles import weight_roles
 
 __all__ = [
     "ANODEV2",
@@ -17,4 +18,5 @@ __all__ = [
     "anodev2_net",
     "as_resnet",
     "regularization",
+    "weight_roles",
 ]

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 from ode_nets.fields import ResidualUnit
 from ode_nets.gradients import Checkpointed, GradientMethod
 from ode_nets.integrate import FixedStep
-from ode_nets.nn.evolving import EVOLVED
 from ode_nets.nn.layers import ConvNorm, check_images, fold
 from ode_nets.nn.ode_block import OdeBlock
+from ode_nets.nn.roles import weight_roles
 from ode_nets.weights import (
     RDA,
     Basis,
     Evolution,
-    Evolved,
     FlowStep,
     PiecewiseConstant,
     Still,
@@ -204,12 +203,9 @@ def regularization(params: PyTree, w0: float = 0.0, p: float = 0.0) -> jax.Array
         if not isinstance(factor, jax.Array) and not factor >= 0:
             raise ValueError(f"{name}={factor}: expected at least 0")
     total, factors = jnp.zeros(()), {"w0": w0, "p": p}
-    named = lambda tree: {EVOLVED: {"w0": tree.w0, "p": tree.p}} if isinstance(tree, Evolved) else tree
-    params = jax.tree.map(named, params, is_leaf=lambda tree: isinstance(tree, Evolved))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        names = [str(getattr(key, "key", "")) for key in path]
-        if EVOLVED in names:
-            total = total + factors[names[names.index(EVOLVED) + 1]] / 2 * jnp.sum(jnp.square(leaf))
+    for leaf, role in zip(jax.tree.leaves(params), jax.tree.leaves(weight_roles(params)), strict=True):
+        if role in factors:
+            total = total + factors[role] / 2 * jnp.sum(jnp.square(leaf))
     return total
 
 

@@ -11,8 +11,6 @@ from ode_nets.weights import Evolution
 
 PyTree = Any
 Named = dict[str, Any]
-EVOLVED = "evolved"
-"""Name of the parameters of an `OdeBlock` whose kernels evolve: `w0` and `p`."""
 
 
 def split_kernels(params: PyTree) -> tuple[Named, Named]:

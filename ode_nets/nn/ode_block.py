@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from ode_nets.fields import Unit
 from ode_nets.gradients import Checkpointed, GradientMethod, solve
-from ode_nets.nn.evolving import EVOLVED, init_evolved, join_kernels, split_kernels
+from ode_nets.nn.evolving import init_evolved, join_kernels, split_kernels
 from ode_nets.nn.layers import fold
+from ode_nets.nn.roles import COEFFICIENTS, EVOLVED
 from ode_nets.weights import Basis, BasisExpansion, Evolution, Evolved, Joint, PiecewiseConstant
 
 PyTree = Any
@@ -67,7 +68,7 @@ class OdeBlock(nn.Module):
             drawn = init_coefficients(self.unit, self.basis, key)
             return drawn if self.evolution is None else split_kernels(drawn)[1]
 
-        parts: dict[str, Any] = {"params": BasisExpansion(self.basis, self.param("coefficients", init))}
+        parts: dict[str, Any] = {"params": BasisExpansion(self.basis, self.param(COEFFICIENTS, init))}
         if (evolution := self.evolution) is not None:
             arrays = self.param(EVOLVED, lambda key: init_evolved(self.unit, evolution, key))
             parts[EVOLVED] = Evolved(arrays["w0"], arrays["p"], evolution)
@@ -80,7 +81,7 @@ class OdeBlock(nn.Module):
         intervals = PiecewiseConstant(self.basis.n_basis)
         running = self.variable(
             "batch_stats",
-            "coefficients",
+            COEFFICIENTS,
             lambda: jax.tree.map(lambda s: jnp.stack([s] * intervals.n_basis), self.unit.init_stats()),
         )
         # A one-hot weight function tells the field which interval it is in, exactly as it tells it theta.

@@ -9,6 +9,7 @@ import jax
 
 from ode_nets.integrate import FixedStep
 from ode_nets.nn.continuous_net import ContinuousNet
+from ode_nets.nn.roles import COEFFICIENTS
 from ode_nets.weights import PiecewiseConstant
 
 PyTree = Any
@@ -104,7 +105,7 @@ def as_resnet(net: ContinuousNet, variables: PyTree) -> tuple[ResNet, PyTree]:
                     out[name.replace("stitch", "shortcut")] = {"kernel": tree["shortcut"]}
             elif name.startswith("block"):
                 for k in range(m):
-                    out[f"{name}_unit{k}"] = jax.tree.map(lambda leaf, k=k: leaf[k], tree["coefficients"])
+                    out[f"{name}_unit{k}"] = jax.tree.map(lambda leaf, k=k: leaf[k], tree[COEFFICIENTS])
             else:
                 out[name] = tree
         return out

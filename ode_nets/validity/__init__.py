@@ -5,19 +5,20 @@
 
 `examine` runs three tests on a trained model or a bare field: convergence of its manifestations with the dip at
 the training step (ContinuousNet sec. 3), the exchange of its solver for ones of equal or smaller error (Ott sec. 4),
-and crossings of its trajectories. Each is a function of its own. `step_adaption` and its kin keep a model an ODE
+and crossings of its trajectories. Each is a function of its own. `step_adaptation` and its kin keep a model an ODE
 while it trains (Ott algorithm 1).
 """
 
-from ode_nets.validity.adaption import (
-    Adaption,
-    AdaptionState,
-    adaption,
+from ode_nets.remanifest import Manifestation
+from ode_nets.validity.adaptation import (
+    Adaptation,
+    AdaptationState,
+    adaptation,
     first_step,
-    settled_step_adaption,
-    step_adaption,
+    settled_step_adaptation,
+    step_adaptation,
     steps_of,
-    tolerance_adaption,
+    tolerance_adaptation,
 )
 from ode_nets.validity.convergence import Convergence, Dip, Slope, convergence, distance, find_dip, fit_slope, rounding
 from ode_nets.validity.crossings import (
@@ -32,25 +33,31 @@ from ode_nets.validity.crossings import (
     trajectories,
 )
 from ode_nets.validity.exchange import Exchange, critical_training_step, exchange
-from ode_nets.validity.report import FACTORS, Report, examine, judge
+from ode_nets.validity.judge import Judgement, describe, judge
+from ode_nets.validity.quality import Quality
+from ode_nets.validity.report import FACTORS, Report, examine
 from ode_nets.validity.subjects import Subject, of_field, of_model
 
 __all__ = [
     "FACTORS",
-    "Adaption",
-    "AdaptionState",
+    "Adaptation",
+    "AdaptationState",
     "Convergence",
     "Crossings",
     "Dip",
     "Exchange",
+    "Judgement",
+    "Manifestation",
+    "Quality",
     "Report",
     "Slope",
     "Subject",
-    "adaption",
+    "adaptation",
     "chord_heights",
     "convergence",
     "critical_training_step",
     "crossings",
+    "describe",
     "distance",
     "examine",
     "exchange",
@@ -66,9 +73,9 @@ __all__ = [
     "orientation",
     "rounding",
     "segment_crossings",
-    "settled_step_adaption",
-    "step_adaption",
+    "settled_step_adaptation",
+    "step_adaptation",
     "steps_of",
-    "tolerance_adaption",
+    "tolerance_adaptation",
     "trajectories",
 ]

@@ -5,21 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping, Sequence
 
+from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import get_tableau
-from ode_nets.validity.convergence import ratio
-
-Measure = Literal["accuracy", "error", "disagreement"]
-Key = tuple[str, int] | tuple[str, int, float]
-"""A solver: scheme and steps, and of an adaptive one, whose steps are those it accepted, rtol."""
-TOLERANCES: dict[str, float] = {"accuracy": 0.1, "error": 3.0, "disagreement": 0.05}
-"""Default tolerances: 0.1 is Ott's (algorithm 1), the others are ours."""
-ENTROPY_RATIO = 3.0
-"""Default tolerance of cross-entropies, which are errors and compared like them."""
-ENTROPY_FLOOR = 0.01
-"""Cross-entropy below which a network is sure of everything: the true class has a probability of 0.99."""
+from ode_nets.validity.quality import Measure, Quality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +17,9 @@ class Exchange:
     """What the exchange of solvers came to.
 
     Attributes:
-      measure, tolerance: how quality was compared, see `exchange`.
+      measure, tolerance: how quality was compared, see `Quality`.
       own: quality of the trained manifestation; converged: of the finest.
-      worst: the solver of equal or smaller error that loses most, `(scheme, n_steps)`, and rtol of an adaptive one.
+      worst: the solver of equal or smaller error that loses most.
       loss: what it loses: accuracy (as a fraction), or the ratio of its error to the trained one's; of
         `"disagreement"`, the trained manifestation's own.
       passed: whether no solver of equal or smaller error loses more than the tolerance, nor multiplies the
@@ -47,52 +37,23 @@ class Exchange:
     tolerance: float
     own: float
     converged: float
-    worst: Key
+    worst: Manifestation
     loss: float
     passed: bool
     converged_enough: bool
     critical_step: float
     entropy_ratio: float | None = None
-    entropy_worst: Key | None = None
+    entropy_worst: Manifestation | None = None
     entropy_tolerance: float | None = None
 
 
-def loss_of(measure: Measure, value: float, own: float, floor: float = 0.0) -> float:
-    """How much worse a quality is than the trained one's: a difference, or a ratio of errors, both at least `floor`.
-
-    Anything that is not finite loses infinitely much.
-    """
-    if not math.isfinite(value):
-        return math.inf
-    if measure == "accuracy":
-        return own - value
-    return value if measure == "disagreement" else ratio(value, own, floor)
-
-
-def agrees(measure: Measure, value: float, converged: float, own: float, tolerance: float, floor: float = 0.0) -> bool:
-    """Whether a quality is the converged one within the tolerance, whichever is better."""
-    if not (math.isfinite(value) and math.isfinite(converged)):
-        return False
-    if measure == "error":
-        # Errors below the trained one's are as good as it; how far they fall is a matter of rounding.
-        high, low = sorted((max(value, own, floor), max(converged, own, floor)), reverse=True)
-        return high <= tolerance * low
-    return abs(value - converged) <= tolerance
-
-
 def exchange(
-    quality: Mapping[Any, float],
-    trained: Key,
-    own: float,
+    quality: Quality,
+    trained: Manifestation,
     *,
-    measure: Measure,
-    tolerance: float | None = None,
+    entropies: Quality | None = None,
+    finer: Sequence[Manifestation] | None = None,
     span: float = 1.0,
-    floor: float = 0.0,
-    finer: Sequence[Key] | None = None,
-    entropies: Mapping[Any, float] | None = None,
-    entropy_tolerance: float = ENTROPY_RATIO,
-    entropy_floor: float = ENTROPY_FLOOR,
 ) -> Exchange:
     """Compare a trained manifestation with others of the same weights (Ott sec. 4, Figs 3 and 4).
 
@@ -101,98 +62,78 @@ def exchange(
     name what is `finer` then.
 
     Accuracy is a coarse measure: a network may lose six points and multiply its cross-entropy by seven. So with
-    `entropies` a model is tied, too, where such a solver multiplies the cross-entropy by more than
-    `entropy_tolerance`. Those below `entropy_floor` count as it: over-confident networks have 1e-5, and a hundred
-    times that is no wrong answer. Without `entropies` the test is Ott's, but for |difference| in algorithm 1: here a
-    solver may be better than the trained one by any amount. A model that gains from finer steps is not tied to its
-    own, and `critical_step` then lies below the trained step.
+    `entropies` a model is tied, too, where such a solver multiplies the cross-entropy by more than their tolerance.
+    Without them the test is Ott's, but for |difference| in algorithm 1: here a solver may be better than the trained
+    one by any amount. A model that gains from finer steps is not tied to its own, and `critical_step` then lies below
+    the trained step.
 
     Args:
-      quality: by (scheme, n_steps), of adaptive solvers by (scheme, n_steps, rtol).
-      trained: the solver of training, as such a key.
-      own: quality of the trained manifestation itself.
-      measure: `"accuracy"` (higher is better, differences compared), `"error"` (lower is better, ratios
-        compared), or `"disagreement"`: relative distance of outputs from the finest manifestation's, which
-        needs neither labels nor truth and tells only whether the trained outputs are those of the flow.
-      tolerance: largest loss; `None` for 0.1, 3 and 0.05 in this order.
-      span: t1 - t0; floor: errors below it count as it, see `rounding`.
+      quality: of the trained manifestation and of others.
+      trained: the one of training.
+      entropies: cross-entropies of the same manifestations.
       finer: solvers of equal or smaller error, the finest last; `None` finds them by order and steps.
-      entropies: cross-entropies by the same keys, that of `trained` among them; entropy_tolerance: largest ratio.
-      entropy_floor: at least 0; for n samples at least 1 / n is sensible, which one wrong answer is worth.
+      span: t1 - t0.
 
     Raises:
-      ValueError: for nothing to compare with, an unknown measure, an `own` that is not finite, accuracies outside
-        [0, 1], a tolerance that is not above 0, or solvers without their cross-entropies.
+      ValueError: for nothing to compare with, a trained manifestation that was not measured or whose quality is not
+        finite, or solvers without their cross-entropies.
+
+    Example:
+      accuracies = {Manifestation("euler", 4): 0.98, Manifestation("euler", 8): 0.61, Manifestation("rk4", 4): 0.55}
+      found = exchange(Quality(accuracies, "accuracy"), Manifestation("euler", 4))
+      found.passed, found.worst                 # False, Manifestation('rk4', 4)
     """
-    _check(measure, tolerance, [own, *quality.values()])
-    tolerance = TOLERANCES[measure] if tolerance is None else tolerance
-    able = _able(quality, trained)
-    if entropies is not None and (absent := {trained, *able, *(finer or ())} - set(entropies)):
-        raise ValueError(f"entropies hold {[*entropies]}: expected {sorted(absent)} among them")
-    ladder: list[Key] = [*able] if finer is None else [trained, *finer]
+    able = _able(quality.values, trained)
+    ladder = [*able] if finer is None else [trained, *finer]
     if finer is None:
-        finer = [key for key in able if key[1] >= trained[1] and key != trained]
-    if not finer:
-        raise ValueError(f"quality holds {[*quality]}: expected solvers of equal or smaller error than {trained}")
-    converged = quality[ladder[-1]]
+        finer = [at for at in able if at.counted >= trained.counted and at != trained]
+    if not finer or trained not in quality.values:
+        held = [*quality.values]
+        raise ValueError(f"quality holds {held}: expected {trained!r} and solvers of equal or smaller error than it")
+    own, converged = quality.values[trained], ladder[-1]
+    if not math.isfinite(own):
+        raise ValueError(f"own={own}: expected a finite number; a model that fails as trained has nothing to lose")
+    if entropies is not None and (absent := {trained, *able, *finer} - set(entropies.values)):
+        raise ValueError(f"entropies hold {[*entropies.values]}: expected {sorted(absent, key=str)} among them")
     # Without labels or truth it is the trained outputs themselves that are, or are not, those of the flow.
-    losses = {key: loss_of(measure, quality[key], own, floor) for key in finer}
-    if measure == "disagreement":
-        losses = {trained: own}
-    worst = max(losses, key=lambda key: losses[key])
-    failed, ratios = {key for key in losses if not losses[key] <= tolerance}, {}
-    if entropies is not None:
-        ratios = {k: loss_of("error", entropies[k], entropies[trained], entropy_floor) for k in finer}
-        failed |= {key for key in ratios if not ratios[key] <= entropy_tolerance}
+    losses = {at: quality.loss(at, trained) for at in ([trained] if quality.measure == "disagreement" else finer)}
+    ratios = {} if entropies is None else {at: entropies.loss(at, trained) for at in finer}
+    worst = max(losses, key=lambda at: losses[at])
+    failed = {at for at, loss in losses.items() if not quality.tolerates(loss)}
+    failed |= {at for at, loss in ratios.items() if entropies is not None and not entropies.tolerates(loss)}
 
-    def is_converged(key: Key) -> bool:
-        same = agrees(measure, quality[key], converged, own, tolerance, floor)
-        if entropies is None:
-            return same
-        last, first = entropies[ladder[-1]], entropies[trained]
-        return same and agrees("error", entropies[key], last, first, entropy_tolerance, entropy_floor)
+    def is_converged(at: Manifestation) -> bool:
+        return all(q.agrees(at, converged, trained) for q in (quality, entropies) if q is not None)
 
-    coarser = itertools.groupby(reversed(able), key=lambda key: key[1])
-    holds = lambda at: all(is_converged(key) and key not in failed for key in at[1])
-    good = [n for n, _ in itertools.takewhile(holds, coarser)]
+    def holds(group: tuple[int, Iterable[Manifestation]]) -> bool:
+        return all(is_converged(at) and at not in failed for at in group[1])
+
+    good = [n for n, _ in itertools.takewhile(holds, itertools.groupby(reversed(able), key=lambda at: at.counted))]
     return Exchange(
-        measure=measure,
-        tolerance=tolerance,
+        measure=quality.measure,
+        tolerance=quality.most,
         own=own,
-        converged=converged,
+        converged=quality.values[converged],
         worst=worst,
         loss=losses[worst],
         passed=not failed,
         converged_enough=len(ladder) > 1 and is_converged(ladder[-2]),
         critical_step=span / good[-1] if good else math.nan,
         entropy_ratio=max(ratios.values(), default=None),
-        entropy_worst=max(ratios, key=lambda key: ratios[key], default=None),
-        entropy_tolerance=entropy_tolerance if ratios else None,
+        entropy_worst=max(ratios, key=lambda at: ratios[at], default=None),
+        entropy_tolerance=None if entropies is None else entropies.most,
     )
 
 
-def _check(measure: Measure, tolerance: float | None, qualities: Sequence[float]) -> None:
-    """That an exchange can be judged; the first of the qualities is the trained manifestation's own."""
-    if measure not in get_args(Measure):
-        raise ValueError(f"measure={measure!r}: expected one of {', '.join(get_args(Measure))}")
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance}: expected a number above 0")
-    own, finite = qualities[0], [value for value in qualities if math.isfinite(value)]
-    if not math.isfinite(own):
-        raise ValueError(f"own={own}: expected a finite number; a model that fails as trained has nothing to lose")
-    if measure == "accuracy" and not 0 <= min(finite) <= max(finite) <= 1:
-        raise ValueError(f"accuracies from {min(finite)} to {max(finite)}: expected fractions in [0, 1], not percent")
-
-
-def _able(quality: Mapping[Any, float], trained: Key) -> list[tuple[str, int]]:
-    """Fixed solvers of the trained order or a higher one, from coarse to fine."""
-    order = get_tableau(trained[0]).order
-    return sorted((key for key in quality if len(key) == 2 and get_tableau(key[0]).order >= order), key=fineness)
-
-
-def fineness(key: Key) -> tuple[int, int]:
+def fineness(at: Manifestation) -> tuple[int, int]:
     """Steps, and then order: the largest is the solver to trust."""
-    return key[1], get_tableau(key[0]).order
+    return at.counted, get_tableau(at.scheme).order
+
+
+def _able(values: Iterable[Manifestation], trained: Manifestation) -> list[Manifestation]:
+    """Fixed solvers of the trained order or a higher one, from coarse to fine."""
+    order = get_tableau(trained.scheme).order
+    return sorted((at for at in values if not at.adaptive and get_tableau(at.scheme).order >= order), key=fineness)
 
 
 def critical_training_step(passed: Mapping[int, bool], span: float = 1.0) -> tuple[float, float]:

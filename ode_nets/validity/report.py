@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ode_nets.integrate import Adaptive, FixedStep, Result
+from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import get_tableau
 from ode_nets.validity.convergence import Convergence, Dip, convergence, distance, find_dip, rounding
 from ode_nets.validity.crossings import Crossings, crossings
-from ode_nets.validity.exchange import ENTROPY_FLOOR, Exchange, Key, Measure, exchange, fineness
+from ode_nets.validity.exchange import Exchange, exchange, fineness
+from ode_nets.validity.judge import Judgement, Verdict, describe, judge
+from ode_nets.validity.quality import ENTROPY_FLOOR, Measure, Quality
 from ode_nets.validity.subjects import Subject, accepted_steps, scale_of, smaller_tolerances
 
-Verdict = Literal["ode", "tied", "undecided", "not finite"]
 Row = dict[str, float | int | str]
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
 """Step counts that are measured, in units of the trained one: Ott's, and two finer."""
@@ -33,10 +35,10 @@ class Report:
     """What was measured, and what it means.
 
     Attributes:
-      verdict: `"ode"`, `"tied"`, `"undecided"` (no solver measured is fine enough to tell, an adaptive one failed
-        at all smaller tolerances, or the network has learned nothing that could be lost), or `"not finite"`.
-      sentence: the verdict in words, with the step.
-      trained: scheme and steps of training; of an adaptive solver, the steps it accepted.
+      judgement: the verdict and what it rests on. `verdict` is `"ode"`, `"tied"`, `"undecided"` (no solver measured
+        is fine enough to tell, an adaptive one failed at all smaller tolerances, or the network has learned nothing
+        that could be lost), or `"not finite"`; `sentence` is the same in words, with the step; `trained` is the
+        manifestation of training, of an adaptive solver with the steps it accepted.
       rows: one dict a manifestation: scheme, n_steps, h, error, with labels accuracy and loss (cross-entropy), and of
         adaptive ones, whose n_steps were accepted, rtol and the name of the result; NaN where they failed.
       convergence: errors and slopes, against the truth or the finest manifestation.
@@ -46,14 +48,27 @@ class Report:
         under as many equal ones, which are not its own.
     """
 
-    verdict: Verdict
-    sentence: str
-    trained: tuple[str, int]
-    rows: list[Row]
-    convergence: Convergence | None
-    dip: Dip | None
-    exchange: Exchange | None
-    crossings: list[Crossings] | None
+    judgement: Judgement
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    convergence: Convergence | None = None
+    dip: Dip | None = None
+    exchange: Exchange | None = None
+    crossings: list[Crossings] | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the model is an ODE."""
+        return self.judgement.verdict
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        return describe(self.judgement)
+
+    @property
+    def trained(self) -> Manifestation:
+        """What the model was trained with."""
+        return self.judgement.trained
 
 
 def examine(
@@ -106,76 +121,40 @@ def examine(
     own = subject.run(subject.solver)
     _check(own, labels, truth)
     found = _manifestations(subject, own, schemes, factors)
-    trained, failed = (found.own[0], found.own[1]), _results(found.failed)
+    trained, failed = found.own, found.failed
     if not bool(jnp.isfinite(own).all()):
-        how = f" ({failed})" if failed else ""
-        why = f"the outputs as trained hold NaN or infinity{how}, so nothing is compared"
-        return _unmeasured("not finite", trained, why)
+        return Report(Judgement("not finite", "outputs not finite", trained, failed=failed))
     if found.finest is None:
-        return _unmeasured("undecided", trained, f"the solver failed at all smaller tolerances ({failed}). Raise them")
+        return Report(Judgement("undecided", "smaller tolerances failed", trained, failed=failed))
     measure, flow = _measure(labels, truth), found.outputs[found.finest]
     if measure == "disagreement" and not bool(jnp.isfinite(flow).all()):
-        where = f"the outputs under {_name(found.finest)}, of smaller error, hold NaN or infinity"
-        return _unmeasured("tied", trained, f"{where}, those under {_name(trained)} do not")
+        return Report(Judgement("tied", "flow not finite", trained, finest=found.finest))
     reference = flow if truth is None else truth
     scale = scale_of(subject, reference, FixedStep(found.schemes[-1], found.counts[-1]))
     rows = {key: _row(key, out, reference, scale, subject.span, labels) for key, out in found.outputs.items()}
     floor, low = rounding(own, reference), max(ENTROPY_FLOOR, 1 / len(own))
-    options: dict[str, Any] = {"tolerance": tolerance, "span": subject.span, "floor": floor, "entropy_floor": low}
-    test = _exchanged(found, rows, measure, scale, options)
+    column = {"accuracy": "accuracy", "error": "error", "disagreement": "relative_error"}[measure]
+    quality = Quality({at: float(row[column]) for at, row in rows.items()}, measure, tolerance, floor)
+    entropies = None
+    if measure == "accuracy":
+        entropies = Quality({at: float(row["loss"]) for at, row in rows.items()}, "cross_entropy", floor=low)
+    test = _exchanged(found, quality, entropies, scale, subject.span)
     study = convergence(
-        lambda solver: found.outputs[solver.scheme.name, solver.n_steps],
+        lambda solver: found.outputs[Manifestation.of(solver)],
         found.schemes,
         found.counts,
         truth=reference,
         span=subject.span,
     )
-    column, least = ("loss", low) if measure == "accuracy" else ("error", floor)
-    dip = None if measure == "disagreement" else _dip(rows, found.own, column, least)
+    dip_of = ("loss", low) if measure == "accuracy" else ("error", floor)
+    dip = None if measure == "disagreement" else _dip(rows, found.own, *dip_of)
     crossed = None
     if n_samples:
         crossed = [crossings(problem, found.grid, n_samples=n_samples) for problem in subject.problems(found.grid)]
-    verdict, sentence = judge(test, found.own, subject.span, None if labels is None else _least_accuracy(labels))
-    if verdict == "ode" and crossed and (n := sum(each.count for each in crossed)):
-        sentence += f"; yet its trajectories cross, {n} times"
-    return Report(verdict, sentence, trained, [*rows.values(), *found.failed], study, dip, test, crossed)
-
-
-def judge(test: Exchange, trained: Key, span: float = 1.0, least: float | None = None) -> tuple[Verdict, str]:
-    """The verdict of an exchange test, and a sentence that says it.
-
-    Args:
-      test: what `exchange` found.
-      trained: the key it was given.
-      span: t1 - t0.
-      least: accuracy that a network has learned something with; `None` asks for none.
-    """
-    if least is not None and test.own <= least:
-        sentence = f"undecided: not trained; an accuracy of {100 * test.own:.1f} % is not above chance by a margin"
-        return "undecided", f"{sentence} ({100 * least:.1f} %), so there is none to lose"
-    who = (
-        _name(test.worst)
-        + " "
-        + {
-            "accuracy": f"loses {100 * max(test.loss, 0.0):.1f} points of accuracy",
-            "error": f"multiplies the error by {test.loss:.3g}",
-            "disagreement": f"is {100 * test.loss:.1f} % away from the flow's outputs",
-        }[test.measure]
-    )
-    if test.entropy_ratio is not None and test.entropy_worst is not None:
-        other = "" if test.entropy_worst == test.worst else f"{_name(test.entropy_worst)} "
-        who += f" and {other}multiplies the cross-entropy by {test.entropy_ratio:.3g}"
-    if not test.passed:
-        return "tied", f"tied to its solver, {_name(trained)}: {who}"
-    h = test.critical_step
-    if not test.converged_enough or (len(trained) == 2 and math.isnan(h)):
-        return "undecided", f"undecided: the finest solvers do not agree yet; {who}. Raise factors"
-    if len(trained) == 3:
-        grids = "on none of the uniform grids tried" if math.isnan(h) else f"on uniform grids below h* = {h:.4g}"
-        return "ode", f"behaves as an ODE at rtol = {trained[2]:.3g} and below, and {grids}: {who} at worst"
-    own = span / trained[1]
-    above = "" if own <= h * (1 + 1e-9) else f" (its own, {own:.4g}, is larger)"
-    return "ode", f"behaves as an ODE for steps below h* = {h:.4g}{above}: {who} at worst"
+    judgement = judge(test, trained, subject.span, None if labels is None else _least_accuracy(labels))
+    judgement = dataclasses.replace(judgement, n_crossings=sum(each.count for each in crossed or ()))
+    missing = [_failed_row(at, subject.span, result) for at, result in failed.items()]
+    return Report(judgement, [*rows.values(), *missing], study, dip, test, crossed)
 
 
 def _least_accuracy(labels: jax.Array) -> float:
@@ -183,14 +162,6 @@ def _least_accuracy(labels: jax.Array) -> float:
     n = len(labels)
     chance = float(np.bincount(np.asarray(labels)).max() / n)
     return chance + max(2 * math.sqrt(chance * (1 - chance) / n), 0.1 * (1 - chance))
-
-
-def _results(rows: Sequence[Row]) -> str:
-    return ", ".join(f"{row['result']} at rtol {row['rtol']:.3g}" for row in rows)
-
-
-def _name(key: Key) -> str:
-    return f"{key[0]} with {key[1]} steps" + (f" at rtol {key[2]:.3g}" if len(key) == 3 else "")
 
 
 def _check(own: jax.Array, labels: jax.Array | None, truth: jax.Array | None) -> None:
@@ -218,23 +189,22 @@ class _Manifestations:
     """
 
     grid: FixedStep
-    own: Key
-    outputs: dict[Key, jax.Array]
+    own: Manifestation
+    outputs: dict[Manifestation, jax.Array]
     schemes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
-    finest: Key | None = None
-    finer: list[Key] | None = None
-    failed: tuple[Row, ...] = ()
+    finest: Manifestation | None = None
+    finer: list[Manifestation] | None = None
+    failed: Mapping[Manifestation, Result] = dataclasses.field(default_factory=dict)
 
 
 def _manifestations(
     subject: Subject, own: jax.Array, schemes: Sequence[str], factors: Sequence[float]
 ) -> _Manifestations:
     solver, solvers = subject.solver, []
-    own_key: Key
-    ended: tuple[Row, ...] = ()
+    ended: dict[Manifestation, Result] = {}
     if isinstance(solver, FixedStep):
-        grid, own_key = solver, (solver.scheme.name, solver.n_steps)
+        grid, own_key = solver, Manifestation.of(solver)
         ends: list[tuple[int, Result]] = []
     else:
         # Beyond rounding a smaller tolerance asks for what no step can give; one is always tried.
@@ -242,61 +212,54 @@ def _manifestations(
         smaller = [f for i, f in enumerate(TOLERANCES[1:]) if i == 0 or f * solver.rtol >= least]
         solvers = smaller_tolerances(solver, smaller)
         (n, result), *ends = accepted_steps(subject, [solver, *solvers])
-        grid, own_key = FixedStep(solver.scheme, n), (solver.scheme.name, n, float(solver.rtol))
+        grid, own_key = FixedStep(solver.scheme, n), Manifestation.of(solver, n)
         if result != Result.SUCCESS:
-            ended = (_failed_row(own_key, subject.span, result),)
+            ended = {own_key: result}
     if not bool(jnp.isfinite(own).all()):
         return _Manifestations(grid, own_key, {own_key: own}, failed=ended)
     tried = _tried(subject, grid, schemes)
     counts = tuple(sorted({grid.n_steps, *(max(1, round(f * grid.n_steps)) for f in factors)}))
-    outputs: dict[Key, jax.Array] = {(s, n): subject.run(FixedStep(s, n)) for s in tried for n in counts}
+    outputs = {Manifestation(s, n): subject.run(FixedStep(s, n)) for s in tried for n in counts}
     outputs[own_key] = own
     if not ends:
-        last, order = (tried[-1], counts[-1]), grid.scheme.order
+        last, order = Manifestation(tried[-1], counts[-1]), grid.scheme.order
         near = _as_exact(outputs, own_key, outputs[last]) if bool(jnp.isfinite(outputs[last]).all()) else []
-        finer = [k for k in near if k[1] >= grid.n_steps and get_tableau(k[0]).order >= order]
+        finer = [at for at in near if at.counted >= grid.n_steps and get_tableau(at.scheme).order >= order]
         return _Manifestations(grid, own_key, outputs, tried, counts, last, finer or None)
-    more: dict[Key, jax.Array] = {}
-    failed = []
+    more: dict[Manifestation, jax.Array] = {}
+    failed = {}
     for at, (n, result) in zip(solvers, ends, strict=True):
-        key = (at.scheme.name, n, float(at.rtol))
+        key = Manifestation.of(at, n)
         if result == Result.SUCCESS:
             more[key] = subject.run(at)
         else:
-            failed.append(_failed_row(key, subject.span, result))
+            failed[key] = result
     if not more:
-        return _Manifestations(grid, own_key, outputs, tried, counts, failed=tuple(failed))
+        return _Manifestations(grid, own_key, outputs, tried, counts, failed=failed)
     finest = [*more][-1]
     # An adaptive solver puts steps where they are needed: equal ones, as many, are no solver of equal error.
     finer = [*_as_exact(outputs, own_key, more[finest]), *more]
-    return _Manifestations(grid, own_key, outputs | more, tried, counts, finest, finer, tuple(failed))
+    return _Manifestations(grid, own_key, outputs | more, tried, counts, finest, finer, failed)
 
 
-def _as_exact(outputs: dict[Key, jax.Array], own: Key, finest: jax.Array) -> list[Key]:
+def _as_exact(
+    outputs: dict[Manifestation, jax.Array], own: Manifestation, finest: jax.Array
+) -> list[Manifestation]:
     """Solvers whose outputs are as near to the finest ones as those trained with, from coarse to fine."""
     near = max(distance(outputs[own], finest), rounding(outputs[own], finest))
     return sorted((k for k, out in outputs.items() if k != own and distance(out, finest) <= near), key=fineness)
 
 
-def _unmeasured(verdict: Verdict, trained: tuple[str, int], why: str) -> Report:
-    name = "tied to its solver" if verdict == "tied" else verdict
-    return Report(verdict, f"{name}: {why}", trained, [], None, None, None, None)
-
-
 def _exchanged(
-    found: _Manifestations, rows: dict[Key, Row], measure: Measure, scale: float, options: dict[str, Any]
+    found: _Manifestations, quality: Quality, entropies: Quality | None, scale: float, span: float
 ) -> Exchange:
     """The exchange test on rows; on outputs alone where the model does not fit the truth and is not its own flow."""
-    column = {"accuracy": "accuracy", "error": "error", "disagreement": "relative_error"}[measure]
-    quality = {key: float(row[column]) for key, row in rows.items()}
-    losses = {key: float(row["loss"]) for key, row in rows.items()} if measure == "accuracy" else None
-    own, finer = found.own, found.finer
-    test = exchange(quality, own, quality[own], measure=measure, finer=finer, entropies=losses, **options)
-    fits = measure != "error" or min(test.own, test.converged) <= FITS * scale
+    test = exchange(quality, found.own, entropies=entropies, finer=found.finer, span=span)
+    fits = quality.measure != "error" or min(test.own, test.converged) <= FITS * scale
     if fits or not test.passed or found.finest is None:
         return test
-    apart = {key: distance(out, found.outputs[found.finest]) / scale for key, out in found.outputs.items()}
-    alone = exchange(apart, own, apart[own], measure="disagreement", finer=finer, span=options["span"])
+    apart = {at: distance(out, found.outputs[found.finest]) / scale for at, out in found.outputs.items()}
+    alone = exchange(Quality(apart, "disagreement"), found.own, finer=found.finer, span=span)
     return test if alone.passed else alone
 
 
@@ -317,34 +280,34 @@ def _tried(subject: Subject, grid: FixedStep, schemes: Sequence[str]) -> tuple[s
     return tuple(sorted(tried, key=lambda scheme: get_tableau(scheme).order))
 
 
-def _row(key: Key, out: jax.Array, reference: jax.Array, scale: float, span: float, labels: jax.Array | None) -> Row:
+def _row(
+    at: Manifestation, out: jax.Array, reference: jax.Array, scale: float, span: float, labels: jax.Array | None
+) -> Row:
     error = distance(out, reference)
-    row: Row = {
-        "scheme": key[0],
-        "n_steps": key[1],
-        "h": span / key[1],
-        "error": error,
-        "relative_error": error / scale,
-    }
+    row = _named(at, span) | {"error": error, "relative_error": error / scale}
     if labels is not None:
         logs = jax.nn.log_softmax(out)[jnp.arange(len(labels)), labels]
         hits = jnp.argmax(out, -1) == labels
         finite = bool(jnp.isfinite(out).all())
         row["accuracy"] = float(jnp.mean(hits & jnp.isfinite(out).all(-1)))
         row["loss"] = float(-jnp.mean(logs)) if finite else math.inf
-    return row | ({"rtol": key[2], "result": Result.SUCCESS.name} if len(key) == 3 else {})
+    return row | ({} if at.rtol is None else {"rtol": at.rtol, "result": Result.SUCCESS.name})
 
 
-def _failed_row(key: tuple[str, int, float], span: float, result: Result) -> Row:
-    measures = dict.fromkeys(("error", "relative_error", "accuracy", "loss"), math.nan)
-    row: Row = {"scheme": key[0], "n_steps": key[1], "h": span / key[1], "rtol": key[2], "result": result.name}
-    return row | measures
+def _failed_row(at: Manifestation, span: float, result: Result) -> Row:
+    ended: Row = {"rtol": at.rtol or math.nan, "result": result.name}
+    return _named(at, span) | ended | dict.fromkeys(("error", "relative_error", "accuracy", "loss"), math.nan)
 
 
-def _dip(rows: dict[Key, Row], trained: Key, column: str, floor: float) -> Dip | None:
+def _named(at: Manifestation, span: float) -> Row:
+    return {"scheme": at.scheme, "n_steps": at.counted, "h": span / at.counted}
+
+
+def _dip(rows: dict[Manifestation, Row], trained: Manifestation, column: str, floor: float) -> Dip | None:
     """Of the trained scheme: on fixed grids, or of an adaptive one at its tolerances."""
-    own = [key for key in rows if key[0] == trained[0] and len(key) == len(trained) and key[1] > trained[1]]
-    if not own:
+    alike = [at for at in rows if (at.scheme, at.adaptive) == (trained.scheme, trained.adaptive)]
+    finer = [at for at in alike if at.counted > trained.counted]
+    if not finer:
         return None
-    values = {key[1]: float(rows[key][column]) for key in own} | {trained[1]: float(rows[trained][column])}
-    return find_dip(sorted(values), [values[n] for n in sorted(values)], trained[1], floor=floor)
+    values = {at.counted: float(rows[at][column]) for at in (*finer, trained)}
+    return find_dip(sorted(values), [values[n] for n in sorted(values)], trained.counted, floor=floor)

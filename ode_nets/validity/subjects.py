@@ -26,7 +26,7 @@ from ode_nets.integrate import (
     pad,
 )
 from ode_nets.validity.convergence import distance, rounding
-from ode_nets.validity.exchange import TOLERANCES
+from ode_nets.validity.quality import TOLERANCES
 
 PyTree = Any
 ENOUGH_STEPS = 4096

@@ -1,16 +1,7 @@
 """Weight functions theta(t): constants, expansions in a basis, evolving weights, and several side by side."""
 
-from ode_nets.weights.basis import (
-    Basis,
-    Chebyshev,
-    Fourier,
-    Legendre,
-    PiecewiseConstant,
-    PiecewiseLinear,
-    gram_matrix,
-    interval_index,
-    stage_offset,
-)
+from ode_nets.weights.bases import Chebyshev, Fourier, Legendre, PiecewiseConstant, PiecewiseLinear
+from ode_nets.weights.basis import Basis, gram_matrix
 from ode_nets.weights.constant import Constant
 from ode_nets.weights.evolved import (
     Evolution,
@@ -24,14 +15,12 @@ from ode_nets.weights.evolved import (
 )
 from ode_nets.weights.expansion import (
     BasisExpansion,
-    interpolate,
     interpolation_matrix,
-    project,
     projection_matrix,
-    refine,
     refinement_matrix,
     transform,
 )
+from ode_nets.weights.intervals import interval_index, stage_offset
 from ode_nets.weights.joint import Joint
 from ode_nets.weights.kernel import Box, Dirac, Exponential, Kernel, kernel_matrix
 from ode_nets.weights.rda import RDA, advance_filter
@@ -61,13 +50,10 @@ __all__ = [
     "configuration_1",
     "configuration_2",
     "gram_matrix",
-    "interpolate",
     "interpolation_matrix",
     "interval_index",
     "kernel_matrix",
-    "project",
     "projection_matrix",
-    "refine",
     "refinement_matrix",
     "stage_offset",
     "transform",

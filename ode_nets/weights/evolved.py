@@ -16,7 +16,8 @@ from jax.flatten_util import ravel_pytree
 from ode_nets.gradients import Checkpointed, GradientMethod, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import Number
-from ode_nets.weights.basis import Basis, PiecewiseConstant, PiecewiseLinear
+from ode_nets.weights.bases import PiecewiseConstant, PiecewiseLinear
+from ode_nets.weights.basis import Basis
 from ode_nets.weights.expansion import BasisExpansion, transform
 from ode_nets.weights.kernel import Dirac, Kernel, kernel_matrix
 
@@ -123,7 +124,7 @@ class Evolution:
         if not isinstance(self.basis, (PiecewiseConstant, PiecewiseLinear)):
             raise ValueError(
                 f"basis={self.basis!r}: expected PiecewiseConstant or PiecewiseLinear, whose coefficients are "
-                "values of theta; project or interpolate the expanded() weights for another"
+                "values of theta; use expanded().projected(basis) or .interpolated(basis) for another"
             )
         if not callable(self.q):
             raise ValueError(f"q={self.q!r}: expected a function q(w, p) -> dw/dt")

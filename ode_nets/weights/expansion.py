@@ -33,6 +33,12 @@ class BasisExpansion:
 
     Reading is differentiable in the coefficients and, where theta(t) is continuous, in t. A read of a
     piecewise basis touches one coefficient or two, and so does its gradient.
+
+    Example:
+      weights = BasisExpansion(PiecewiseConstant(2), {"w": jnp.array([1.0, 3.0])})
+      weights.at(0.75)                          # {"w": 3.0}
+      weights.refined(2)                        # w = [1, 1, 3, 3], the same theta(t)
+      weights.projected(PiecewiseConstant(1))   # w = [2], the least squares
     """
 
     basis: Basis
@@ -123,48 +129,47 @@ class BasisExpansion:
         support = self.basis.node_support(step, n_steps, numerator, denominator, self._dtype)
         return _combine(self.coefficients, *support)
 
+    def refined(self, factor: int = 2) -> BasisExpansion:
+        """The same function of time with more coefficients.
 
-def refine(weights: BasisExpansion, factor: int = 2) -> BasisExpansion:
-    """The same function of time with more coefficients.
+            piecewise constant: every interval is split and its coefficient copied  (ContinuousNet sec. 4.4)
+            piecewise linear: `factor - 1` knots are inserted in every piece
+            polynomials, Fourier: zeros are appended
 
-        piecewise constant: every interval is split and its coefficient copied  (ContinuousNet sec. 4.4)
-        piecewise linear: `factor - 1` knots are inserted in every piece
-        polynomials, Fourier: zeros are appended
+        Raises:
+          ValueError: if `factor` is not an integer of at least 1.
+        """
+        return self._in(self.basis.refined(factor), refinement_matrix(self.basis, factor))
 
-    Raises:
-      ValueError: if `factor` is not an integer of at least 1.
-    """
-    new = weights.basis.refined(factor)
-    return _rewritten(weights, new, refinement_matrix(weights.basis, factor))
+    def projected(self, basis: Basis) -> BasisExpansion:
+        """The best approximation in another basis, with fewer functions or more.
 
+            min over new of int |sum_b psi_b(t) new_b - theta(t)|^2 dt             (ContinuousNet sec. 4.4)
 
-def project(weights: BasisExpansion, basis: Basis) -> BasisExpansion:
-    """The best approximation in another basis, with fewer functions or more.
+        Exact where theta(t) lies in the new basis. One static matrix: linear, differentiable, jit-able.
+        """
+        return self._in(basis, projection_matrix(self.basis, basis))
 
-        min over new of int |sum_b psi_b(t) new_b - theta(t)|^2 dt             (ContinuousNet sec. 4.4)
+    def interpolated(self, basis: Basis) -> BasisExpansion:
+        """The function in another basis that agrees with theta(t) at the nodes of that basis, `basis.nodes()`.
 
-    Exact where theta(t) lies in the new basis. One static matrix: linear, differentiable, jit-able.
-    """
-    return _rewritten(weights, basis, projection_matrix(weights.basis, basis))
+        Nodes are interval midpoints, knots, Gauss-Legendre or Chebyshev nodes, or equispaced points. A node on a
+        jump of theta(t) takes the limit from the right. One static matrix: linear, differentiable, jit-able.
+        """
+        return self._in(basis, interpolation_matrix(self.basis, basis))
 
-
-def interpolate(weights: BasisExpansion, basis: Basis) -> BasisExpansion:
-    """The function in another basis that agrees with theta(t) at the nodes of that basis, `basis.nodes()`.
-
-    Nodes are interval midpoints, knots, Gauss-Legendre or Chebyshev nodes, or equispaced points. A node on a
-    jump of theta(t) takes the limit from the right. One static matrix: linear, differentiable, jit-able.
-    """
-    return _rewritten(weights, basis, interpolation_matrix(weights.basis, basis))
+    def _in(self, basis: Basis, matrix: np.ndarray) -> BasisExpansion:
+        return BasisExpansion(basis, transform(self.coefficients, matrix), self.domain)
 
 
 def refinement_matrix(basis: Basis, factor: int = 2) -> np.ndarray:
-    """What `refine` multiplies coefficients by, float64 `[n_new, n_old]`."""
+    """What `BasisExpansion.refined` multiplies coefficients by, float64 `[n_new, n_old]`."""
     new = basis.refined(factor)
     return interpolation_matrix(basis, new) if basis.nodal else np.eye(new.n_basis, basis.n_basis)
 
 
 def projection_matrix(old: Basis, new: Basis) -> np.ndarray:
-    """What `project` multiplies coefficients by, float64 `[n_new, n_old]`.
+    """What `BasisExpansion.projected` multiplies coefficients by, float64 `[n_new, n_old]`.
 
     P = G(new, new)^-1 G(new, old),  G the inner products of `gram_matrix`
     """
@@ -172,7 +177,7 @@ def projection_matrix(old: Basis, new: Basis) -> np.ndarray:
 
 
 def interpolation_matrix(old: Basis, new: Basis) -> np.ndarray:
-    """What `interpolate` multiplies coefficients by, float64 `[n_new, n_old]`.
+    """What `BasisExpansion.interpolated` multiplies coefficients by, float64 `[n_new, n_old]`.
 
     P = Psi^-1 Phi,  Psi_ij = psi_j(u_i),  Phi_ij = phi_j(u_i),  u the nodes of the new basis
     """
@@ -206,10 +211,6 @@ def transform(tree: PyTree, matrix: np.ndarray) -> PyTree:
     if np.array_equal(matrix, np.eye(matrix.shape[1])[rows]):
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tree)
     return jax.tree.map(lambda leaf: _contract(matrix, leaf), tree)
-
-
-def _rewritten(weights: BasisExpansion, basis: Basis, matrix: np.ndarray) -> BasisExpansion:
-    return BasisExpansion(basis, transform(weights.coefficients, matrix), weights.domain)
 
 
 def _tidy(matrix: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Adaption inside the training step: where it starts, what it does at a check, and that nothing compiles again."""
+"""Adaptation inside the training step: where it starts, what it does at a check, and that nothing compiles again."""
 
 import dataclasses
 from functools import lru_cache
@@ -104,7 +104,7 @@ def test_steps_that_are_there_but_not_taken_are_not_differentiated():
     assert adapt.solved(adaptive, {"value": 0.1}).gradient == adaptive.gradient
 
 
-def test_without_adaption_a_net_is_itself():
+def test_without_adaptation_a_net_is_itself():
     net = models.build(CONFIG, 3)
     assert adapt.solved(net, None) is net
     assert adapt.settled(net, 0.3).solver == FixedStep("euler", 4)

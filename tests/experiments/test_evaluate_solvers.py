@@ -15,7 +15,7 @@ from experiments import compress, evaluate_solvers, figures, pictures, quickstar
 from experiments.config import Config
 from experiments.run import RunError, load_run, pick_weights, read_manifest
 from experiments.swaps import read_swap
-from ode_nets import manifest
+from ode_nets import remanifest
 from ode_nets.weights import PiecewiseConstant
 
 TINY = Config(
@@ -66,7 +66,7 @@ def test_a_run_is_loaded_as_it_was_trained(out):
     assert (net.basis, net.solver.n_steps) == (PiecewiseConstant(2), 2)
     assert notes["level"] == 1
     assert notes["step"] == 4
-    assert manifest.n_parameters(variables) == read_manifest(out / "refined")["results"]["n_parameters"]
+    assert remanifest.n_parameters(variables) == read_manifest(out / "refined")["results"]["n_parameters"]
     with pytest.raises(RunError, match="no run"):
         load_run(out / "nowhere")
 
@@ -123,7 +123,7 @@ def test_a_manifestation_that_diverges_is_marked_and_does_not_score_as_class_0(o
     config, net, variables, _ = load_run(out / "refined")
     variables["params"]["head"] = jax.tree.map(lambda leaf: leaf * np.inf, variables["params"]["head"])
     batches, n_images = evaluate_solvers.make_batches(evaluate_solvers.dataset_of(config), "test")
-    (row,), _ = evaluate_solvers.evaluate_grid(net, variables, [("rk4", 2)], batches, n_images)
+    (row,), _ = evaluate_solvers.evaluate_grid(net, variables, [remanifest.Manifestation("rk4", 2)], batches, n_images)
     assert (row["accuracy"], row["loss"], row["diverged"]) == (0, None, n_images)
 
     swapped = read_swap(out / "refined")
@@ -187,7 +187,7 @@ def test_compression_saves_a_run_that_loads_and_an_exported_function(out):
     # What was saved is the projection of the parent, and what was exported computes its logits.
     _, net, variables, notes = load_run(folder)
     _, parent, weights, _ = load_run(out / "refined")
-    projected = manifest.project(parent, weights, PiecewiseConstant(1))[1]
+    projected = remanifest.project(parent, weights, PiecewiseConstant(1))[1]
     for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(projected), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (net.basis.n_basis, net.solver.scheme.name, net.solver.n_steps) == (1, "midpoint", 1)

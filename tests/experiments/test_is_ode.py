@@ -33,7 +33,8 @@ def made(verdict, rtol=None):
         return record
     row = {"scheme": "rk4", "accuracy": 0.9, "relative_error": 0.0}
     rows = [row | {"n_steps": 4}, row | {"n_steps": 8}, row | {"scheme": "heun_euler", "n_steps": 5, "rtol": 0.1}]
-    exchange = {"own": 0.95, "loss": 0.25, "worst": ["rk4", 8], "critical_step": float("nan")}
+    worst = {"scheme": "rk4", "n_steps": 8, "rtol": None}
+    exchange = {"own": 0.95, "loss": 0.25, "worst": worst, "critical_step": float("nan")}
     exchange["entropy_ratio"] = 12.0
     crossings = [{"test": "jacobian", "count": 2, "examined": 8}]
     return record | {"rows": rows, "exchange": exchange, "crossings": crossings}

@@ -16,7 +16,7 @@ def test_rk4_trained_weights_keep_their_accuracy_under_other_solvers_and_those_o
     chosen = {name: CONFIGS[name] for name in quickstart.NAMES}
     console = Console(file=io.StringIO(), width=200)
     refined, twin = quickstart.quickstart(chosen, tmp_path, False, console)
-    assert (refined.scheme, twin.scheme) == ("rk4", "euler")
+    assert (refined.trained.scheme, twin.trained.scheme) == ("rk4", "euler")
     assert refined.own["accuracy"] >= 0.97
     lost, where = quickstart.largest_loss(refined, least_steps=4)
     assert lost < 1, where

@@ -28,8 +28,8 @@ from ode_nets import (
     Still,
     anodev2_net,
     configuration_1,
-    manifest,
     regularization,
+    remanifest,
 )
 from ode_nets.nn.evolving import split_kernels
 
@@ -61,7 +61,7 @@ def test_parameters_are_those_of_table_3(network):
     """Baselines exactly; the share of the evolution, which the paper leaves open, within 3 %."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     for form, paper in TABLE_3[network].items():
-        ours = manifest.n_parameters(jax.eval_shape(anodev2_net(network, form).init, KEY, images))
+        ours = remanifest.n_parameters(jax.eval_shape(anodev2_net(network, form).init, KEY, images))
         assert abs(ours - paper) <= (0 if form == "baseline" else 0.03 * paper), (form, ours)
 
 
@@ -143,9 +143,7 @@ def loss_of(net, params, variables):
 def test_continuous_net_takes_evolved_weights():
     """One attribute; other manifestations and a refinement are those of any network, and it trains."""
     variables = drawn(CONTINUOUS)
-    deeper, finer = manifest.refine(CONTINUOUS, variables)
-    named = {"params": {"evolved": {"p": {"coefficients": jnp.ones(2)}}}}  # q's own business
-    assert manifest.map_coefficients(named, lambda leaf: leaf[:1])["params"]["evolved"]["p"]["coefficients"].size == 2
+    deeper, finer = remanifest.refine(CONTINUOUS, variables)
     assert set(variables["params"]["block1"]["evolved"]) == {"w0", "p"}
 
     @jit_soon

@@ -10,9 +10,9 @@ from flax import nnx
 from agreement import jit_soon, relative
 from ode_nets import ACA, Checkpointed, Direct, FixedStep, Legendre, PiecewiseConstant
 from ode_nets.fields import ResidualUnit
-from ode_nets.manifest import n_parameters
 from ode_nets.nn import ContinuousNet, WideContinuousNet, as_resnet
 from ode_nets.nn.layers import Stem
+from ode_nets.remanifest import n_parameters
 from ode_nets.weights import RDA, configuration_1
 
 

@@ -10,8 +10,8 @@ import pytest
 from agreement import jit_soon
 from ode_nets import ACA, NODE18, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, ResNet18
 from ode_nets.fields import ResidualUnit
-from ode_nets.manifest import n_parameters
 from ode_nets.nn.node18 import BasicBlock
+from ode_nets.remanifest import n_parameters
 
 # A first step that is too long, so that trials are rejected; few trials, which Direct keeps room for.
 SOLVER = Adaptive("heun_euler", rtol=5e-3, atol=5e-3, first_step=1.0, max_steps=24)

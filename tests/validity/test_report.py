@@ -19,34 +19,42 @@ from ode_nets import (
     solve,
     validity,
 )
-from ode_nets.validity import subjects
+from ode_nets.validity import Manifestation, Quality, describe, exchange, judge, subjects
+
+
+def euler(n):
+    return Manifestation("euler", n)
+
+
+def rk4(n):
+    return Manifestation("rk4", n)
 
 
 def test_exchange_passes_an_ode_and_fails_a_tied_model():
     schemes = ("euler", "midpoint", "rk4")
-    flow = {(s, n): 0.9 - 0.3 * (n < 4) for s in schemes for n in (1, 2, 4, 8, 16)}
-    found = validity.exchange(flow, ("euler", 8), 0.9, measure="accuracy")
+    flow = {Manifestation(s, n): 0.9 - 0.3 * (n < 4) for s in schemes for n in (1, 2, 4, 8, 16)}
+    found = validity.exchange(Quality(flow, "accuracy"), euler(8))
     assert found.passed
     assert found.converged_enough
     assert found.critical_step == 1 / 4
-    tied = dict.fromkeys(flow, 0.5) | {("euler", 2): 0.95}
-    found = validity.exchange(tied, ("euler", 2), 0.95, measure="accuracy")
+    tied = dict.fromkeys(flow, 0.5) | {euler(2): 0.95}
+    found = validity.exchange(Quality(tied, "accuracy"), euler(2))
     assert not found.passed
     assert found.loss == pytest.approx(0.45)
     # From the trained step on it is no ODE; below it, it would be one if nothing finer failed.
     assert math.isnan(found.critical_step)
     # Coarser steps and lower orders are no solvers of smaller error.
-    low = {("euler", 8): 0.2, ("rk4", 2): 0.2, ("rk4", 4): 0.9, ("rk4", 8): 0.9, ("rk4", 16): 0.9}
-    assert validity.exchange(low, ("rk4", 4), 0.9, measure="accuracy").passed
-    assert not validity.exchange(low | {("rk4", 16): math.nan}, ("rk4", 4), 0.9, measure="accuracy").passed
+    low = {euler(8): 0.2, rk4(2): 0.2, rk4(4): 0.9, rk4(8): 0.9, rk4(16): 0.9}
+    assert validity.exchange(Quality(low, "accuracy"), rk4(4)).passed
+    assert not validity.exchange(Quality(low | {rk4(16): math.nan}, "accuracy"), rk4(4)).passed
 
 
 def test_exchange_of_errors_takes_ratios_and_ignores_how_far_they_fall():
-    falling = {("rk4", n): float(n) ** -4 for n in (1, 2, 4, 8)}
-    found = validity.exchange(falling, ("rk4", 4), 4.0**-4, measure="error")
+    falling = {rk4(n): float(n) ** -4 for n in (1, 2, 4, 8)}
+    found = validity.exchange(Quality(falling, "error"), rk4(4))
     assert (found.passed, found.converged_enough, found.critical_step) == (True, True, 0.25)
-    dip = {("euler", n): 1e-4 if n == 4 else 1e-1 for n in (1, 2, 4, 8, 16)}
-    found = validity.exchange(dip, ("euler", 4), 1e-4, measure="error")
+    dip = {euler(n): 1e-4 if n == 4 else 1e-1 for n in (1, 2, 4, 8, 16)}
+    found = validity.exchange(Quality(dip, "error"), euler(4))
     assert (found.passed, found.loss) == (False, pytest.approx(1000))
 
 
@@ -59,65 +67,62 @@ RK4_DIGITS = "rk4 2 0.9805 0.0437, rk4 4 0.9861 0.0420, rk4 6 0.9861 0.0422, rk4
 
 def measured(table):
     rows = [entry.split() for entry in table.split(",")]
-    keys = [(scheme, int(n)) for scheme, n, *_ in rows]
-    return dict(zip(keys, [float(row[2]) for row in rows], strict=True)), dict(
-        zip(keys, [float(row[3]) for row in rows], strict=True)
-    )
+    keys = [Manifestation(scheme, int(n)) for scheme, n, *_ in rows]
+    accuracies, losses = (dict(zip(keys, [float(row[i]) for row in rows], strict=True)) for i in (2, 3))
+    return Quality(accuracies, "accuracy"), Quality(losses, "cross_entropy")
 
 
 def test_a_cross_entropy_that_explodes_is_tied_where_accuracy_hardly_falls():
     accuracies, losses = measured(EULER_DIGITS)
-    trained, own = ("euler", 4), 0.9861
-    plain = validity.exchange(accuracies, trained, own, measure="accuracy")
+    trained = euler(4)
+    plain = exchange(accuracies, trained)
     assert plain.passed
-    assert (plain.worst, plain.entropy_ratio) == (("rk4", 6), None)
-    found = validity.exchange(accuracies, trained, own, measure="accuracy", entropies=losses)
+    assert (plain.worst, plain.entropy_ratio) == (rk4(6), None)
+    found = exchange(accuracies, trained, entropies=losses)
     assert not found.passed
     assert found.loss == plain.loss == pytest.approx(0.0613)
     assert found.entropy_ratio == pytest.approx(0.3382 / 0.0505)
-    verdict, sentence = validity.judge(found, trained)
-    assert verdict == "tied"
+    judgement = judge(found, trained)
+    assert (judgement.verdict, judgement.reason) == ("tied", "loses its quality")
+    sentence = describe(judgement)
     for part in ("6.1 points of accuracy", "multiplies the cross-entropy by 6.7"):
         assert part in sentence
     accuracies, losses = measured(RK4_DIGITS)
-    found = validity.exchange(accuracies, ("rk4", 4), own, measure="accuracy", entropies=losses)
+    found = exchange(accuracies, rk4(4), entropies=losses)
     assert found.entropy_ratio == pytest.approx(1.0, abs=0.01)
-    assert validity.judge(found, ("rk4", 4))[0] == "ode"
+    assert judge(found, rk4(4)).verdict == "ode"
 
 
 def test_cross_entropies_of_over_confident_networks_are_no_measure():
-    accuracies = dict.fromkeys([("rk4", n) for n in (2, 4, 8)], 1.0)
-    sure = {("rk4", 2): 1e-6, ("rk4", 4): 1e-4, ("rk4", 8): 0.02}
-    options = {"measure": "accuracy", "entropies": sure}
-    assert validity.exchange(accuracies, ("rk4", 2), 1.0, **options).passed
-    assert not validity.exchange(accuracies, ("rk4", 2), 1.0, **options, entropy_floor=1e-3).passed
-    assert not validity.exchange(
-        accuracies, ("rk4", 2), 1.0, **options | {"entropies": sure | {("rk4", 8): 0.2}}
-    ).passed
+    accuracies = Quality(dict.fromkeys([rk4(n) for n in (2, 4, 8)], 1.0), "accuracy")
+    sure = {rk4(2): 1e-6, rk4(4): 1e-4, rk4(8): 0.02}
+    assert exchange(accuracies, rk4(2), entropies=Quality(sure, "cross_entropy")).passed
+    assert not exchange(accuracies, rk4(2), entropies=Quality(sure, "cross_entropy", floor=1e-3)).passed
+    assert not exchange(accuracies, rk4(2), entropies=Quality(sure | {rk4(8): 0.2}, "cross_entropy")).passed
     with pytest.raises(ValueError, match="among them"):
-        validity.exchange(accuracies, ("rk4", 2), 1.0, measure="accuracy", entropies={("rk4", 4): 1.0})
+        exchange(accuracies, rk4(2), entropies=Quality({rk4(4): 1.0}, "cross_entropy"))
 
 
 def test_a_network_at_chance_has_nothing_to_lose():
-    accuracies = {("rk4", n): 0.3 - 0.2 * (n == 8) for n in (4, 8, 16)}
-    found = validity.exchange(accuracies, ("rk4", 4), 0.3, measure="accuracy")
-    assert validity.judge(found, ("rk4", 4))[0] == "tied"
-    verdict, sentence = validity.judge(found, ("rk4", 4), least=0.35)
-    assert verdict == "undecided"
-    assert "not trained; an accuracy of 30.0 % is not above chance by a margin (35.0 %)" in sentence
+    accuracies = {rk4(n): 0.3 - 0.2 * (n == 8) for n in (4, 8, 16)}
+    found = exchange(Quality(accuracies, "accuracy"), rk4(4))
+    assert judge(found, rk4(4)).verdict == "tied"
+    judgement = judge(found, rk4(4), least=0.35)
+    assert (judgement.verdict, judgement.reason) == ("undecided", "not trained")
+    assert "not trained; an accuracy of 30.0 % is not above chance by a margin (35.0 %)" in describe(judgement)
 
 
 def test_a_gain_under_finer_steps_is_no_loss_but_lowers_the_critical_step():
-    gains = {("euler", n): 0.7 + 0.25 * (n >= 8) for n in (2, 4, 8, 16)}
-    found = validity.exchange(gains, ("euler", 4), 0.7, measure="accuracy")
+    gains = {euler(n): 0.7 + 0.25 * (n >= 8) for n in (2, 4, 8, 16)}
+    found = exchange(Quality(gains, "accuracy"), euler(4))
     assert (found.passed, found.critical_step) == (True, 1 / 8)
-    assert "its own, 0.25, is larger" in validity.judge(found, ("euler", 4))[1]
+    assert "its own, 0.25, is larger" in describe(judge(found, euler(4)))
 
 
 def test_errors_below_rounding_tie_nobody():
-    falling = {("rk4", n): error for n, error in ((2, 1e-3), (4, 0.0), (8, 1e-6), (16, 2e-7))}
-    assert not validity.exchange(falling, ("rk4", 4), 0.0, measure="error").passed
-    found = validity.exchange(falling, ("rk4", 4), 0.0, measure="error", floor=1e-5)
+    falling = {rk4(n): error for n, error in ((2, 1e-3), (4, 0.0), (8, 1e-6), (16, 2e-7))}
+    assert not exchange(Quality(falling, "error"), rk4(4)).passed
+    found = exchange(Quality(falling, "error", floor=1e-5), rk4(4))
     assert (found.passed, found.loss, found.critical_step) == (True, 1.0, 1 / 4)
 
 
@@ -241,8 +246,8 @@ def test_equal_steps_are_no_match_for_an_adaptive_solver():
     assert report.verdict == "ode"
     assert "at rtol = 0.001 and below" in report.sentence
     grid = {(row["scheme"], row["n_steps"]): row["error"] for row in report.rows if "rtol" not in row}
-    assert grid["midpoint", report.trained[1]] > 100 * next(row["error"] for row in report.rows if "rtol" in row)
-    assert report.exchange.worst[:2] != ("midpoint", report.trained[1])
+    assert grid["midpoint", report.trained.n_steps] > 100 * next(row["error"] for row in report.rows if "rtol" in row)
+    assert report.exchange.worst != Manifestation("midpoint", report.trained.n_steps)
 
 
 @pytest.mark.usefixtures("x64")
@@ -270,7 +275,7 @@ def test_an_adaptive_solver_is_measured_at_smaller_tolerances_too(scheme):
     report = validity.examine(subject, schemes=("rk4",), factors=(1, 2), n_samples=0)
     assert report.verdict == "ode"
     own, tenth, hundredth = (row for row in report.rows if "rtol" in row)
-    assert report.trained == (scheme, own["n_steps"])
+    assert report.trained == Manifestation(scheme, own["n_steps"], rtol=1e-3)
     assert own["n_steps"] < tenth["n_steps"] < hundredth["n_steps"]
     assert own["error"] > 3 * tenth["error"] > 9 * hundredth["error"]
     assert ("dopri5", "rk4")[scheme == "heun_euler"] == report.rows[-4]["scheme"]
@@ -296,7 +301,7 @@ def test_a_flow_that_ends_nowhere_is_tied_to_the_solver_that_misses_it():
 
 def test_a_number_of_steps_may_be_an_array():
     subject = validity.of_field(lambda t, x, k: k * x, -1.0, jnp.ones((2, 1)), FixedStep("rk4", jnp.array(4)))
-    assert validity.examine(subject, factors=(1, 2)).trained == ("rk4", 4)
+    assert validity.examine(subject, factors=(1, 2)).trained == rk4(4)
 
 
 def test_a_model_is_examined_block_by_block():
@@ -310,7 +315,7 @@ def test_a_model_is_examined_block_by_block():
     # With skip_init an untrained net does nothing, whatever its solver, and has no accuracy to lose.
     assert report.verdict == "undecided"
     assert "not trained" in report.sentence
-    assert validity.judge(report.exchange, report.trained)[0] == "ode"
+    assert judge(report.exchange, report.trained).verdict == "ode"
     assert report.exchange.entropy_ratio == pytest.approx(1)
     assert [c.test for c in report.crossings] == ["jacobian"]
     assert len({row["accuracy"] for row in report.rows}) == 1
@@ -331,15 +336,25 @@ def test_subjects_that_cannot_be_examined_are_named():
     with pytest.raises(ValueError, match="of Dense"):
         validity.of_model(nn.Dense(2), {}, x0)
     with pytest.raises(ValueError, match="equal or smaller error"):
-        validity.exchange({("rk4", 1): 1.0}, ("rk4", 4), 1.0, measure="accuracy")
-    accuracies = dict.fromkeys([("rk4", 4), ("rk4", 8)], 0.9)
-    for value, options, match in (
-        (98.6, {}, "from 0.9 to 98.6: expected fractions"),
-        (math.nan, {}, "own=nan"),
-        (0.9, {"tolerance": math.nan}, "tolerance=nan"),
-        (0.9, {"entropies": {("rk4", 4): 0.1}}, r"expected \[\('rk4', 8\)\] among them"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            validity.exchange(accuracies, ("rk4", 4), value, measure="accuracy", **options)
-    with pytest.raises(ValueError, match="measure"):
-        validity.exchange({("rk4", 1): 1.0}, ("rk4", 4), 1.0, measure="speed")
+        exchange(Quality({rk4(1): 1.0, rk4(4): 1.0}, "accuracy"), rk4(4))
+    with pytest.raises(ValueError, match=r"expected Manifestation\('rk4', 4\)"):
+        exchange(Quality({rk4(8): 1.0}, "accuracy"), rk4(4))
+    with pytest.raises(ValueError, match="own=nan"):
+        exchange(Quality({rk4(4): math.nan, rk4(8): 0.9}, "accuracy"), rk4(4))
+    accuracies = Quality({rk4(4): 0.9, rk4(8): 0.9}, "accuracy")
+    with pytest.raises(ValueError, match=r"expected \[Manifestation\('rk4', 8\)\] among them"):
+        exchange(accuracies, rk4(4), entropies=Quality({rk4(4): 0.1}, "cross_entropy"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"values": {euler(4): 0.9, euler(8): 98.6}}, "from 0.9 to 98.6: expected fractions"),
+        ({"tolerance": math.nan}, "tolerance=nan"),
+        ({"floor": -1.0}, "floor=-1"),
+        ({"measure": "speed"}, "measure='speed'"),
+    ],
+)
+def test_a_quality_that_cannot_be_compared_is_named(changes, match):
+    with pytest.raises(ValueError, match=match):
+        Quality(**({"values": {euler(4): 0.9}, "measure": "accuracy"} | changes))

@@ -21,12 +21,9 @@ from ode_nets.weights import (
     PiecewiseConstant,
     PiecewiseLinear,
     gram_matrix,
-    interpolate,
     interpolation_matrix,
     interval_index,
-    project,
     projection_matrix,
-    refine,
     refinement_matrix,
     stage_offset,
     transform,
@@ -295,8 +292,8 @@ def test_dtypes_of_leaves_are_kept(x64, dtype):
         weights = BasisExpansion(basis, tree)
         for out in (
             jax.eval_shape(weights.at, 0.3),
-            jax.eval_shape(refine, weights).coefficients,
-            jax.eval_shape(lambda w: project(w, Legendre(3)), weights).coefficients,
+            jax.eval_shape(lambda w: w.refined(), weights).coefficients,
+            jax.eval_shape(lambda w: w.projected(Legendre(3)), weights).coefficients,
         ):
             assert (out["low"].dtype, out["high"].dtype) == (dtype, jnp.float32)
 
@@ -310,8 +307,8 @@ def test_refine_keeps_the_function_and_projection_undoes_it(x64, basis):
 
     @jax.jit
     def there_and_back(weights):
-        finer = refine(weights)
-        return finer, project(finer, basis)
+        finer = weights.refined()
+        return finer, finer.projected(basis)
 
     finer, back = there_and_back(weights)
     assert_same_function(finer, weights)
@@ -336,7 +333,7 @@ def test_refinement_matrices_by_any_factor(basis, factor):
 
 def test_refining_intervals_copies_coefficients_bit_by_bit():
     leaf = jnp.asarray(np.random.default_rng(0).normal(size=(7, 3)), jnp.float32).at[0, 0].set(jnp.nan)
-    finer = refine(BasisExpansion(PiecewiseConstant(7), leaf), 3).coefficients
+    finer = BasisExpansion(PiecewiseConstant(7), leaf).refined(3).coefficients
     np.testing.assert_array_equal(finer, np.repeat(leaf, 3, 0))
     np.testing.assert_array_equal(refinement_matrix(PiecewiseConstant(5)), np.repeat(np.eye(5), 2, 0))
 
@@ -346,7 +343,7 @@ def test_euler_reads_the_same_units_before_and_after_a_refinement():
     weights = BasisExpansion(PiecewiseConstant(4), coefficients(4, dtype=np.float32)["w"])
     for scheme in ("euler", "rk4"):
         c = SCHEMES[scheme].c
-        old, new = weights.sections(4), refine(weights).sections(4)
+        old, new = weights.sections(4), weights.refined().sections(4)
         for k in range(4):
             np.testing.assert_array_equal(take(old, k).at_node(0, 1, 0, 1), weights.coefficients[k])
             for node in c:
@@ -390,7 +387,7 @@ def test_projection_is_optimal(old, new):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("rewrite", [project, interpolate])
+@pytest.mark.parametrize("rewrite", [BasisExpansion.projected, BasisExpansion.interpolated])
 def test_a_function_in_the_new_space_is_represented_exactly(x64, rewrite, old, new):
     weights = BasisExpansion(old, coefficients(old.n_basis), domain=(0.0, 1.0))
     assert_same_function(rewrite(weights, new), weights)
@@ -443,9 +440,9 @@ def test_mass_matrices_are_the_known_ones():
 def test_rewritings_are_jitted_linear_maps_with_the_matrix_as_gradient(x64):
     weights = BasisExpansion(PiecewiseConstant(8), coefficients(8)["w"])
     matrix = projection_matrix(PiecewiseConstant(8), Legendre(3))
-    got = jax.jit(lambda w: project(w, Legendre(3)))(weights)
+    got = jax.jit(lambda w: w.projected(Legendre(3)))(weights)
     np.testing.assert_allclose(got.coefficients, np.tensordot(matrix, weights.coefficients, 1), atol=1e-14)
-    pulled = jax.vjp(lambda w: project(w, Legendre(3)), weights)[1](got)[0]
+    pulled = jax.vjp(lambda w: w.projected(Legendre(3)), weights)[1](got)[0]
     assert isinstance(pulled, BasisExpansion)
     np.testing.assert_allclose(
         pulled.coefficients, np.tensordot(matrix.T, np.asarray(got.coefficients), 1), atol=1e-14
@@ -499,7 +496,7 @@ def test_sizes_must_be_positive_integers(kind, n_basis):
 def test_factors_must_be_positive_integers(factor):
     for basis in BASES:
         with pytest.raises(ValueError, match=f"factor={factor}: expected an integer of at least 1"):
-            refine(BasisExpansion(basis, jnp.ones(basis.n_basis)), factor)
+            BasisExpansion(basis, jnp.ones(basis.n_basis)).refined(factor)
 
 
 def test_wrong_leaves_are_named():

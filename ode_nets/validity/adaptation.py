@@ -1,6 +1,6 @@
-"""Adaption of the step or the tolerance while a model trains, as pure controllers: `init` and `update`.
+"""Adaptation of the step or the tolerance while a model trains, as pure controllers: `init` and `update`.
 
-    controller = step_adaption()
+    controller = step_adaptation()
     state = controller.init(h)                                    # Hairer's initial step: `first_step`
     every 50 iterations:
         state = controller.update(difference(state.value), state)
@@ -28,7 +28,7 @@ from ode_nets.tableaus import Tableau, get_tableau
 PyTree = Any
 
 
-class AdaptionState(NamedTuple):
+class AdaptationState(NamedTuple):
     """Where a controller stands between two updates: scalars, floating-point steps or tolerances and int32 counts."""
 
     value: jax.Array
@@ -47,7 +47,7 @@ class AdaptionState(NamedTuple):
     """How many trials failed."""
 
 
-class Adaption(NamedTuple):
+class Adaptation(NamedTuple):
     """A pair of pure functions, as optax has them.
 
     Attributes:
@@ -56,11 +56,11 @@ class Adaption(NamedTuple):
         training solver and under the more exact one at `state.value`, a scalar; NaN counts as too large.
     """
 
-    init: Callable[[Any], AdaptionState]
-    update: Callable[[Any, AdaptionState], AdaptionState]
+    init: Callable[[Any], AdaptationState]
+    update: Callable[[Any, AdaptationState], AdaptationState]
 
 
-def adaption(
+def adaptation(
     lowest: float,
     highest: float,
     *,
@@ -70,7 +70,7 @@ def adaption(
     revert: bool = True,
     calm: float = 1.0,
     memory: float | None = None,
-) -> Adaption:
+) -> Adaptation:
     """The controller of Ott's algorithm 1, for any positive quantity that errors grow with.
 
         |difference| > threshold:  value <- shrink * value
@@ -78,7 +78,7 @@ def adaption(
 
     The paper's text has no trial (`revert=False`); its published code has. Both go up and down forever: a model
     follows the solver it is trained with, so a value that was too large is found too small a while later, and
-    tried again. Two additions, off by default, end that (`calm` and `memory`, see `settled_step_adaption`):
+    tried again. Two additions, off by default, end that (`calm` and `memory`, see `settled_step_adaptation`):
 
     - hysteresis: the value is only raised where |difference| <= calm * threshold, and kept in between;
     - memory: a value that failed, on trial or with training on it, lowers a ceiling to memory * value, for good, and
@@ -109,12 +109,12 @@ def adaption(
         if not good:
             raise ValueError(f"{name}={value}: expected {allowed}")
 
-    def init(value: Any) -> AdaptionState:
+    def init(value: Any) -> AdaptationState:
         start = jnp.clip(jnp.asarray(value, float), lowest, highest)
         no, none = jnp.asarray(False), jnp.int32(0)
-        return AdaptionState(start, no, start, jnp.asarray(highest, start.dtype), none, none, none)
+        return AdaptationState(start, no, start, jnp.asarray(highest, start.dtype), none, none, none)
 
-    def update(difference: Any, state: AdaptionState) -> AdaptionState:
+    def update(difference: Any, state: AdaptationState) -> AdaptationState:
         gap = jnp.abs(jnp.asarray(difference))
         failed = ~(gap <= threshold)
         judged, checked = state.on_trial, ~state.on_trial
@@ -126,7 +126,7 @@ def adaption(
         larger = jnp.maximum(jnp.minimum(grow * state.value, jnp.minimum(highest, ceiling)), state.value)
         value = jnp.where(shrunk, jnp.maximum(shrink * state.value, lowest), state.value)
         value = jnp.where(reverted, jnp.minimum(state.before, ceiling), jnp.where(raised, larger, value))
-        return AdaptionState(
+        return AdaptationState(
             value=value,
             on_trial=raised & (larger > state.value) & revert,
             before=jnp.where(checked, state.value, state.before),
@@ -136,35 +136,35 @@ def adaption(
             n_reverted=state.n_reverted + reverted,
         )
 
-    return Adaption(init, update)
+    return Adaptation(init, update)
 
 
-def step_adaption(max_steps: int = 500, span: float = 1.0, **changes: Any) -> Adaption:
+def step_adaptation(max_steps: int = 500, span: float = 1.0, **changes: Any) -> Adaptation:
     """Ott's algorithm 1 on the step size h, from span / max_steps to span, with the trial of the published code.
 
     Args:
       max_steps: most steps; the code's 500.
       span: t1 - t0.
-      **changes: arguments of `adaption` to set otherwise.
+      **changes: arguments of `adaptation` to set otherwise.
     """
-    return adaption(span / max_steps, span, **changes)
+    return adaptation(span / max_steps, span, **changes)
 
 
-def settled_step_adaption(max_steps: int = 500, span: float = 1.0, **changes: Any) -> Adaption:
+def settled_step_adaptation(max_steps: int = 500, span: float = 1.0, **changes: Any) -> Adaptation:
     """The same without its oscillation: raised at a quarter of the threshold only, never again beyond 0.8 of a failure.
 
-    The paper hopes for such a variant (Ott sec. 6); the numbers are ours. Arguments as in `step_adaption`.
+    The paper hopes for such a variant (Ott sec. 6); the numbers are ours. Arguments as in `step_adaptation`.
     """
-    return adaption(span / max_steps, span, **({"calm": 0.25, "memory": 0.8} | changes))
+    return adaptation(span / max_steps, span, **({"calm": 0.25, "memory": 0.8} | changes))
 
 
-def tolerance_adaption(lowest: float = 1e-9, highest: float = 1e-1, **changes: Any) -> Adaption:
+def tolerance_adaptation(lowest: float = 1e-9, highest: float = 1e-1, **changes: Any) -> Adaptation:
     """Algorithm 1 on the tolerance of an adaptive solver (Ott, published code).
 
     Start at 1e-6. Fehlberg2(1) is checked by Dopri5 at a fifth of the tolerance, Dopri5 by itself at a tenth.
     `rtol` and `atol` of `Adaptive` may be traced, so no change of them compiles anything again.
     """
-    return adaption(lowest, highest, **changes)
+    return adaptation(lowest, highest, **changes)
 
 
 def steps_of(h: Any, span: float = 1.0) -> jax.Array:

@@ -20,7 +20,7 @@ def run(controller, critical, n_checks, start=0.01):
 
 
 def test_algorithm_1_halves_and_grows():
-    controller = validity.step_adaption(revert=False)
+    controller = validity.step_adaptation(revert=False)
     state = controller.update(0.05, controller.init(0.1))
     assert float(state.value) == pytest.approx(0.11)
     assert not bool(state.on_trial)
@@ -31,7 +31,7 @@ def test_algorithm_1_halves_and_grows():
 
 
 def test_a_failed_trial_is_reverted():
-    controller = validity.step_adaption()
+    controller = validity.step_adaptation()
     state = controller.update(0.0, controller.init(0.2))
     assert bool(state.on_trial)
     assert float(controller.update(0.0, state).value) == pytest.approx(0.22)
@@ -41,7 +41,7 @@ def test_a_failed_trial_is_reverted():
 
 
 def test_bounds_hold_and_no_trial_is_made_at_them():
-    controller = validity.step_adaption(max_steps=10)
+    controller = validity.step_adaptation(max_steps=10)
     assert float(controller.init(5.0).value) == 1.0
     top = controller.update(0.0, controller.init(1.0))
     assert (float(top.value), bool(top.on_trial)) == (1.0, False)
@@ -49,8 +49,8 @@ def test_bounds_hold_and_no_trial_is_made_at_them():
 
 
 def test_the_original_oscillates_forever_and_the_settled_one_rests():
-    _, original = run(validity.step_adaption(), 0.1, 200)
-    state, settled = run(validity.settled_step_adaption(), 0.1, 200)
+    _, original = run(validity.step_adaptation(), 0.1, 200)
+    state, settled = run(validity.settled_step_adaptation(), 0.1, 200)
     assert (np.diff(original[100:]) < 0).sum() >= 5
     assert np.ptp(settled[60:]) == 0
     # The step that failed lay within one factor of 1.1 above the critical one.
@@ -59,13 +59,13 @@ def test_the_original_oscillates_forever_and_the_settled_one_rests():
 
 
 def test_hysteresis_keeps_the_step_between_calm_and_threshold():
-    controller = validity.settled_step_adaption()
+    controller = validity.settled_step_adaptation()
     for gap, factor in ((0.02, 1.1), (0.05, 1.0), (0.2, 0.5)):
         assert float(controller.update(gap, controller.init(0.2)).value) == pytest.approx(0.2 * factor)
 
 
 def test_each_failure_lowers_the_ceiling_by_the_factor_of_memory_until_the_lowest_value():
-    controller = validity.settled_step_adaption()
+    controller = validity.settled_step_adaptation()
     state = controller.update(0.0, controller.init(0.5))
     back = controller.update(0.3, state)
     assert float(back.ceiling) == pytest.approx(0.8 * 0.55)
@@ -81,7 +81,7 @@ def test_each_failure_lowers_the_ceiling_by_the_factor_of_memory_until_the_lowes
 
 
 def test_works_under_jit_and_vmap_and_for_tolerances():
-    controller = validity.tolerance_adaption()
+    controller = validity.tolerance_adaptation()
     states = jax.vmap(controller.init)(jnp.array([1e-6, 1e-5]))
     states = jax.jit(jax.vmap(controller.update))(jnp.array([0.0, 0.5]), states)
     np.testing.assert_allclose(states.value, [1.1e-6, 0.5e-5], rtol=1e-6)
@@ -115,4 +115,4 @@ def test_first_step_is_hairers():
 )
 def test_bad_arguments_are_named(changes, match):
     with pytest.raises(ValueError, match=match):
-        validity.adaption(**({"lowest": 0.01, "highest": 1.0} | changes))
+        validity.adaptation(**({"lowest": 0.01, "highest": 1.0} | changes))

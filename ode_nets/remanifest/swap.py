@@ -1,137 +1,21 @@
-"""Re-manifestation of a trained model: refine it, compress it, and evaluate it under other solvers.
-
-Every function takes a description (`net`) and its variables and changes neither. Coefficients are recognized
-by the name that `OdeBlock` gives them, in parameters, batch statistics and optimizer states alike.
-"""
+"""Solver swaps: one set of weights under a grid of fixed-step solvers, in one compiled program."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ode_nets.gradients import Direct
 from ode_nets.integrate import FixedStep, pad
-from ode_nets.nn.evolving import EVOLVED
-from ode_nets.weights import (
-    Basis,
-    PiecewiseConstant,
-    interpolation_matrix,
-    projection_matrix,
-    refinement_matrix,
-    transform,
-)
+from ode_nets.remanifest.costs import nfe
 
 PyTree = Any
-COEFFICIENTS = "coefficients"
-"""Name of the variables of an `OdeBlock`, in every collection."""
-
-
-def map_coefficients(tree: PyTree, function: Callable[[PyTree], PyTree]) -> PyTree:
-    """Apply a function to every leaf that is stacked by basis function, wherever it is in a tree.
-
-    Args:
-      tree: variables, or an optimizer state made of trees like them.
-      function: maps one array `[n_basis, ...]` to another.
-
-    Returns:
-      The tree with those leaves replaced and all others as they are.
-    """
-
-    def leaf(path: tuple[Any, ...], value: Any) -> Any:
-        names = [getattr(key, "key", None) for key in path]
-        # The parameters of a q may have any names of their own.
-        return function(value) if COEFFICIENTS in names and EVOLVED not in names else value
-
-    return jax.tree_util.tree_map_with_path(leaf, tree)
-
-
-def n_parameters(variables: PyTree) -> int:
-    """Number of trainable parameters in `variables["params"]`."""
-    return sum(int(leaf.size) for leaf in jax.tree.leaves(variables["params"]))
-
-
-def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Module, PyTree]:
-    """The same theta(t) with more coefficients, solved with as many times the steps.
-
-    The refinement of training (ContinuousNet sec. 5.2): N_t and M grow together.
-
-    Args:
-      net: a model with `basis` and a `FixedStep` as `solver`.
-      variables: `{collection: tree}`: `params`, `batch_stats`, and optimizer states under any other name.
-      factor: of both.
-
-    Returns:
-      The refined description and its variables. Under one and the same solver both compute the same function,
-      wherever the new intervals of the batch statistics lie inside the old ones: always, but for a piecewise
-      linear basis of two knots or more, whose statistics are averaged over intervals that overlap.
-
-    Raises:
-      ValueError: for a net without a basis, a solver without a step count, or a factor that is not an integer of
-        at least 1.
-    """
-    old = _basis_of(net)
-    if not isinstance(net.solver, FixedStep):
-        raise ValueError(f"net.solver={net.solver!r}: only a FixedStep has a number of steps to multiply")
-    solver = FixedStep(net.solver.scheme, net.solver.n_steps * factor)
-    return _rebased(net.clone(solver=solver), variables, old.refined(factor), refinement_matrix(old, factor))
-
-
-def project(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
-    """The L2 projection of theta(t) onto another basis, without data (ContinuousNet sec. 4.4).
-
-    Batch statistics, which are kept by equal intervals, are averaged over as many new intervals.
-
-    Raises:
-      ValueError: for a net without a basis.
-    """
-    return _rebased(net, variables, basis, projection_matrix(_basis_of(net), basis))
-
-
-def interpolate(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
-    """theta(t) sampled at the nodes of another basis, without data.
-
-    Raises:
-      ValueError: for a net without a basis.
-    """
-    return _rebased(net, variables, basis, interpolation_matrix(_basis_of(net), basis))
-
-
-def _basis_of(net: nn.Module) -> Basis:
-    basis = getattr(net, "basis", None)
-    if not isinstance(basis, Basis):
-        raise ValueError(
-            f"net is a {type(net).__name__}, whose weights are in no basis: expected a module with a `basis`, such as "
-            "ContinuousNet or OdeBlock; a ResNet's weights have one in the ContinuousNet that `as_resnet` took"
-        )
-    return basis
-
-
-def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray) -> tuple[nn.Module, PyTree]:
-    intervals = projection_matrix(PiecewiseConstant(_basis_of(net).n_basis), PiecewiseConstant(basis.n_basis))
-    changed = {}
-    for name, tree in variables.items():
-        change = partial(transform, matrix=intervals if name == "batch_stats" else matrix)
-        changed[name] = map_coefficients(tree, change)
-    return net.clone(basis=basis), changed
-
-
-def nfe(solver: FixedStep, n_blocks: int = 1) -> int:
-    """Field evaluations of one forward pass: stages that the state depends on, times steps, times blocks.
-
-    Raises:
-      ValueError: for a scheme that cannot tell, as no implicit one can.
-    """
-    if solver.scheme.n_evaluations is None:
-        raise ValueError(f"scheme {solver.scheme.name!r} takes as many evaluations a step as it needs; solve and count")
-    return solver.n_steps * solver.scheme.n_evaluations * n_blocks
 
 
 def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lanes: int = 1) -> Callable[..., PyTree]:
@@ -302,48 +186,3 @@ def swap_solvers(
 def lanes_within(bytes_available: int, bytes_one: int, n_solvers: int) -> int:
     """How many solvers fit side by side: at least one, at most all."""
     return max(1, min(n_solvers, bytes_available // max(bytes_one, 1)))
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats in both: lower cost, higher value; sorted by cost.
-
-    Args:
-      points: `(cost, value)`; points with a value that is NaN are never in the front.
-    """
-    best, front = -math.inf, []
-    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if points[i][1] > best:
-            best = points[i][1]
-            front.append(i)
-    return front
-
-
-def export_inference(
-    net: nn.Module,
-    variables: PyTree,
-    image_shape: tuple[int, int, int],
-    *,
-    preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
-    dtype: str = "float32",
-    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
-) -> bytes:
-    """A trained model as one serialized function that runs without `ode_nets` and without Flax.
-
-        logits = jax.export.deserialize(bytearray(data)).call(images)
-
-    The weights and the preprocessing are inside; the batch may have any size.
-
-    Args:
-      net, variables: a trained model.
-      image_shape: height, width, channels.
-      preprocess: what is done to images before the net, e.g. scaling; pure.
-      dtype: of the images that the function takes, `[batch, *image_shape]`.
-      platforms: to lower for.
-
-    Returns:
-      Bytes to write to a file.
-    """
-    (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *image_shape), dtype)
-    function = jax.jit(lambda images: net.apply(variables, preprocess(images)))
-    return bytes(jax.export.export(function, platforms=tuple(platforms))(images).serialize())

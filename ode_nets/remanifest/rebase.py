@@ -1,0 +1,125 @@
+"""Refinement, projection and interpolation of a network: another basis, with all that is stacked like its coefficients.
+
+Every function takes a description (`net`) and its variables and changes neither. Coefficients are what `weight_roles`
+says they are, in parameters, batch statistics and optimizer states alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from ode_nets.integrate import FixedStep
+from ode_nets.nn import weight_roles
+from ode_nets.weights import (
+    Basis,
+    PiecewiseConstant,
+    interpolation_matrix,
+    projection_matrix,
+    refinement_matrix,
+    transform,
+)
+
+PyTree = Any
+
+
+def map_coefficients(tree: PyTree, function: Callable[[PyTree], PyTree]) -> PyTree:
+    """Apply a function to every leaf that is stacked by basis function, wherever it is in a tree; see `weight_roles`.
+
+    Args:
+      tree: variables, or an optimizer state made of trees like them.
+      function: maps one array `[n_basis, ...]` to another.
+
+    Returns:
+      The tree with those leaves replaced and all others as they are.
+    """
+    change = lambda value, role: function(value) if role == "expansion" else value
+    return jax.tree.map(change, tree, weight_roles(tree))
+
+
+def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Module, PyTree]:
+    """The same theta(t) with more coefficients, solved with as many times the steps.
+
+    The refinement of training (ContinuousNet sec. 5.2): N_t and M grow together.
+
+    Args:
+      net: a model with `basis` and a `FixedStep` as `solver`.
+      variables: `{collection: tree}`: `params`, `batch_stats`, and optimizer states under any other name.
+      factor: of both.
+
+    Returns:
+      The refined description and its variables. Under one and the same solver both compute the same function,
+      wherever the new intervals of the batch statistics lie inside the old ones: always, but for a piecewise
+      linear basis of two knots or more, whose statistics are averaged over intervals that overlap.
+
+    Raises:
+      ValueError: for a net without a basis, a solver without a step count, or a factor that is not an integer of
+        at least 1.
+
+    Example:
+      net = ContinuousNet(widths=(8,), basis=PiecewiseConstant(2), solver=FixedStep("rk4", 2))
+      variables = net.init(jax.random.key(0), images)
+      deeper, finer = refine(net, variables)   # M = N_t = 4
+    """
+    old = _basis_of(net)
+    if not isinstance(net.solver, FixedStep):
+        raise ValueError(f"net.solver={net.solver!r}: only a FixedStep has a number of steps to multiply")
+    solver = FixedStep(net.solver.scheme, net.solver.n_steps * factor)
+    return _rebased(net.clone(solver=solver), variables, old.refined(factor), refinement_matrix(old, factor))
+
+
+def project(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
+    """The L2 projection of theta(t) onto another basis, without data (ContinuousNet sec. 4.4).
+
+    Batch statistics, which are kept by equal intervals, are averaged over as many new intervals.
+
+    Args:
+      net, variables: as in `refine`.
+      basis: the new one, with fewer functions or more.
+
+    Returns:
+      The description in the new basis, with its solver as it is, and its variables.
+
+    Raises:
+      ValueError: for a net without a basis.
+
+    Example:
+      small, coarse = project(net, variables, PiecewiseConstant(1))
+      logits = small.apply(coarse, images)
+    """
+    return _rebased(net, variables, basis, projection_matrix(_basis_of(net), basis))
+
+
+def interpolate(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
+    """theta(t) sampled at the nodes of another basis, without data.
+
+    Args, results and errors as of `project`.
+
+    Example:
+      polynomial, sampled = interpolate(net, variables, Legendre(3))
+    """
+    return _rebased(net, variables, basis, interpolation_matrix(_basis_of(net), basis))
+
+
+def _basis_of(net: nn.Module) -> Basis:
+    basis = getattr(net, "basis", None)
+    if not isinstance(basis, Basis):
+        raise ValueError(
+            f"net is a {type(net).__name__}, whose weights are in no basis: expected a module with a `basis`, such as "
+            "ContinuousNet or OdeBlock; a ResNet's weights have one in the ContinuousNet that `as_resnet` took"
+        )
+    return basis
+
+
+def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray) -> tuple[nn.Module, PyTree]:
+    intervals = projection_matrix(PiecewiseConstant(_basis_of(net).n_basis), PiecewiseConstant(basis.n_basis))
+    changed = {}
+    for name, tree in variables.items():
+        change = partial(transform, matrix=intervals if name == "batch_stats" else matrix)
+        changed[name] = map_coefficients(tree, change)
+    return net.clone(basis=basis), changed
