@@ -9,7 +9,7 @@ is public, with those of `manifest`, `problems`, `validity` and `interop.diffrax
 
 from ode_nets import manifest, problems, validity
 from ode_nets.control import StepController
-from ode_nets.fields import MLP, ResidualUnit, Unit, batch_norm, convolution
+from ode_nets.fields import MLP, ResidualUnit, SecondOrder, Unit, batch_norm, convolution
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, solve
 from ode_nets.integrate import (
     Adaptive,
@@ -106,6 +106,7 @@ __all__ = [
     "Result",
     "RungeKutta",
     "Scheme",
+    "SecondOrder",
     "Solution",
     "StepController",
     "Steps",
