@@ -9,7 +9,18 @@ is public, with those of `manifest`, `problems`, `validity` and `interop.diffrax
 
 from ode_nets import manifest, problems, validity
 from ode_nets.control import StepController
-from ode_nets.fields import MLP, ResidualUnit, SecondOrder, Unit, batch_norm, convolution
+from ode_nets.fields import (
+    MLP,
+    ResidualUnit,
+    SecondOrder,
+    Unit,
+    batch_norm,
+    convolution,
+    jacobian_frobenius,
+    kinetic_energy,
+    of_steps,
+    with_quantities,
+)
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, solve
 from ode_nets.integrate import (
     Adaptive,
@@ -37,7 +48,7 @@ from ode_nets.nn import (
     as_resnet,
     regularization,
 )
-from ode_nets.stepping import RungeKutta, Scheme, TracedTableau, get_scheme
+from ode_nets.stepping import Measured, Quantified, RungeKutta, Scheme, TracedTableau, get_scheme
 from ode_nets.tableaus import SCHEMES, Tableau, get_tableau
 from ode_nets.weights import (
     RDA,
@@ -96,10 +107,12 @@ __all__ = [
     "Interpolation",
     "Joint",
     "Legendre",
+    "Measured",
     "OdeBlock",
     "PiecewiseConstant",
     "PiecewiseLinear",
     "Problem",
+    "Quantified",
     "ResNet",
     "ResNet18",
     "ResidualUnit",
@@ -127,9 +140,12 @@ __all__ = [
     "get_scheme",
     "get_tableau",
     "interpolate",
+    "jacobian_frobenius",
+    "kinetic_energy",
     "make_problem",
     "manifest",
     "n_parameters",
+    "of_steps",
     "pad",
     "pareto_front",
     "problems",
@@ -139,4 +155,5 @@ __all__ = [
     "solve",
     "swap_solvers",
     "validity",
+    "with_quantities",
 ]

@@ -1,6 +1,7 @@
 """Schemes: how one step is computed."""
 
 from ode_nets.stepping.arrays import TracedTableau, pad_scheme
+from ode_nets.stepping.measured import Measured, Quantified
 from ode_nets.stepping.runge_kutta import RungeKutta, all_finite, combine
 from ode_nets.stepping.scheme import END, START, Evaluate, Node, Scheme, Stage, Step
 from ode_nets.tableaus import Tableau, get_tableau
@@ -9,7 +10,9 @@ __all__ = [
     "END",
     "START",
     "Evaluate",
+    "Measured",
     "Node",
+    "Quantified",
     "RungeKutta",
     "Scheme",
     "Stage",
