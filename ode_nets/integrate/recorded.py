@@ -17,7 +17,7 @@ from ode_nets.trees import pytree
 PyTree = Any
 
 
-@pytree("ends", "n_steps", "rejected", "result")
+@pytree("scheme", "ends", "n_steps", "rejected", "result")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recorded:
     """The steps of a solve that is over, for a gradient method to go back over: `gradient.run(problem, recorded)`.
@@ -25,14 +25,11 @@ class Recorded:
     Their sizes are constants of differentiation, but for a last step that landed on t1: its size is what was left.
 
     Args:
-      scheme: takes the steps; has an interpolant.
+      scheme: takes the steps.
       ends: where each step ends, as tau = |t - t0|, ascending, `[max_steps]`; whatever behind the last.
       n_steps: how many there are, int32 scalar.
       rejected: rejected trials of the search, int32 scalar, to be told.
       result: of the search, a `Result`, int32 scalar.
-
-    Raises:
-      ValueError: for a scheme without an interpolant.
 
     Example:
         >>> from ode_nets.integrate import integrate, make_problem
@@ -50,8 +47,6 @@ class Recorded:
     result: Any = Result.SUCCESS
 
     def __post_init__(self) -> None:
-        if not self.scheme.interpolates:
-            raise ValueError(f"scheme {self.scheme.name!r} has no interpolant, by which asked times would be met")
         for name in ("n_steps", "rejected", "result"):
             object.__setattr__(self, name, jnp.asarray(getattr(self, name), jnp.int32))
 
@@ -71,7 +66,13 @@ class Recorded:
         return int(jnp.shape(self.ends)[0])
 
     def lands(self, problem: Problem) -> bool:
-        """Whether asked times are met by ends of steps: they are interpolated."""
+        """Whether asked times are met by ends of steps: they are interpolated.
+
+        Raises:
+          ValueError: where there are any, and the scheme has no interpolant.
+        """
+        if problem.ts is not None and not self.scheme.interpolates:
+            raise ValueError(f"scheme {self.scheme.name!r} has no interpolant, by which asked times would be met")
         return problem.ts is None
 
     def count(self) -> Any:
