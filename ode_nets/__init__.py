@@ -21,7 +21,7 @@ from ode_nets.fields import (
     of_steps,
     with_quantities,
 )
-from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, solve
+from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, Stopped, solve, solve_until
 from ode_nets.integrate import (
     Adaptive,
     Field,
@@ -124,6 +124,7 @@ __all__ = [
     "StepController",
     "Steps",
     "Still",
+    "Stopped",
     "Tableau",
     "TracedTableau",
     "Unit",
@@ -153,6 +154,7 @@ __all__ = [
     "refine",
     "regularization",
     "solve",
+    "solve_until",
     "swap_solvers",
     "validity",
     "with_quantities",

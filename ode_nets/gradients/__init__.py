@@ -4,5 +4,16 @@ from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.backsolve import Backsolve
 from ode_nets.gradients.direct import Checkpointed, Direct
 from ode_nets.gradients.methods import GradientMethod, default_gradient, solve
+from ode_nets.gradients.until import Stopped, solve_until
 
-__all__ = ["ACA", "Backsolve", "Checkpointed", "Direct", "GradientMethod", "default_gradient", "solve"]
+__all__ = [
+    "ACA",
+    "Backsolve",
+    "Checkpointed",
+    "Direct",
+    "GradientMethod",
+    "Stopped",
+    "default_gradient",
+    "solve",
+    "solve_until",
+]
