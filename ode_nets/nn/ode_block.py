@@ -47,6 +47,9 @@ class OdeBlock(nn.Module):
         other parameters.
       t0, t1: start and end of depth.
       ts: depths at which the state is asked for, in order; `None` for t1 alone.
+      augment: how many channels of zeros are appended to the last axis of x (ANODE, Dupont et al. 2019), in which
+        trajectories can pass each other; the unit keeps all channels.
+      keep_augmented: whether they are part of the output.
 
     Variables: `params/coefficients` and `batch_stats/coefficients`, leaves `[M, ...]`; with an evolution the
     kernels are in `params/evolved` instead, as `w0` and `p`, and the former are named by path.
@@ -55,11 +58,11 @@ class OdeBlock(nn.Module):
     where mutable, receives `nfe`, `n_accepted`, `n_rejected` and `result`.
 
     Raises:
-      ValueError: when called, for a unit that lacks what is needed and for t0 = t1.
+      ValueError: when called, for a unit that lacks what is needed, for t0 = t1, and for a negative `augment`.
 
     Example:
         >>> from ode_nets import MLP, FixedStep
-        >>> block = OdeBlock(MLP(2), PiecewiseConstant(1), FixedStep("rk4", 4))
+        >>> block = OdeBlock(MLP(3), PiecewiseConstant(1), FixedStep("rk4", 4), augment=1)
         >>> variables = block.init(jax.random.key(0), jnp.ones((5, 2)))
         >>> block.apply(variables, jnp.ones((5, 2))).shape
         (5, 2)
@@ -75,6 +78,8 @@ class OdeBlock(nn.Module):
     t0: float = 0.0
     t1: float = 1.0
     ts: tuple[float, ...] | None = None
+    augment: int = 0
+    keep_augmented: bool = False
 
     @property
     def _domain(self) -> tuple[float, float]:
@@ -97,7 +102,12 @@ class OdeBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """The state at t1, of the shape and dtype of `x`; with `ts` those states, stacked."""
+        """The state at t1, of the shape and dtype of `x` but for kept channels; with `ts` those states, stacked."""
+        if isinstance(self.augment, bool) or not isinstance(self.augment, int) or self.augment < 0:
+            raise ValueError(f"augment={self.augment!r}: expected a number of channels, at least 0")
+        channels = x.shape[-1]
+        if self.augment:
+            x = jnp.concatenate([x, jnp.zeros((*x.shape[:-1], self.augment), x.dtype)], axis=-1)
         unit = as_unit(self.unit, x)
         parts = self._theta(unit)
         intervals = PiecewiseConstant(self.basis.n_basis)
@@ -140,4 +150,4 @@ class OdeBlock(nn.Module):
             self.sow(
                 "solution", name, getattr(solution, name), init_fn=lambda: None, reduce_fn=lambda _, new: new
             )
-        return solution.x
+        return solution.x[..., :channels] if self.augment and not self.keep_augmented else solution.x

@@ -1,4 +1,4 @@
-"""The OdeBlock: its times, rematerialization, and right-hand sides that are linen modules."""
+"""The OdeBlock: its times, augmented channels, rematerialization, and right-hand sides that are linen modules."""
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,18 @@ from ode_nets import (
 )
 
 UNIT = MLP(3, (4,), time_aware=True)
+
+
+def test_zeros_are_appended_and_taken_away_or_kept(x64):
+    block = OdeBlock(UNIT, PiecewiseConstant(2), FixedStep("rk4", 4), augment=1)
+    x = jax.random.normal(jax.random.key(0), (5, 2))
+    variables = block.init(jax.random.key(1), x)
+    wide = jnp.concatenate([x, jnp.zeros((5, 1))], -1)
+    expected = block.clone(augment=0).apply(variables, wide)
+    np.testing.assert_array_equal(block.apply(variables, x), expected[:, :2])
+    np.testing.assert_array_equal(block.clone(keep_augmented=True).apply(variables, x), expected)
+    with pytest.raises(ValueError, match="augment=-1: expected a number of channels"):
+        block.clone(augment=-1).apply(variables, x)
 
 
 def test_depth_starts_and_ends_where_it_is_told_to_and_is_looked_at_on_the_way(x64):
