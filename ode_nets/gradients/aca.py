@@ -201,8 +201,8 @@ def _backward(
         tau, ts = tau if start is None else start, problem.ts if ts is None else ts
         here = dataclasses.replace(parameters.fill(arrays), x0=problem.x0, ts=ts)
         place = solver.place(here, i, tau, end, cursor)
-        plain, mapped = evaluator(here, place), jax.lax.stop_gradient(tau)
-        evaluate = lambda node, x: apart(lambda x: plain(node, x), i, mapped)(x)
+        mapped = jax.lax.stop_gradient(tau)
+        evaluate = evaluator(here, place).through(lambda slope: apart(slope, i, mapped))
         step = solver.scheme.step(evaluate, x, place.shift(here), inside=inside, smooth=problem.smooth)
         row = (place.tau, place.h, x, step.inside) if inside else ()
         return step.x, place.end if timed else (), step.aux, row

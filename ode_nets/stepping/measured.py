@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ode_nets.stepping.runge_kutta import RungeKutta, combine
+from ode_nets.stepping.runge_kutta import as_runge_kutta, combine
 from ode_nets.stepping.scheme import Evaluate, PyTree, Stage, Step
-from ode_nets.tableaus import Tableau, get_tableau
 from ode_nets.trees import Unjudged
 
 LOCAL_ERROR, STIFFNESS = "local_error", "stiffness"
@@ -42,7 +42,7 @@ class Quantified:
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, init=False)
+@dataclasses.dataclass(frozen=True)
 class Measured:
     """A Runge-Kutta scheme that integrates estimates of its own steps beside the state (after Pal et al. 2021).
 
@@ -54,8 +54,8 @@ class Measured:
     solve differentiate them. They are no integrals of a field: the continuous adjoint cannot, and refuses.
 
     Args:
-      scheme: the key of a tableau, or a `Tableau`; local errors need embedded weights, and stiffness two stages at one
-        time (`"dopri5"`, `"tsit5"`, `"rk4"`).
+      scheme: the key of a tableau, a `Tableau`, or its `RungeKutta`; local errors need embedded weights, and stiffness
+        two stages at one time (`"dopri5"`, `"tsit5"`, `"rk4"`).
 
     A step costs `n_stages` evaluations of the tableau where local errors are asked for.
 
@@ -70,13 +70,13 @@ class Measured:
         6.0
     """
 
-    base: RungeKutta
+    scheme: Any
 
-    def __init__(self, scheme: Tableau | str):
-        object.__setattr__(self, "base", RungeKutta(get_tableau(scheme)))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scheme", as_runge_kutta(self.scheme))
 
     def __repr__(self) -> str:
-        return f"Measured({self.base.name})"
+        return f"Measured({self.scheme.name})"
 
     @property
     def name(self) -> str:
@@ -86,27 +86,27 @@ class Measured:
     @property
     def order(self) -> int:
         """That of the tableau."""
-        return self.base.order
+        return self.scheme.order
 
     @property
     def error_order(self) -> int | None:
         """That of the tableau."""
-        return self.base.error_order
+        return self.scheme.error_order
 
     @property
     def interpolates(self) -> bool:
         """Whether the tableau does."""
-        return self.base.interpolates
+        return self.scheme.interpolates
 
     @property
     def n_evaluations(self) -> int:
         """All stages: estimates are made of those too that the state does not depend on."""
-        return self.base.tableau.n_stages
+        return self.scheme.tableau.n_stages
 
     def start(self, evaluate: Evaluate, x: PyTree, first: Stage | None, smooth: bool) -> tuple[PyTree, int]:
         """What the scheme of the tableau starts with."""
         first = None if first is None else (_without(first[0]), first[1])
-        return self.base.start(_of_field(evaluate), self._checked(x), first, smooth)
+        return self.scheme.start(_of_field(evaluate), self._checked(x), first, smooth)
 
     def step(
         self,
@@ -121,7 +121,7 @@ class Measured:
     ) -> Step:
         """One step, and what it adds to the estimates; see `Scheme.step`."""
         error |= LOCAL_ERROR in self._checked(x).q
-        step = self.base.step(_of_field(evaluate), x, h, carry, error=error, inside=True, smooth=smooth)
+        step = self.scheme.step(_of_field(evaluate), x, h, carry, error=error, inside=True, smooth=smooth)
         added = self._added(x, h, step)
         after = Quantified(step.x.x, _plus(step.x.q, added))
         return step._replace(x=after, inside=(step.inside, added) if inside else ())
@@ -132,7 +132,7 @@ class Measured:
             added[LOCAL_ERROR] = _size(step.error.x)
         if STIFFNESS in x.q:
             i, j = self._twins()
-            a, slopes = self.base.tableau.a, [k.x for k in step.inside]
+            a, slopes = self.scheme.tableau.a, [k.x for k in step.inside]
             between = jax.tree.map(
                 jnp.subtract, combine(None, h, a[j], slopes), combine(None, h, a[i], slopes) if any(a[i]) else 0
             )
@@ -143,11 +143,11 @@ class Measured:
 
     def _twins(self) -> tuple[int, int]:
         """The last two stages at one time."""
-        c = self.base.tableau.c
+        c = self.scheme.tableau.c
         pairs = [(i, j) for j in range(len(c)) for i in range(j) if c[i] == c[j]]
         if not pairs:
             raise ValueError(
-                f"{STIFFNESS!r} with scheme {self.base.name!r}: it has no two stages at one time; use dopri5, tsit5 or "
+                f"{STIFFNESS!r} with scheme {self.scheme.name!r}: it has no two stages at one time; use dopri5, tsit5 or "
                 "rk4"
             )
         return pairs[-1]
@@ -169,7 +169,7 @@ class Measured:
     def interpolate(self, inside: PyTree, x: PyTree, h: Any, s: Any) -> PyTree:
         """The state inside a step, by the tableau's interpolant; estimates grow evenly."""
         stages, added = inside
-        state = self.base.interpolate(stages, x, h, s)
+        state = self.scheme.interpolate(stages, x, h, s)
         part = {name: s.astype(value.dtype) * value for name, value in added.items()}
         return Quantified(state.x, _plus(state.q, part))
 
@@ -177,11 +177,14 @@ class Measured:
 def _of_field(evaluate: Evaluate) -> Evaluate:
     """The field, to whom estimates of steps mean nothing."""
 
-    def evaluated(node: Any, x: PyTree) -> Stage:
-        dx, aux = evaluate(node, x)
-        return _without(dx), aux
+    def wrap(slope: Callable[[PyTree], Stage]) -> Callable[[PyTree], Stage]:
+        def evaluated(x: PyTree) -> Stage:
+            dx, aux = slope(x)
+            return _without(dx), aux
 
-    return evaluated
+        return evaluated
+
+    return evaluate.through(wrap)
 
 
 def _without(dx: Quantified) -> Quantified:

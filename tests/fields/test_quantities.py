@@ -112,7 +112,7 @@ def test_estimates_of_steps_are_sums_over_the_accepted_steps(x64):
     assert int(solution.n_rejected) > 0
     n = int(solution.n_accepted)
     x, total = 2.0, 0.0
-    tableau = Measured("dopri5").base.tableau
+    tableau = Measured("dopri5").scheme.tableau
     a, b = np.zeros((7, 7)), np.array([float(v) for v in tableau.b])
     for i, row in enumerate(tableau.a):
         a[i, :i] = [float(v) for v in row]
