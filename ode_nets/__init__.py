@@ -49,7 +49,7 @@ from ode_nets.nn import (
     as_resnet,
     regularization,
 )
-from ode_nets.stepping import Measured, Quantified, RungeKutta, Scheme, TracedTableau, get_scheme
+from ode_nets.stepping import Hyper, Measured, Quantified, RungeKutta, Scheme, TracedTableau, get_scheme, hyper_loss
 from ode_nets.tableaus import SCHEMES, Tableau, get_tableau
 from ode_nets.weights import (
     RDA,
@@ -105,6 +105,7 @@ __all__ = [
     "FlowStep",
     "Fourier",
     "GradientMethod",
+    "Hyper",
     "Interpolation",
     "Joint",
     "Legendre",
@@ -142,6 +143,7 @@ __all__ = [
     "export_inference",
     "get_scheme",
     "get_tableau",
+    "hyper_loss",
     "interpolate",
     "jacobian_frobenius",
     "kinetic_energy",

@@ -1,6 +1,7 @@
 """Schemes: how one step is computed."""
 
 from ode_nets.stepping.arrays import TracedTableau, pad_scheme
+from ode_nets.stepping.hyper import Hyper, hyper_loss
 from ode_nets.stepping.measured import Measured, Quantified
 from ode_nets.stepping.runge_kutta import RungeKutta, all_finite, combine
 from ode_nets.stepping.scheme import END, START, Evaluate, Node, Scheme, Stage, Step
@@ -10,6 +11,7 @@ __all__ = [
     "END",
     "START",
     "Evaluate",
+    "Hyper",
     "Measured",
     "Node",
     "Quantified",
@@ -21,6 +23,7 @@ __all__ = [
     "all_finite",
     "combine",
     "get_scheme",
+    "hyper_loss",
     "pad_scheme",
 ]
 
