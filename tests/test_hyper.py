@@ -103,8 +103,8 @@ def test_parameters_are_constants_of_a_solve_and_a_correction_of_another_shape_i
     assert float(end(0.0, Direct())) != float(end(1.0, Direct()))
     for method in (Direct(), ACA(1)):
         assert float(jax.grad(end)(1.0, method)) == 0
+    scheme = Hyper("euler", lambda c, t, x, dx: jnp.zeros(3), 0.0)
     with pytest.raises(ValueError, match=r"gave shapes \(3,\): expected \(2,\)"):
-        scheme = Hyper("euler", lambda c, t, x, dx: jnp.zeros(3), 0.0)
         solve(pendulum.field, jnp.ones(2), -1.0, solver=FixedStep(scheme, 2))
     with pytest.raises(ValueError, match="correction=3: expected a function"):
         Hyper("euler", 3, ())

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ode_nets.fields import Unit
+from ode_nets.fields import Unit, jacobian_frobenius, kinetic_energy, of_steps, with_quantities
 from ode_nets.gradients import Checkpointed, GradientMethod, solve
+from ode_nets.integrate import Solution
 from ode_nets.nn.evolving import EVOLVED, init_evolved, join_kernels, split_kernels
 from ode_nets.nn.layers import fold
 from ode_nets.nn.linen import as_unit
+from ode_nets.stepping import Measured
 from ode_nets.weights import Basis, BasisExpansion, Evolution, Evolved, Joint, PiecewiseConstant
 
 PyTree = Any
+OF_STEPS = ("local_error", "stiffness")
+QUANTITIES = ("kinetic_energy", "jacobian_frobenius", *OF_STEPS)
+"""What an `OdeBlock` can integrate along its solution in training."""
 
 
 def init_coefficients(unit: Unit, basis: Basis, key: jax.Array) -> PyTree:
@@ -50,6 +56,9 @@ class OdeBlock(nn.Module):
       augment: how many channels of zeros are appended to the last axis of x (ANODE, Dupont et al. 2019), in which
         trajectories can pass each other; the unit keeps all channels.
       keep_augmented: whether they are part of the output.
+      quantities: names out of `kinetic_energy`, `jacobian_frobenius`, `local_error` and `stiffness`, integrated in
+        training: the collection `quantities`, where mutable, receives each, as a mean over the entries of the state.
+        The Jacobian draws its signs from the random stream `quantities`.
 
     Variables: `params/coefficients` and `batch_stats/coefficients`, leaves `[M, ...]`; with an evolution the
     kernels are in `params/evolved` instead, as `w0` and `p`, and the former are named by path.
@@ -58,7 +67,8 @@ class OdeBlock(nn.Module):
     where mutable, receives `nfe`, `n_accepted`, `n_rejected` and `result`.
 
     Raises:
-      ValueError: when called, for a unit that lacks what is needed, for t0 = t1, and for a negative `augment`.
+      ValueError: when called, for a unit that lacks what is needed, for t0 = t1, for a negative `augment`, and for
+        unknown `quantities`.
 
     Example:
         >>> from ode_nets import MLP, FixedStep
@@ -80,6 +90,7 @@ class OdeBlock(nn.Module):
     ts: tuple[float, ...] | None = None
     augment: int = 0
     keep_augmented: bool = False
+    quantities: tuple[str, ...] = ()
 
     @property
     def _domain(self) -> tuple[float, float]:
@@ -141,7 +152,11 @@ class OdeBlock(nn.Module):
             return self.epsilon * dx, (by_interval, seen)
 
         times: dict[str, Any] = {"t0": self.t0, "t1": self.t1, "ts": self.ts}
-        solution = solve(field, x, weights, solver=self.solver, gradient=self.gradient, has_aux=True, **times)
+        options: dict[str, Any] = times | {"gradient": self.gradient, "has_aux": True}
+        if self.quantities and train and not self.is_initializing():
+            solution = self._measured(field, x, weights, options)
+        else:
+            solution = solve(field, x, weights, solver=self.solver, **options)
         if train and not self.is_initializing():
             totals, count = solution.aux
             means = jax.tree.map(lambda s: s / jnp.maximum(count, 1).reshape(-1, *[1] * (s.ndim - 1)), totals)
@@ -151,3 +166,21 @@ class OdeBlock(nn.Module):
                 "solution", name, getattr(solution, name), init_fn=lambda: None, reduce_fn=lambda _, new: new
             )
         return solution.x[..., :channels] if self.augment and not self.keep_augmented else solution.x
+
+    def _measured(self, field: Any, x: jax.Array, weights: Any, options: dict[str, Any]) -> Solution:
+        """The solve with quantities along it, which are handed out."""
+        if unknown := [name for name in self.quantities if name not in QUANTITIES]:
+            raise ValueError(f"quantities={self.quantities}: {unknown} expected out of {', '.join(QUANTITIES)}")
+        integrands = dict.fromkeys(OF_STEPS, of_steps) | {"kinetic_energy": kinetic_energy}
+        if "jacobian_frobenius" in self.quantities:
+            integrands["jacobian_frobenius"] = jacobian_frobenius(self.make_rng("quantities"))
+        chosen = {name: integrands[name] for name in self.quantities}
+        system, solver = with_quantities(field, has_aux=True, **chosen), self.solver
+        if any(name in OF_STEPS for name in chosen):
+            solver = dataclasses.replace(solver, scheme=Measured(solver.scheme))
+        solution = solve(system, system.start(x), weights, solver=solver, **options)
+        q = jax.tree.map(lambda leaf: leaf[-1], solution.x.q) if self.ts else solution.x.q
+        for name, value in q.items():
+            mean = value if name in OF_STEPS else value / x.size
+            self.sow("quantities", name, mean, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+        return dataclasses.replace(solution, x=solution.x.x)

@@ -109,11 +109,12 @@ class Hyper:
     def _corrected(self, params: PyTree, t: Any, x: PyTree, dx: PyTree) -> PyTree:
         advice = "a gradient method must go back over the steps of the solve, as ACA(), Direct() and Checkpointed() do"
         shapes = jax.tree.map(jnp.shape, x)
+        structure: Any = jax.tree.structure(x)
         try:
             g = self.correction(params, t, x, dx)
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(f"the correction of {self!r} failed on a state of shapes {shapes}; {advice}") from error
-        if jax.tree.structure(g) != jax.tree.structure(x) or jax.tree.map(jnp.shape, g) != shapes:
+        if structure != jax.tree.structure(g) or jax.tree.map(jnp.shape, g) != shapes:
             raise ValueError(
                 f"the correction of {self!r} gave shapes {jax.tree.map(jnp.shape, g)}: expected {shapes}, those of the "
                 f"state; {advice}"

@@ -147,8 +147,8 @@ class Measured:
         pairs = [(i, j) for j in range(len(c)) for i in range(j) if c[i] == c[j]]
         if not pairs:
             raise ValueError(
-                f"{STIFFNESS!r} with scheme {self.scheme.name!r}: it has no two stages at one time; use dopri5, tsit5 or "
-                "rk4"
+                f"{STIFFNESS!r} with scheme {self.scheme.name!r}: it has no two stages at one time; use dopri5, "
+                "tsit5 or rk4"
             )
         return pairs[-1]
 

@@ -15,11 +15,15 @@ from ode_nets import (
     Direct,
     FixedStep,
     LinenUnit,
+    Measured,
     OdeBlock,
     PiecewiseConstant,
     ResidualUnit,
+    kinetic_energy,
     manifest,
+    of_steps,
     solve,
+    with_quantities,
 )
 
 UNIT = MLP(3, (4,), time_aware=True)
@@ -196,3 +200,24 @@ def test_blocks_can_be_rematerialized_in_training(x64):
     again = nn.remat(OdeBlock, static_argnums=(2,))(block.unit, block.basis, block.solver, block.gradient)
     expected, got = jit_soon(lambda v: [train(b, v, x) for b in (block, again)])(variables)
     assert relative(got, expected) < 1e-12
+
+
+def test_quantities_along_a_block_are_those_of_its_solve(x64):
+    names = ("kinetic_energy", "stiffness")
+    block = OdeBlock(UNIT, PiecewiseConstant(2), FixedStep("rk4", 4), quantities=names)
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    variables = block.init(jax.random.key(1), x)
+
+    @jit_soon
+    def run(variables):
+        weights = BasisExpansion(PiecewiseConstant(2), variables["params"]["coefficients"])
+        system = with_quantities(UNIT, kinetic_energy=kinetic_energy, stiffness=of_steps)
+        expected = solve(system, system.start(x), weights, solver=FixedStep(Measured("rk4"), 4)).x
+        return expected, block.apply(variables, x, True, mutable=["batch_stats", "quantities"])
+
+    expected, (out, changed) = run(variables)
+    np.testing.assert_allclose(out, expected.x, rtol=1e-13)
+    np.testing.assert_allclose(changed["quantities"]["kinetic_energy"], expected.q["kinetic_energy"] / 15, rtol=1e-13)
+    np.testing.assert_allclose(changed["quantities"]["stiffness"], expected.q["stiffness"], rtol=1e-13)
+    with pytest.raises(ValueError, match=r"\['speed'\] expected out of kinetic_energy, jacobian"):
+        block.clone(quantities=("speed",)).apply(variables, x, True, mutable=["batch_stats"])
