@@ -7,11 +7,12 @@ arrived keeps its own small state and leaves buffers alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 PyTree = Any
 
@@ -49,37 +50,46 @@ def _longest_of_many(size: int, batched: Any, n: jax.Array) -> Any:
     return longest(jnp.max(n, axis=0)), False
 
 
-@jax.custom_batching.custom_vmap
-def _among_others(i: jax.Array, mapped: jax.Array) -> jax.Array:
-    return jnp.asarray(True)
+def apart(tree: PyTree, i: jax.Array) -> PyTree:
+    """The same arrays; among lanes, the end of what a compiler for CPUs computes in one piece.
 
-
-@_among_others.def_vmap
-def _among_many(size: int, batched: Any, i: jax.Array, mapped: jax.Array) -> Any:
-    # True, which a compiler for CPUs must not know; others compute nothing anew, and a condition costs them.
-    return jax.lax.platform_dependent(i, cpu=lambda i: i >= 0, default=lambda i: jnp.asarray(True)), False
-
-
-def apart(function: Callable[..., Any], i: jax.Array, mapped: jax.Array) -> Callable[..., Any]:
-    """The same function; among lanes, a computation that the compiler keeps apart from those before and after it.
-
-    The derivative of a chain of small evaluations is one product after another, and a compiler for CPUs that fuses
-    them computes the earlier ones anew in each of the later: six times slower for a thousand lanes of three numbers.
-    A single solve of large states has nothing to gain from it, and is left as it is.
+    The derivative of a chain of small evaluations is one product after another, and a compiler that fuses them computes
+    the earlier ones anew in each of the later: six times slower for a thousand lanes of three numbers. A single solve
+    has nothing to gain from it, and its program is left as it is: that it is none is known only while it is batched,
+    which takes a primitive (`custom_vmap` has no reverse mode).
 
     Args:
-      function: of arrays.
-      i: the number of a step, not mapped.
-      mapped: any scalar that is mapped where there are lanes.
+      i: a number of at least 0 that the compiler does not know, int32 scalar, not mapped.
     """
-    flag = _among_others(i, mapped)
+    return jax.tree.map(lambda leaf: _apart.bind(leaf, i, lanes=False), tree)
 
-    def run(*args: Any) -> Any:
-        shapes = jax.eval_shape(function, *args)
-        zero = lambda shape: vary(jnp.zeros(shape.shape, shape.dtype, device=shape.sharding), shape)
-        return jax.lax.cond(flag, function, lambda *_: jax.tree.map(zero, shapes), *args)
 
-    return run
+def _apart_lanes(x: jax.Array, i: jax.Array, lanes: bool) -> jax.Array:
+    return jax.lax.cond(i >= 0, lambda x: x, jnp.zeros_like, x) if lanes else x
+
+
+def _apart_batched(args: Any, axes: Any, lanes: bool) -> Any:
+    (x, i), (axis, _) = args, axes
+    return _apart.bind(x, i, lanes=axes[1] is None), axis
+
+
+def _apart_jvp(primals: Any, tangents: Any, lanes: bool) -> Any:
+    (x, i), (d, _) = primals, tangents
+    return _apart.bind(x, i, lanes=lanes), d if isinstance(d, ad.Zero) else _apart.bind(d, i, lanes=lanes)
+
+
+def _apart_transposed(cotangent: Any, x: Any, i: jax.Array, lanes: bool) -> Any:
+    return [cotangent if isinstance(cotangent, ad.Zero) else _apart.bind(cotangent, i, lanes=lanes), None]
+
+
+_apart = Primitive("apart")
+_apart.def_abstract_eval(lambda x, i, lanes: x)
+_apart.def_impl(lambda x, i, lanes: x)
+ad.primitive_jvps[_apart] = _apart_jvp
+ad.primitive_transposes[_apart] = _apart_transposed
+batching.primitive_batchers[_apart] = _apart_batched
+mlir.register_lowering(_apart, lambda ctx, x, i, lanes: [x])
+mlir.register_lowering(_apart, mlir.lower_fun(_apart_lanes, multiple_results=False), platform="cpu")
 
 
 def select(wanted: Any, new: PyTree, old: PyTree) -> PyTree:

@@ -27,8 +27,9 @@ from ode_nets.trees import Packing, Part, split, zero_cotangent
 
 PyTree = Any
 RECORDED = 256
-"""Steps whose times are written down. Where more are taken, states of later ones are recomputed by searching for their
-steps again, so that no memory grows with the bound on their number."""
+"""Steps whose times are written down, or as many as take no more memory than the states that are kept. Where more are
+taken, states of later ones are recomputed by searching for their steps again, so that no memory grows with the bound on
+their number."""
 
 FEW, MANY, MEBIBYTE = 32, 128, 2**20
 """States that `ACA()` keeps: of large ones few, of small ones many, as long as they fit into a mebibyte."""
@@ -79,7 +80,7 @@ class ACA:
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`."""
         problem = refuse_forward_mode(problem, repr(self))
-        slots = self.slots(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(problem.x0)), solver.bound)
+        slots = self.slots(_size(problem.x0), solver.bound)
         if solver.length is not None and slots >= solver.length:
             return follow_times(problem, solver, replay(problem, solver, None, jax.checkpoint, dense))
         arrays, frame = split(solver)
@@ -132,25 +133,29 @@ class Kept(NamedTuple):
     ends: Any
     """Where rounds begin, `[RECORDED + 1]`, and a spare row; `None` where the solver knows its steps."""
     edge: Any
-    """The clock before the first round whose end is not recorded; likewise."""
+    """The clock before the first round whose end is not recorded, packed; likewise."""
 
 
 def _packing(clock: Clock, x: PyTree) -> Packing:
     return Packing(Point(clock, x))
 
 
-def _capacity(solver: Solver) -> int:
-    return min(RECORDED, solver.bound)
+def _size(x: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(x))
+
+
+def _recorded(solver: Solver, x: PyTree, tau: jax.Array, slots: int) -> int:
+    return min(max(RECORDED, slots * _size(x) // tau.dtype.itemsize), solver.bound)
 
 
 def _keeper(problem: Problem, solver: Solver, slots: int) -> Keeper:
-    n = _capacity(solver)
+    n = _recorded(solver, problem.x0, problem.span, slots)
 
     def begin(clock: Clock, x: PyTree) -> Kept:
         store = treeverse.new_store(_packing(clock, x).pack(Point(clock, x)), slots)
         if solver.recorded:
             return Kept(store, jnp.int32(0), clock.step, None, None)
-        return Kept(store, jnp.int32(0), clock.step, room(n + 1, clock.tau), clock)
+        return Kept(store, jnp.int32(0), clock.step, room(n + 1, clock.tau), Packing(clock).pack(clock))
 
     def keep(kept: Kept, clock: Clock, x: PyTree, place: Place, mine: Any) -> Kept:
         i = _round(kept, clock)
@@ -159,7 +164,7 @@ def _keeper(problem: Problem, solver: Solver, slots: int) -> Keeper:
         if kept.ends is None:
             return kept
         ends = write(kept.ends, jnp.minimum(i, n + 1), clock.tau)
-        return kept._replace(ends=ends, edge=select(i == n, clock, kept.edge))
+        return kept._replace(ends=ends, edge=select(i == n, Packing(clock).pack(clock), kept.edge))
 
     return Keeper(begin, keep)
 
@@ -178,8 +183,8 @@ class _Cotangents(NamedTuple):
     ts: Any
     parameters: list[jax.Array]
     """Of all else that is differentiated."""
-    clock: Clock
-    """After the round at hand."""
+    after: Any
+    """The clock after the round at hand, packed."""
 
 
 def _backward(
@@ -193,7 +198,7 @@ def _backward(
         ct_rows = None
     ct_end, ct_states, ct_rows = instantiate((cotangent.state, ct_states, ct_rows))
     inside = ct_rows is not None or not solver.lands(problem)
-    packing = _packing(clock, problem.x0)
+    packing, clocks = _packing(clock, problem.x0), Packing(clock)
 
     def local(inputs: Any, x: PyTree, i: Any, tau: Any, end: Any, cursor: Any) -> Any:
         """What a step gives, as a function of what is differentiated."""
@@ -201,14 +206,13 @@ def _backward(
         tau, ts = tau if start is None else start, problem.ts if ts is None else ts
         here = dataclasses.replace(parameters.fill(arrays), x0=problem.x0, ts=ts)
         place = solver.place(here, i, tau, end, cursor)
-        mapped = jax.lax.stop_gradient(tau)
-        evaluate = evaluator(here, place).through(lambda slope: apart(slope, i, mapped))
+        evaluate = evaluator(here, place).through(lambda slope: lambda x: apart(slope(apart(x, i)), i))
         step = solver.scheme.step(evaluate, x, place.shift(here), inside=inside, smooth=problem.smooth)
         row = (place.tau, place.h, x, step.inside) if inside else ()
         return step.x, place.end if timed else (), step.aux, row
 
     def pull(i: jax.Array, packed: Any, ct: _Cotangents) -> _Cotangents:
-        point, after = packing.unpack(packed), ct.clock
+        point, after = packing.unpack(packed), clocks.unpack(ct.after)
         before = _passed_at(problem, solver, point.clock._replace(cursor=after.cursor), after.cursor)
         started = point.clock._replace(cursor=before)
         ts = None if ct.ts is None else problem.ts
@@ -226,7 +230,7 @@ def _backward(
             tau=d_tau,
             ts=None if d_ts is None else d_ts + more,
             parameters=jax.tree.map(jnp.add, ct.parameters, d_parameters),
-            clock=started,
+            after=clocks.pack(started),
         )
         # A lane that took no step in this round goes on from where it stands.
         return select(this_lane(after.step > started.step), new, ct)
@@ -236,7 +240,7 @@ def _backward(
         tau=ct_end.clock.tau if timed else None,
         ts=jnp.zeros_like(problem.ts) if problem.ts is not None and flags.ts else None,
         parameters=jax.tree.map(jnp.zeros_like, parameters.chosen),
-        clock=clock,
+        after=clocks.pack(clock),
     )
     start = vary(start, problem.x0)
 
@@ -246,7 +250,7 @@ def _backward(
     ct = treeverse.reverse(_round(kept, clock), kept.store, solver.bound, advance, pull, start)
     ct_x = ct.x
     if ct_states is not None:
-        at_start = jnp.arange(problem.n_asked + 1) < ct.clock.cursor
+        at_start = jnp.arange(problem.n_asked + 1) < clocks.unpack(ct.after).cursor
         total = lambda a, b: a + jnp.sum(jnp.where(at_start.reshape(-1, *[1] * a.ndim), b, 0), axis=0)
         ct_x = jax.tree.map(total, ct_x, ct_states)
     rest = parameters.cotangents(ct.parameters)
@@ -255,20 +259,25 @@ def _backward(
 
 
 def _advance(problem: Problem, solver: Solver, kept: Kept, i: jax.Array, point: Point) -> Point:
-    """The point after a round: by steps whose ends are recorded, or by searching for them again."""
+    """The point after a round: by steps that are known, or by searching for them again."""
     step = lambda place, x, error: solver.scheme.advance(
         evaluator(problem, place), x, place.shift(problem), error=error
     )
-    if solver.recorded:
-        place = solver.place(problem, i, None, None, None)
-        moved = this_lane(i < solver.count())
-        clock = point.clock._replace(tau=place.end, step=point.clock.step + 1)
-        return select(moved, Point(clock, step(place, point.x, False)[0]), point)
-    n_known = _capacity(solver)
+    n_known = solver.bound if kept.ends is None else kept.ends.shape[0] - 2
+    if n_known >= solver.bound:
+        clock, x = point
+        if solver.recorded:
+            place, moved = solver.place(problem, i, None, None, None), i < solver.count()
+        else:
+            end = read(kept.ends, i + 1)
+            place, moved = Place(clock.tau, end - clock.tau, end), end > clock.tau
+        after = Point(clock._replace(tau=place.end, step=clock.step + 1), step(place, x, False)[0])
+        return select(this_lane(moved), after, point)
     late = i >= n_known
+    packing = _packing(point.clock, point.x)
 
-    def trial(carry: tuple[Point, Any]) -> tuple[Point, Any]:
-        (clock, x), _ = carry
+    def trial(carry: Any) -> Any:
+        clock, x = packing.unpack(carry[0])
         end, place = read(kept.ends, jnp.minimum(i + 1, n_known)), solver.propose(problem, clock)
         place = select(late, place, Place(clock.tau, end - clock.tau, end))
         new, error = step(place, x, late)
@@ -278,11 +287,12 @@ def _advance(problem: Problem, solver: Solver, kept: Kept, i: jax.Array, point: 
         clock = select(mine, select(late, judged, known), clock)
         moved = mine & (accepted | ~late)
         over = any_lane(moved) | ~any_lane(solver.running(clock)) | ~late
-        return Point(clock, select(moved, new, x)), over
+        return packing.pack(Point(clock, select(moved, new, x))), over
 
     over = any_lane(point.clock.step < 0)
-    point, _ = jax.lax.while_loop(lambda carry: ~carry[1], trial, (point, over))
-    return point._replace(clock=select(i + 1 == n_known, kept.edge, point.clock))
+    packed, _ = jax.lax.while_loop(lambda carry: ~carry[1], trial, (packing.pack(point), over))
+    point = packing.unpack(packed)
+    return point._replace(clock=select(i + 1 == n_known, Packing(point.clock).unpack(kept.edge), point.clock))
 
 
 def _passed_at(problem: Problem, solver: Solver, clock: Clock, cursor: jax.Array) -> jax.Array:

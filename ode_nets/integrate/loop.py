@@ -13,6 +13,7 @@ from ode_nets.integrate.solution import Interpolation, Result, Solution, Steps, 
 from ode_nets.integrate.uniform import Clock
 from ode_nets.lanes import any_lane, room, select, this_lane, vary, write
 from ode_nets.stepping import Step
+from ode_nets.trees import Packing
 
 PyTree = Any
 
@@ -160,18 +161,30 @@ def loop(
     asked = _room_for(problem, solver, dense)
     state = State(clock, problem.x0, carry, aux, nfe)
     kept = None if keeper is None else keeper.begin(clock, problem.x0)
-    start = vary((Run(_skip_passed(problem, solver, state), asked), kept), problem.x0)
+    state, asked, kept = vary((_skip_passed(problem, solver, state), asked, kept), problem.x0)
+    # One fusion computes them together, where it would compute most of the step again for each.
+    packing = Packing((state.clock, state.nfe))
 
-    def body(carry: tuple[Run, Any]) -> tuple[Run, Any]:
-        (state, asked), kept = carry
+    def packed(state: State, *rest: Any) -> Any:
+        return packing.pack((state.clock, state.nfe)), state._replace(clock=None, nfe=None), *rest
+
+    def unpacked(carry: Any) -> tuple[State, Any, Any]:
+        scalars, state, *rest = carry
+        clock, nfe = packing.unpack(scalars)
+        return state._replace(clock=clock, nfe=nfe), *rest
+
+    def body(carry: Any) -> Any:
+        state, asked, kept = unpacked(carry)
         if keeper is not None:
             mine = this_lane(solver.running(state.clock))
             kept = keeper.write(kept, state.clock, state.x, solver.propose(problem, state.clock), mine)
         after, taken = take(problem, solver, state, inside)
         after, asked = _write(problem, solver, state.x, after, taken, asked)
-        return Run(after, asked), kept
+        return packed(after, asked, kept)
 
-    return jax.lax.while_loop(lambda carry: any_lane(solver.running(carry[0].state.clock)), body, start)
+    due = lambda carry: any_lane(solver.running(unpacked(carry)[0].clock))
+    state, asked, kept = unpacked(jax.lax.while_loop(due, body, packed(state, asked, kept)))
+    return Run(state, asked), kept
 
 
 def _room_for(problem: Problem, solver: Solver, dense: bool) -> Asked:
