@@ -25,6 +25,10 @@ class Quantified:
     Attributes:
       x: the state.
       q: scalars by name. They have no say in the sizes of steps.
+
+    Example:
+        >>> Quantified(1.0, {"stiffness": 0.0}).q
+        {'stiffness': 0.0}
     """
 
     x: PyTree
