@@ -7,6 +7,7 @@ import itertools
 import math
 from typing import Any, Literal, get_args
 
+from experiments.training import regularize
 from ode_nets.fields.residual import Order
 from ode_nets.tableaus import SCHEMES
 
@@ -74,6 +75,9 @@ class Config:
     """Weight of |w0|^2 / 2 of evolving kernels in the objective, R of ANODEV2 eq. 5a."""
     p_penalty: float = 0.0
     """Weight of |p|^2 / 2 of the parameters of their equation."""
+    regularize: tuple[str, ...] = ()
+    """What to penalize along the solutions of the ODE blocks, with weights: `kinetic=0.01 jacobian=0.01` (RNODE), and
+    `local_error` or `stiffness` of the scheme's own steps."""
     epsilon: float = 1.0
     """Scale of the right-hand side."""
     order: Order = "bn-relu-conv"
@@ -105,7 +109,7 @@ class Config:
     """Of initial values, data order, augmentation and the validation split."""
 
     def __post_init__(self) -> None:
-        for name in ("widths", "decay_epochs", "refine_epochs"):
+        for name in ("widths", "decay_epochs", "refine_epochs", "regularize"):
             # A list, which JSON has in a tuple's place, could not be hashed.
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -149,6 +153,9 @@ class Config:
             value = getattr(self, name)
             good = value == 0 or (0 < value < math.inf and self.evolution != "none")
             check(name, "0, or a finite number above 0 beside an evolution", good)
+        regularize.weights_of(self.regularize)
+        solved = not self.regularize or self.architecture in ("continuous_net", "node18")
+        check("regularize", f"none for architecture={self.architecture!r}, which integrates nothing of it", solved)
         check("atol", "None without rtol", self.atol is None or self.rtol is not None)
         if self.rtol is not None:
             check("scheme", "one with an error estimate beside rtol", SCHEMES[self.scheme].b_error is not None)

@@ -14,6 +14,7 @@ import optax
 
 from experiments import adapt, data
 from experiments.config import Config
+from experiments.training import regularize
 from ode_nets.nn import regularization
 
 PyTree = Any
@@ -78,14 +79,16 @@ def train_step(
     x = data.augment(key, images[index], pad=config.crop_pad, flip=config.flip)
     x, y = data.normalize(x, *scaling), labels[index]
 
-    adapted = adapt.solved(net, state.get("adaptation"), config.adapt_max_steps)
+    weights = regularize.weights_of(config.regularize)
+    adapted = regularize.measured(adapt.solved(net, state.get("adaptation"), config.adapt_max_steps), weights)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, PyTree]:
         variables = {"params": params, "batch_stats": state["batch_stats"]}
-        logits, changed = adapted.apply(variables, x, train=True, mutable=["batch_stats", "solution"])
+        collections, rngs = ["batch_stats", "solution", "quantities"], {"quantities": jax.random.fold_in(key, 1)}
+        logits, changed = adapted.apply(variables, x, train=True, mutable=collections, rngs=rngs)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
         correct = jnp.sum(jnp.argmax(logits, -1) == y)
-        penalty = regularization(params, config.w0_penalty, config.p_penalty)
+        penalty = regularization(params, config.w0_penalty, config.p_penalty) + regularize.penalty(weights, changed)
         return loss + penalty, (loss, correct, changed["batch_stats"], changed.get("solution", {}))
 
     slope_of = jax.grad(loss_of, has_aux=True)

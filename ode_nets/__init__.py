@@ -9,8 +9,30 @@ is public, with those of `problems`, `remanifest`, `validity` and `interop.diffr
 
 from ode_nets import problems, remanifest, validity
 from ode_nets.control import StepController
-from ode_nets.fields import MLP, ResidualUnit, Unit, batch_norm, convolution
-from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, Naive, Reversible, solve
+from ode_nets.fields import (
+    MLP,
+    ResidualUnit,
+    SecondOrder,
+    Unit,
+    batch_norm,
+    convolution,
+    jacobian_frobenius,
+    kinetic_energy,
+    of_steps,
+    with_quantities,
+)
+from ode_nets.gradients import (
+    ACA,
+    Backsolve,
+    Checkpointed,
+    Direct,
+    GradientMethod,
+    Naive,
+    Reversible,
+    Stopped,
+    solve,
+    solve_until,
+)
 from ode_nets.integrate import (
     Adaptive,
     Field,
@@ -29,6 +51,7 @@ from ode_nets.nn import (
     ANODEV2,
     NODE18,
     ContinuousNet,
+    LinenUnit,
     OdeBlock,
     ResNet,
     ResNet18,
@@ -47,7 +70,17 @@ from ode_nets.remanifest import (
     refine,
     swap_solvers,
 )
-from ode_nets.stepping import Coupled, RungeKutta, Scheme, TracedTableau, get_scheme
+from ode_nets.stepping import (
+    Coupled,
+    Hyper,
+    Measured,
+    Quantified,
+    RungeKutta,
+    Scheme,
+    TracedTableau,
+    get_scheme,
+    hyper_loss,
+)
 from ode_nets.tableaus import SCHEMES, Tableau, get_tableau
 from ode_nets.weights import (
     RDA,
@@ -101,14 +134,18 @@ __all__ = [
     "FlowStep",
     "Fourier",
     "GradientMethod",
+    "Hyper",
     "Interpolation",
     "Joint",
     "Legendre",
+    "LinenUnit",
+    "Measured",
     "Naive",
     "OdeBlock",
     "PiecewiseConstant",
     "PiecewiseLinear",
     "Problem",
+    "Quantified",
     "Recorded",
     "ResNet",
     "ResNet18",
@@ -117,10 +154,12 @@ __all__ = [
     "Reversible",
     "RungeKutta",
     "Scheme",
+    "SecondOrder",
     "Solution",
     "StepController",
     "Steps",
     "Still",
+    "Stopped",
     "Tableau",
     "TracedTableau",
     "Unit",
@@ -136,9 +175,13 @@ __all__ = [
     "export_inference",
     "get_scheme",
     "get_tableau",
+    "hyper_loss",
     "interpolate",
+    "jacobian_frobenius",
+    "kinetic_energy",
     "make_problem",
     "n_parameters",
+    "of_steps",
     "pad",
     "pareto_front",
     "problems",
@@ -147,7 +190,9 @@ __all__ = [
     "regularization",
     "remanifest",
     "solve",
+    "solve_until",
     "swap_solvers",
     "validity",
     "weight_roles",
+    "with_quantities",
 ]

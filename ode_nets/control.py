@@ -9,9 +9,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from ode_nets.trees import Unjudged
+
 PyTree = Any
-Mean = Literal["batch", "sample"]
-Norm = Mean | Callable[[PyTree], PyTree]
+Norm = Literal["batch", "sample"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,8 @@ def scaled_norm(
         E = RMS(error / (atol + rtol * max(|x_n|, |x_{n+1}|)))      (ACA app. A, published code)
 
     Args:
-      error: pytree of floating-point or complex arrays.
+      error: pytree of floating-point or complex arrays. Parts of it that are `Unjudged` count for nothing, neither in
+        the sum nor in the number of entries.
       x, x_next: states like `error`, at both ends of the step.
       rtol, atol: tolerances: scalars, arrays that broadcast against every leaf, or pytrees like the state.
       kind: `"batch"` takes the mean over every entry; `"sample"` takes it over the entries of each sample
@@ -102,7 +104,10 @@ def scaled_norm(
       ValueError: at trace time, if samples are asked for and leaves differ in their leading axis or lack one, and for
         tolerances that do not fit the state.
     """
-    dtype = jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(error))).dtype
+    dtype = jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(_judged(error)))).dtype
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in _unjudged(x_next)]
+    rtol, atol = (_like(tolerance, error) for tolerance in (rtol, atol))
+    error, x, x_next = (_judged(tree) for tree in (error, x, x_next))
 
     def squares(e: jax.Array, a: jax.Array, b: jax.Array, rtol: Any, atol: Any) -> jax.Array:
         size = jnp.maximum(jnp.abs(a), jnp.abs(b)).astype(dtype)
@@ -121,22 +126,21 @@ def scaled_norm(
         # The scale of a state that overflowed would excuse any error.
         return jnp.square(jnp.where(jnp.isfinite(scale) & (scale >= 0), ratio, jnp.nan))
 
-    rtol, atol = (_like(tolerance, error) for tolerance in (rtol, atol))
-    if callable(kind):
-        error, x, x_next, rtol, atol = (kind(tree) for tree in (error, x, x_next, rtol, atol))
-    leaves = jax.tree.leaves(jax.tree.map(squares, error, x, x_next, rtol, atol))
+    leaves = [squares(*row) for row in zip(error, x, x_next, rtol, atol, strict=True)]
     if kind == "sample" and (len({leaf.shape[:1] for leaf in leaves}) != 1 or any(leaf.ndim == 0 for leaf in leaves)):
         raise ValueError(
             f"norm='sample' with leaves of shapes {[leaf.shape for leaf in leaves]}: expected one "
             "leading axis, the samples, in all of them; use norm='batch'"
         )
     if sum(leaf.size for leaf in leaves) == 0:
-        return jnp.zeros((), dtype)
-    if kind == "sample":
+        size = jnp.zeros((), dtype)
+    elif kind == "sample":
         sums = sum((_rows(leaf) for leaf in leaves[1:]), start=_rows(leaves[0]))
-        return _root(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))
-    total = sum((leaf.sum() for leaf in leaves[1:]), start=leaves[0].sum())
-    return _root(total / sum(leaf.size for leaf in leaves))
+        size = _root(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))
+    else:
+        total = sum((leaf.sum() for leaf in leaves[1:]), start=leaves[0].sum())
+        size = _root(total / sum(leaf.size for leaf in leaves))
+    return jnp.where(jnp.all(jnp.stack(finite)), size, jnp.nan) if finite else size
 
 
 def _root(square: jax.Array) -> jax.Array:
@@ -148,18 +152,33 @@ def _rows(leaf: jax.Array) -> jax.Array:
     return leaf.reshape(leaf.shape[0], -1).sum(1)
 
 
-def _like(tolerance: Any, tree: PyTree) -> PyTree:
-    """A tolerance for every leaf of a tree."""
+def _is_unjudged(part: Any) -> bool:
+    return isinstance(part, Unjudged)
+
+
+def _judged(tree: PyTree) -> list[Any]:
+    """The leaves that have a say."""
+    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=_is_unjudged) if not _is_unjudged(leaf)]
+
+
+def _unjudged(tree: PyTree) -> list[Any]:
+    """All others."""
+    parts = [part for part in jax.tree.leaves(tree, is_leaf=_is_unjudged) if _is_unjudged(part)]
+    return jax.tree.leaves(parts)
+
+
+def _like(tolerance: Any, tree: PyTree) -> list[Any]:
+    """A tolerance for every leaf of a tree that has a say."""
     structure: Any = jax.tree.structure(tree)
     if jax.tree.structure(tolerance) == structure:
-        return tolerance
+        return _judged(tolerance)
     leaves = jax.tree.leaves(tolerance)
     if len(leaves) != 1:
         raise ValueError(
             f"rtol or atol of structure {jax.tree.structure(tolerance)}: expected one number or array, or a pytree "
             f"like the state, {structure}"
         )
-    return jax.tree.map(lambda _: leaves[0], tree)
+    return leaves * len(_judged(tree))
 
 
 def initial_step(

@@ -43,6 +43,18 @@ def pytree(*data: str) -> Callable[[type[T]], type[T]]:
     return register
 
 
+@pytree("value")
+@dataclasses.dataclass(frozen=True)
+class Unjudged:
+    """A part of a state that has no say in the sizes of steps: those are what they would be without it.
+
+    Args:
+      value: pytree of arrays. One that is not finite still fails the step.
+    """
+
+    value: Any
+
+
 def known(value: Any) -> bool:
     """Whether the numbers in `value` are there to be looked at while a program is traced."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))

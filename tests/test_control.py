@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ode_nets.control import StepController, initial_step, scaled_norm
+from ode_nets.trees import Unjudged
 
 PI = StepController(integral=0.3, proportional=0.4, shrink_accepted=True)
 
@@ -90,6 +91,15 @@ def test_an_entry_that_rests_at_zero_needs_no_absolute_tolerance():
     x = jnp.array([1.0, 0.0])
     np.testing.assert_allclose(scaled_norm(jnp.array([0.1, 0.0]), x, x, 0.1, 0.0), np.sqrt(0.5), rtol=1e-6)
     assert scaled_norm(jnp.array([0.1, 1e-9]), x, x, 0.1, 0.0) == np.inf
+
+
+def test_a_part_that_is_unjudged_counts_for_nothing_unless_it_is_not_finite():
+    e, x = jnp.array([[3.0, 4.0]]), jnp.ones((1, 2))
+    for kind in ("batch", "sample"):
+        bare = scaled_norm(e, x, x, 0.1, 0.2, kind)
+        both = lambda q, kind=kind: scaled_norm((e, Unjudged(q)), (x, Unjudged(q)), (x, Unjudged(q)), 0.1, 0.2, kind)
+        assert both(jnp.float32(1e9)) == bare
+        assert jnp.isnan(both(jnp.float32(jnp.inf)))
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])

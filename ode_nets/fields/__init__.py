@@ -13,7 +13,9 @@ import jax
 from ode_nets.fields.convolution import convolution
 from ode_nets.fields.mlp import MLP
 from ode_nets.fields.normalization import batch_norm
+from ode_nets.fields.quantities import jacobian_frobenius, kinetic_energy, of_steps, with_quantities
 from ode_nets.fields.residual import ResidualUnit
+from ode_nets.fields.second_order import SecondOrder
 
 
 class Unit(Protocol):
@@ -29,4 +31,15 @@ class Unit(Protocol):
         """`(dx, statistics used)`; `stats=None` normalizes with the batch's own statistics."""
 
 
-__all__ = ["MLP", "ResidualUnit", "Unit", "batch_norm", "convolution"]
+__all__ = [
+    "MLP",
+    "ResidualUnit",
+    "SecondOrder",
+    "Unit",
+    "batch_norm",
+    "convolution",
+    "jacobian_frobenius",
+    "kinetic_energy",
+    "of_steps",
+    "with_quantities",
+]

@@ -6,6 +6,7 @@ from ode_nets.gradients.direct import Checkpointed, Direct
 from ode_nets.gradients.methods import GradientMethod, default_gradient, solve
 from ode_nets.gradients.naive import Naive
 from ode_nets.gradients.reversible import Reversible
+from ode_nets.gradients.until import Stopped, solve_until
 
 __all__ = [
     "ACA",
@@ -15,6 +16,8 @@ __all__ = [
     "GradientMethod",
     "Naive",
     "Reversible",
+    "Stopped",
     "default_gradient",
     "solve",
+    "solve_until",
 ]

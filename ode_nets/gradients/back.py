@@ -123,8 +123,7 @@ def _backward(
         tau, ts = tau if start is None else start, problem.ts if ts is None else ts
         here = dataclasses.replace(parameters.fill(arrays), x0=problem.x0, ts=ts)
         place = solver.place(here, i, tau, end, cursor)
-        plain = evaluator(here, place)
-        evaluate = lambda node, x: apart(plain(node, apart(x, i)), i)
+        evaluate = evaluator(here, place).through(lambda slope: lambda x: apart(slope(apart(x, i)), i))
         step = solver.scheme.step(evaluate, x, place.shift(here), inside=inside, smooth=problem.smooth)
         row = (place.tau, place.h, x, step.inside) if inside else ()
         return step.x, place.end if timed else (), step.aux, row

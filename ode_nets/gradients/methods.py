@@ -85,15 +85,22 @@ def solve(
         >>> round(float(solution.x), 4), int(solution.result)
         (0.1353, 0)
     """
-    _check_kinds(solver, gradient)
+    check_kinds(solver, gradient, dense)
     field = as_chosen(field) if callable(field) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
     if isinstance(solver, OwnLoop):
         return standard(mark_failed)(standard(solver.solve)(problem, gradient, dense), problem)
     method = gradient if gradient is not None else default_gradient(solver)
-    if dense and not solver.scheme.interpolates:
-        raise ValueError(f"dense=True: scheme {solver.scheme.name!r} has no interpolant; choose another, or ask for ts")
     parts, frame = split((dataclasses.replace(problem, field=None), solver))
+    return run_compiled(frame, method, dense, parts)
+
+
+def run_compiled(frame: Any, method: Any, dense: bool, parts: list[Any]) -> Any:
+    """What `method.run` gives for a problem and a solver, split into a frame and its arrays.
+
+    Raises:
+      ValueError: for forward mode through a method that has none.
+    """
     try:
         return compiled(frame, method, dense)(parts)
     except (TypeError, NotImplementedError) as error:
@@ -111,7 +118,7 @@ def default_gradient(solver: Any) -> GradientMethod:
 _PROGRAMS: OrderedDict[Any, Callable] = OrderedDict()
 
 
-def compiled(frame: Any, method: GradientMethod, dense: bool) -> Callable:
+def compiled(frame: Any, method: Any, dense: bool) -> Callable:
     """The compiled solve of all problems of one frame. The least used are forgotten, and with them their programs."""
     key = (frame, method, dense)
     try:
@@ -127,7 +134,7 @@ def compiled(frame: Any, method: GradientMethod, dense: bool) -> Callable:
     return program
 
 
-def _compiled(frame: Any, method: GradientMethod, dense: bool) -> Callable:
+def _compiled(frame: Any, method: Any, dense: bool) -> Callable:
     @jax.jit
     @standard
     def run(parts: list[Any]) -> Solution:
@@ -138,7 +145,11 @@ def _compiled(frame: Any, method: GradientMethod, dense: bool) -> Callable:
     return run
 
 
-def _check_kinds(solver: Any, gradient: Any) -> None:
+def check_kinds(solver: Any, gradient: Any, dense: bool = False) -> None:
+    """Raises:
+    ValueError: for a solver or a gradient method that is none, or in the other's place; for `dense` where the solver's
+      scheme has no interpolant.
+    """
     is_solver = isinstance(solver, Solver | OwnLoop) and not isinstance(solver, type)
     if not is_solver:
         raise ValueError(
@@ -151,3 +162,5 @@ def _check_kinds(solver: Any, gradient: Any) -> None:
             f"gradient={gradient!r}: expected Direct(), Checkpointed(), ACA() or Backsolve(), or None for the "
             "solver's default"
         )
+    if dense and isinstance(solver, Solver) and not solver.scheme.interpolates:
+        raise ValueError(f"dense=True: scheme {solver.scheme.name!r} has no interpolant; choose another, or ask for ts")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,17 @@ from ode_nets.gradients.rules import standard
 from ode_nets.integrate import Problem, Result, Solution, Solver, theta_at
 
 PyTree = Any
+S = TypeVar("S", bound=Any)
 
 
-def mark_failed(solution: Solution, inputs: PyTree) -> Solution:
+def mark_failed(solution: S, inputs: PyTree) -> S:
     """The same solution; if it failed, its derivatives with respect to `inputs` are NaN.
 
     What a solve never reached does not depend on the weights in its program, so their derivatives would be
     zero: a plausible number, and a wrong one.
 
     Args:
-      solution: of any gradient method.
+      solution: of any gradient method; a pytree that has a `result`.
       inputs: pytree of all arrays that the solve depends on.
     """
     is_inexact = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.control import Mean, Norm, StepController, initial_step, scaled_norm
+from ode_nets.control import Norm, StepController, initial_step, scaled_norm
 from ode_nets.integrate.problem import Place, Problem, evaluator, unresolved
 from ode_nets.integrate.solution import Result
 from ode_nets.integrate.uniform import Clock, check_count
@@ -36,7 +36,7 @@ class Adaptive:
       min_step: smallest step before the solve gives up; `None` for steps that do not move the clock.
       controller: next step from error.
       norm: `"batch"` controls the error of the whole state, `"sample"` that of the worst sample
-        (leading axis), and a function of the state that of the part of it which it picks.
+        (leading axis).
       outputs: how asked times `ts` are met: `"interpolate"` leaves the steps alone and uses the scheme's interpolant,
         `"clip"` shortens steps to land on them. `None` interpolates where the scheme can.
 
@@ -74,8 +74,8 @@ class Adaptive:
         check_count("max_steps", self.max_steps)
         if not isinstance(self.controller, StepController):
             raise ValueError(f"controller={self.controller!r}: expected a StepController")
-        if not callable(self.norm) and self.norm not in get_args(Mean):
-            raise ValueError(f"norm={self.norm!r}: expected 'batch', 'sample' or a function of the state")
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm={self.norm!r}: expected 'batch' or 'sample'")
         if self.outputs is None:
             object.__setattr__(self, "outputs", "interpolate" if self.scheme.interpolates else "clip")
         if self.outputs not in get_args(Outputs):

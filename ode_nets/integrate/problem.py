@@ -150,14 +150,19 @@ def evaluator(problem: Problem, place: Place, weights: PyTree = None) -> Evaluat
     """
     weights = problem.weights if weights is None else weights
 
-    def evaluate(node: Node, x: PyTree) -> Stage:
+    def is_exact(node: Node) -> bool:
+        return all(isinstance(part, int) for part in node)
+
+    def time(node: Node) -> Any:
         numerator, denominator = node
-        exact = isinstance(numerator, int) and isinstance(denominator, int)
-        if exact and node == END:
-            t, last = problem.time(place.end), True
-        else:
-            c = numerator / denominator if exact else jnp.asarray(numerator, place.h.dtype) / denominator
-            t, last = problem.time(place.tau + c * place.h), numerator >= denominator
+        if is_exact(node) and node == END:
+            return problem.time(place.end)
+        c = numerator / denominator if is_exact(node) else jnp.asarray(numerator, place.h.dtype) / denominator
+        return problem.time(place.tau + c * place.h)
+
+    def slope(node: Node, x: PyTree) -> Stage:
+        numerator, denominator = node
+        t, last = time(node), True if is_exact(node) and node == END else numerator >= denominator
         if place.exact is not None and isinstance(weights, WeightFunction):
             step, n_steps = place.exact
             theta = weights.at_node(step, n_steps, numerator, denominator)
@@ -170,7 +175,7 @@ def evaluator(problem: Problem, place: Place, weights: PyTree = None) -> Evaluat
             theta = theta_at(weights, t, side)
         return problem.slope(t, x, theta)
 
-    return evaluate
+    return Evaluate(slope, time)
 
 
 def theta_at(weights: PyTree, t: Any, side: Any = 1) -> PyTree:

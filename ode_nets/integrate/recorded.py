@@ -18,7 +18,7 @@ from ode_nets.trees import pytree
 PyTree = Any
 
 
-@pytree("ends", "n_steps", "rejected", "result")
+@pytree("scheme", "ends", "n_steps", "rejected", "result")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recorded:
     """The accepted steps of an earlier solve, taken again: many values and gradients at frozen steps.
@@ -29,10 +29,10 @@ class Recorded:
 
     Args:
       solution: of `solve(..., dense=True)`, from the same t0; may be traced. Where that solve failed, this one does.
-      scheme: takes the steps; has an interpolant. `None` for the one that took them.
+      scheme: takes the steps; has an interpolant where times are asked for. `None` for the one that took them.
 
     Raises:
-      ValueError: for a solution without steps, and a scheme without an interpolant, by which asked times are met.
+      ValueError: for a solution without steps.
 
     Example:
         >>> from ode_nets import Adaptive, Recorded, solve
@@ -74,8 +74,6 @@ class Recorded:
         return new
 
     def _set(self, scheme: Scheme, ends: Any, *counts: Any) -> None:
-        if not scheme.interpolates:
-            raise ValueError(f"scheme {scheme.name!r} has no interpolant, by which asked times would be met")
         object.__setattr__(self, "scheme", scheme)
         object.__setattr__(self, "ends", ends)
         for name, count in zip(("n_steps", "rejected", "result"), counts, strict=True):
@@ -97,7 +95,13 @@ class Recorded:
         return int(jnp.shape(self.ends)[0])
 
     def lands(self, problem: Problem) -> bool:
-        """Whether asked times are met by ends of steps: they are interpolated."""
+        """Whether asked times are met by ends of steps: they are interpolated.
+
+        Raises:
+          ValueError: where there are any, and the scheme has no interpolant.
+        """
+        if problem.ts is not None and not self.scheme.interpolates:
+            raise ValueError(f"scheme {self.scheme.name!r} has no interpolant, by which asked times would be met")
         return problem.ts is None
 
     def count(self) -> Any:

@@ -38,6 +38,7 @@ class ContinuousNet(nn.Module):
       momentum: of all running batch statistics.
       dtype: what convolutions compute in, e.g. `"bfloat16"`; `None` for that of their inputs.
       evolution: how the kernels of every block evolve in depth (ANODEV2); `None` for kernels in `basis`.
+      quantities: what every block integrates in training, see `OdeBlock`.
     """
 
     n_classes: int = 10
@@ -52,6 +53,7 @@ class ContinuousNet(nn.Module):
     momentum: float = 0.9
     dtype: str | None = None
     evolution: Evolution | None = None
+    quantities: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -73,6 +75,7 @@ class ContinuousNet(nn.Module):
                 epsilon=self.epsilon,
                 momentum=self.momentum,
                 evolution=self.evolution,
+                quantities=self.quantities,
                 name=f"block{i + 1}",
             )
             x = block(x, train=train)

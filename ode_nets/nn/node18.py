@@ -71,6 +71,7 @@ class NODE18(nn.Module):
       dtype: what convolutions compute in, e.g. `"bfloat16"`; parameters, state, time and step control are
         float32 all the same.
       evolution: how the kernels of every ODE block evolve in depth (ANODEV2); `None` for constant ones.
+      quantities: what every ODE block integrates in training, see `OdeBlock`.
 
     ODE blocks are the modules `ode<stage>_<number>`, and the collection `solution`, where mutable, has their
     counts and result codes.
@@ -84,6 +85,7 @@ class NODE18(nn.Module):
     momentum: float = 0.9
     dtype: str | None = None
     evolution: Evolution | None = None
+    quantities: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -97,6 +99,7 @@ class NODE18(nn.Module):
                 gradient=self.gradient,
                 momentum=self.momentum,
                 evolution=self.evolution,
+                quantities=self.quantities,
                 name=f"ode{name}",
             )
 

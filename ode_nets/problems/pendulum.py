@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ode_nets.fields import SecondOrder
+
 GRAVITY = -9.81
 """g of ContinuousNet eq. 12, in 1 / s^2 for a pendulum of unit mass and length."""
 START = 3 * math.pi / 4
@@ -30,7 +32,7 @@ def field(t: Any, x: jax.Array, g: Any = GRAVITY) -> jax.Array:
     Returns:
       Like `x`.
     """
-    return jnp.stack([x[..., 1], g * jnp.sin(x[..., 0])], axis=-1)
+    return SecondOrder(lambda t, rho, v, g: g * jnp.sin(rho))(t, x, g)
 
 
 def energy(x: jax.Array, g: Any = GRAVITY) -> jax.Array:

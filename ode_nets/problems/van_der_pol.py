@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+
+from ode_nets.fields import SecondOrder
 
 MU = 0.15
 """Coefficient of ACA eq. 82 (dimensionless)."""
@@ -27,8 +28,7 @@ def field(t: Any, y: jax.Array, mu: Any) -> jax.Array:
     Returns:
       Like `y`.
     """
-    y1, y2 = y[..., 0], y[..., 1]
-    return jnp.stack([y2, (mu - y1**2) * y2 - y1], axis=-1)
+    return SecondOrder(lambda t, y1, y2, mu: (mu - y1**2) * y2 - y1)(t, y, mu)
 
 
 def power(y: jax.Array, mu: Any) -> jax.Array:

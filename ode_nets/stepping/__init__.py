@@ -1,6 +1,8 @@
 """Schemes: how one step is computed."""
 
 from ode_nets.stepping.arrays import TracedTableau, pad_scheme
+from ode_nets.stepping.hyper import Hyper, hyper_loss
+from ode_nets.stepping.measured import Measured, Quantified
 from ode_nets.stepping.reversible import Coupled
 from ode_nets.stepping.runge_kutta import RungeKutta, all_finite, combine
 from ode_nets.stepping.scheme import END, START, Evaluate, Node, OneState, Scheme, Stage, Step
@@ -11,8 +13,11 @@ __all__ = [
     "START",
     "Coupled",
     "Evaluate",
+    "Hyper",
+    "Measured",
     "Node",
     "OneState",
+    "Quantified",
     "RungeKutta",
     "Scheme",
     "Stage",
@@ -21,6 +26,7 @@ __all__ = [
     "all_finite",
     "combine",
     "get_scheme",
+    "hyper_loss",
     "pad_scheme",
 ]
 

@@ -184,8 +184,8 @@ class Coupled:
 def _backward(evaluate: Evaluate) -> Evaluate:
     """The field inside a step, seen from its end."""
 
-    def mirrored(node: Node, x: PyTree) -> Stage:
+    def mirrored(node: Node) -> Node:
         numerator, denominator = node
-        return evaluate((denominator - numerator, denominator), x)
+        return denominator - numerator, denominator
 
-    return mirrored
+    return Evaluate(lambda node, x: evaluate(mirrored(node), x), lambda node: evaluate.time(mirrored(node)))

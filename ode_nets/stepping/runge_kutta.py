@@ -13,7 +13,7 @@ import numpy as np
 
 from ode_nets.lanes import any_lane, room, write
 from ode_nets.stepping.scheme import END, START, Evaluate, Node, OneState, PyTree, Stage, Step
-from ode_nets.tableaus import Number, Tableau
+from ode_nets.tableaus import Number, Tableau, get_tableau
 
 
 class Held(NamedTuple):
@@ -188,6 +188,11 @@ class RungeKutta(OneState):
             return a + jnp.asarray(h, a.dtype) * total
 
         return jax.tree.map(leaf, x, *(k for _, k in used))
+
+
+def as_runge_kutta(scheme: RungeKutta | Tableau | str) -> RungeKutta:
+    """The scheme of a tableau or of its key, or itself: what schemes that are made of one take."""
+    return scheme if isinstance(scheme, RungeKutta) else RungeKutta(get_tableau(scheme))
 
 
 def node_of(c: Number) -> Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,8 +12,28 @@ Stage = tuple[PyTree, PyTree]
 Node = tuple[Any, Any]
 """A place inside a step, `numerator / denominator` in [0, 1]: integers, where it is exact, or a float over 1; both
 may be traced."""
-Evaluate = Callable[[Node, PyTree], Stage]
-"""`evaluate(node, x) -> (dx, aux)`: the field at a place inside the step, with the time and the weights there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """The field inside one step: `evaluate(node, x) -> (dx, aux)`, with the time and the weights at a node.
+
+    Attributes:
+      slope: the same function.
+      time: `time(node) -> t`.
+    """
+
+    slope: Callable[[Node, PyTree], Stage]
+    time: Callable[[Node], Any]
+
+    def __call__(self, node: Node, x: PyTree) -> Stage:
+        """The slope, and what the field reports."""
+        return self.slope(node, x)
+
+    def through(self, wrap: Callable[[Callable[[PyTree], Stage]], Callable[[PyTree], Stage]]) -> Evaluate:
+        """The same field, with every evaluation wrapped as a function of the state."""
+        return dataclasses.replace(self, slope=lambda node, x: wrap(lambda x: self.slope(node, x))(x))
+
 
 START: Node = (0, 1)
 END: Node = (1, 1)
