@@ -58,7 +58,7 @@ METHODS: dict[str, Any] = {
     "reversible": Reversible(),
     "naive": Naive(),
 }
-INPUTS = (jnp.array([1.0, -0.5]), jnp.array([[0.5, -1.0], [2.0, 0.3]]), 0.7, 0.1, 1.4)
+INPUTS = (np.array([1.0, -0.5]), np.array([[0.5, -1.0], [2.0, 0.3]]), 0.7, 0.1, 1.4)
 """State, weights, what the field closes over, and both ends of time."""
 KEY = jax.random.key(3)
 
