@@ -30,17 +30,26 @@ class Backsolve:
 
     Args:
       rtol, atol: tolerances of the backward solve; `None` for the solver's own.
+      seminorm: whether steps of the backward solve are sized by the errors of x and a alone. g is an integral that
+        nothing else depends on, and its errors do not grow (Kidger, Chen and Lyons 2021, "Hey, that's not an ODE"), but
+        nothing sees them either: say no where theta acts on faster scales than x has. Measured, evaluations of the way
+        back with it and without: a NODE18 field of 4 channels, dopri5 at 1e-3 and 1e-5 and heun_euler at 1e-2, 82 for
+        118, 970 for 2,284 and 59 for 124; an MLP of 4 units 16 for 22, 22 for 28 and 13 for 25, and of three times the
+        weights over four times the span 64 for 70, 106 for 142 and 117 for 133. Errors of gradients were 0.8 to 1.7
+        times those without, but for one of 4 times, at 2e-3. No saving is promised: where g is the calmer part, its
+        entries make the mean of the full norm smaller.
 
     What the field reports as aux is a sum over the stages of the solve that went out, which the backward one
     knows nothing of: a loss that depends on it has gradient NaN. Reverse mode only.
 
     Example:
         >>> Backsolve(rtol=1e-8)
-        Backsolve(rtol=1e-08, atol=None)
+        Backsolve(rtol=1e-08, atol=None, seminorm=True)
     """
 
     rtol: float | None = None
     atol: float | None = None
+    seminorm: bool = True
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`.
@@ -95,7 +104,8 @@ class Backsolve:
             part = solver.among(problem, begin, end)
             own = {name: value for name in ("rtol", "atol") if (value := getattr(self, name)) is not None}
             if solver.estimates:
-                part = dataclasses.replace(part, **own)
+                norm = {"norm": _without_gradient} if self.seminorm else {}
+                part = dataclasses.replace(part, **own, **norm)
             after = integrate(back, part).x
             return (after.adjoint, after.gradient), _time_cotangent(problem, end, x, ct)
 
@@ -122,6 +132,11 @@ class _Augmented(NamedTuple):
     adjoint: PyTree
     gradient: Any
     """Of the weights and of what the field closed over."""
+
+
+def _without_gradient(state: _Augmented) -> PyTree:
+    """What the right-hand side depends on."""
+    return state.x, state.adjoint
 
 
 @jax.tree_util.register_dataclass
