@@ -12,7 +12,7 @@ from ode_nets.gradients.reverse_only import refuse_forward_mode, refuse_reverse_
 from ode_nets.gradients.rules import standard
 from ode_nets.integrate import Problem, Solution, Solver, integrate, theta_at
 from ode_nets.integrate.problem import pose
-from ode_nets.trees import add, as_cotangents, split, zero_cotangent, zeros
+from ode_nets.trees import Unjudged, add, as_cotangents, like, split, zero_cotangent, zeros
 
 PyTree = Any
 
@@ -92,7 +92,8 @@ class Backsolve:
         def segment(carry: tuple[PyTree, Any], inputs: Any) -> tuple[tuple[PyTree, Any], jax.Array]:
             adjoint, gradient = carry
             begin, end, x, ct = inputs
-            augmented = _Augmented(x, jax.tree.map(jnp.add, adjoint, ct), gradient)
+            kept = Unjudged(gradient) if self.seminorm else gradient
+            augmented = _Augmented(x, jax.tree.map(jnp.add, adjoint, ct), kept)
             back = pose(
                 _augmented_field(problem),
                 augmented,
@@ -104,10 +105,10 @@ class Backsolve:
             part = solver.among(problem, begin, end)
             own = {name: value for name in ("rtol", "atol") if (value := getattr(self, name)) is not None}
             if solver.estimates:
-                norm = {"norm": _without_gradient} if self.seminorm else {}
-                part = dataclasses.replace(part, **own, **norm)
+                part = dataclasses.replace(part, **own)
             after = integrate(back, part).x
-            return (after.adjoint, after.gradient), _time_cotangent(problem, end, x, ct)
+            gradient = like(gradient, after.gradient)
+            return (after.adjoint, gradient), _time_cotangent(problem, end, x, ct)
 
         begins = jnp.concatenate([jnp.zeros_like(asked[:1]), asked[:-1]])
         (adjoint, gradient), ct_asked = jax.lax.scan(segment, start, (begins, asked, states, cts), reverse=True)
@@ -132,11 +133,6 @@ class _Augmented(NamedTuple):
     adjoint: PyTree
     gradient: Any
     """Of the weights and of what the field closed over."""
-
-
-def _without_gradient(state: _Augmented) -> PyTree:
-    """What the right-hand side depends on."""
-    return state.x, state.adjoint
 
 
 @jax.tree_util.register_dataclass
@@ -166,7 +162,7 @@ def _augmented_field(problem: Problem) -> Any:
         d_x, *d_theta = pullback(state.adjoint)
         minus = lambda tree: jax.tree.map(jnp.negative, tree)
         d_theta = add(zeros((weights, consts)), tuple(d_theta))
-        return _Augmented(dx, minus(d_x), minus(d_theta)), ()
+        return _Augmented(dx, minus(d_x), like(state.gradient, minus(d_theta))), ()
 
     return field
 
