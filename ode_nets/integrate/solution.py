@@ -61,12 +61,15 @@ class Interpolation:
     sign: Any
 
     def __call__(self, t: Any) -> PyTree:
-        """The state at time t, a scalar; map over several with `jax.vmap`. NaN outside of what was integrated.
+        """The state at time t, or at several: leaves `[*t.shape, ...]`. NaN outside of what was integrated.
 
         x(t_n + s h) = x_n + h * sum_i b_i(s) k_i, for a Runge-Kutta scheme
         """
         time = self.steps.t.dtype
         t = jnp.asarray(t, time)
+        if t.ndim:
+            states: PyTree = jax.vmap(self)(t)
+            return states
         passed = jnp.searchsorted(self.sign * self.steps.t, self.sign * t, side="right").astype(jnp.int32)
         i = jnp.clip(passed - 1, 0, jnp.maximum(self.steps.n - 1, 0))
         start, h = self.steps.t[i], self.steps.h[i]

@@ -294,3 +294,11 @@ def test_accuracy_and_work_are_those_of_diffrax(x64, key, peer):
     assert errors[0] <= 1.5 * errors[1]
     assert errors[0] <= 20 * tolerance
     assert int(mine.n_accepted) <= 1.1 * int(other.stats["num_accepted_steps"])
+
+
+def test_dense_output_takes_several_times_at_once(x64):
+    """Of any shape, and outside of what was integrated NaN."""
+    solution = solve(lambda t, x, k: -k * x, 1.0, 2.0, solver=Adaptive("dopri5", 1e-9, 1e-9), dense=True)
+    t = jnp.linspace(0, 1.5, 6).reshape(2, 3)
+    expected = jnp.where(t > 1, jnp.nan, jnp.exp(-2 * t))
+    np.testing.assert_allclose(solution.dense(t), expected, rtol=1e-6)
