@@ -39,10 +39,10 @@ import tyro
 from benchmarks import harness
 from benchmarks.collectives import find_collectives
 from benchmarks.continuous_net import gradient_step
-from experiments import models
-from experiments.config import Config
-from experiments.devices import Devices
-from experiments.steps import init_state, make_optimizer, train_step
+from experiments.training import models
+from experiments.training.config import Config
+from experiments.training.devices import Devices
+from experiments.training.steps import init_state, make_optimizer, train_step
 from ode_nets.manifest import n_parameters
 from ode_nets.nn import NODE18, OdeBlock, ResNet18
 

@@ -33,12 +33,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import data, models, pictures
-from experiments.config import BasisName, Config
-from experiments.environment import environment
-from experiments.evaluate_solvers import dataset_of, default_steps, evaluate_grid, loaded, make_batches, outcome
-from experiments.run import Run, RunError, read_manifest, write_json
-from experiments.swaps import Row
+from experiments.images import data
+from experiments.records import pictures
+from experiments.records.environment import environment
+from experiments.records.files import RunError, read_manifest, write_json
+from experiments.records.swaps import Row, outcome
+from experiments.training import models
+from experiments.training.config import BasisName, Config
+from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches
+from experiments.training.run import Run
+from experiments.training.steps import dataset_of
 from ode_nets import manifest
 from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import SCHEMES

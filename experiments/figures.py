@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from experiments import models, pictures
-from experiments.config import Config
-from experiments.run import RunError, read_manifest, read_metrics
-from experiments.swaps import read_swap
+from experiments.records import pictures
+from experiments.records.files import RunError, read_manifest, read_metrics
+from experiments.records.swaps import read_swap
+from experiments.training import models
+from experiments.training.config import Config
 from ode_nets.weights import Basis
 
 if TYPE_CHECKING:

@@ -20,10 +20,11 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from experiments import configs, evaluate_solvers, figures, pictures, train
-from experiments.config import Config
-from experiments.run import RunError, read_manifest
-from experiments.swaps import Swapped, read_swap
+from experiments import configs, evaluate_solvers, figures, train
+from experiments.records import pictures
+from experiments.records.files import RunError, read_manifest
+from experiments.records.swaps import Swapped, read_swap
+from experiments.training.config import Config
 
 NAMES = ("digits", "digits_euler")
 N_STEPS = (1, 2, 3, 4, 5, 6, 8, 11)

@@ -11,7 +11,7 @@ import pytest
 
 from agreement import assert_agree, flat, relative
 from benchmarks import anodev2, continuous_net, convolution, gradients, harness, torch_peers
-from experiments.timing import compare, measure
+from experiments.records.timing import compare, measure
 from ode_nets import FixedStep, PiecewiseConstant
 from ode_nets.nn import ContinuousNet, anodev2_net
 

@@ -73,13 +73,13 @@ def test_readme_examples_run(index):
 
 def test_readme_commands_name_modules_that_exist():
     modules = {name for block in blocks("sh") for name in re.findall(r"python -m (\S+)", block)}
-    modules |= set(re.findall(r"`python -m ((?:experiments|benchmarks)\.\w+)", README))
+    modules |= set(re.findall(r"`python -m ((?:experiments|benchmarks)(?:\.\w+)+)", README))
     assert {"experiments.quickstart", "experiments.train", "pytest"} <= modules
     missing = [
         name
         for name in modules
         if not (
-            (ROOT / f"{name.replace('.', '/')}.py").is_file()
+            any((ROOT / f"{name.replace('.', '/')}{end}").is_file() for end in (".py", "/__main__.py"))
             if name.startswith(("experiments.", "benchmarks."))
             else importlib.util.find_spec(name)
         )

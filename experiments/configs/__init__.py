@@ -9,7 +9,6 @@ from typing import Any
 
 import tyro
 
-from experiments.config import Config
 from experiments.configs import (
     anodev2,
     cifar10,
@@ -20,6 +19,7 @@ from experiments.configs import (
     node18,
     node18_small,
 )
+from experiments.training.config import Config
 
 MODULES: dict[str, Any] = {
     "digits": digits,

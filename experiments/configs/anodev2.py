@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
-from experiments.config import Config, EvolutionName
+from experiments.training.config import Config, EvolutionName
 
 RESNET = Config(
     dataset="cifar10",

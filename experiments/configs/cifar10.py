@@ -6,7 +6,7 @@ The paper's setting (sec. 5.2): 3.19M parameters at the end, 93.57 % (93.40 to 9
 608 minutes on one V100. Not measured here.
 """
 
-from experiments.config import Config
+from experiments.training.config import Config
 
 CONFIG = Config(
     dataset="cifar10",

@@ -5,7 +5,7 @@
 The paper's setting: 13.58M parameters at the end, 77.99 % (77.68 to 78.12) test accuracy. Not measured here.
 """
 
-from experiments.config import Config
+from experiments.training.config import Config
 
 CONFIG = Config(
     dataset="cifar100",

@@ -7,7 +7,7 @@ Another 1,000 of the training images are for validation; the test images are all
 epoch and resumed, it took 7 minutes on two cores, of which 5.3 are training.
 """
 
-from experiments.config import Config
+from experiments.training.config import Config
 
 CONFIG = Config(
     dataset="cifar10",

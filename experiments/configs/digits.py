@@ -10,7 +10,7 @@ activations, which is faster than to compute them again.
 minutes on two cores.
 """
 
-from experiments.config import Config
+from experiments.training.config import Config
 
 CONFIG = Config(
     dataset="digits",

@@ -16,7 +16,7 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
-from experiments.config import Config
+from experiments.training.config import Config
 
 ACA = Config(
     dataset="cifar10",

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import compress, evaluate_solvers, figures, pictures, quickstart
-from experiments.config import Config
-from experiments.run import RunError, load_run, pick_weights, read_manifest
-from experiments.swaps import read_swap
+from experiments import compress, evaluate_solvers, figures, quickstart
+from experiments.records import pictures
+from experiments.records.files import RunError, read_manifest
+from experiments.records.swaps import read_swap
+from experiments.training.config import Config
+from experiments.training.run import load_run, pick_weights
 from ode_nets import manifest
 from ode_nets.weights import PiecewiseConstant
 

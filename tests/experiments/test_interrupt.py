@@ -11,7 +11,7 @@ import time
 import pytest
 
 from experiments import train
-from experiments.run import read_manifest, read_metrics
+from experiments.records.files import read_manifest, read_metrics
 
 TINY = [
     "digits", "--limit", "64", "--widths", "2", "--batch-size", "32", "--epochs", "12", "--refine-epochs",

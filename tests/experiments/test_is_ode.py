@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from experiments import is_ode, train
-from experiments.config import Config
 from experiments.configs import digits, digits_euler
+from experiments.training.config import Config
 
 SMALL = {"limit": 96, "batch_size": 8, "crop_pad": 1, "flip": False, "widths": (2,), "epochs": 1, "decay_epochs": ()}
 RUNS = {

@@ -29,10 +29,11 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from experiments import train as loop
-from experiments.config import Config
-from experiments.progress import Bar, NonFiniteError, StopSignals, read
-from experiments.run import RunError, load_run, read_manifest, read_metrics
+from experiments.records.files import RunError, read_manifest, read_metrics
 from experiments.train import Options, train
+from experiments.training.config import Config
+from experiments.training.progress import Bar, NonFiniteError, StopSignals, read
+from experiments.training.run import load_run
 
 ROOT = Path(__file__).parents[2]
 PER_EPOCH = 12
