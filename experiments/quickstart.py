@@ -25,6 +25,7 @@ from experiments.records import pictures
 from experiments.records.files import RunError, read_manifest
 from experiments.records.swaps import Swapped, read_swap
 from experiments.training.config import Config
+from experiments.training.manifestations import loaded
 
 NAMES = ("digits", "digits_euler")
 N_STEPS = (1, 2, 3, 4, 5, 6, 8, 11)
@@ -63,7 +64,7 @@ def train_or_resume(config: Config, folder: Path, overwrite: bool, console: Cons
 def swap_or_read(folder: Path, console: Console) -> Swapped:
     """The solver swaps of a finished run, read if they were measured on this checkpoint already."""
     options = evaluate_solvers.Options(folder, n_steps=N_STEPS)
-    _, _, _, notes = evaluate_solvers.loaded(folder, options.checkpoint)
+    _, _, _, notes = loaded(folder, options.checkpoint)
     try:
         found = read_swap(folder)
         if found.record["step"] == notes["step"] and {row["n_steps"] for row in found.rows} >= set(N_STEPS):

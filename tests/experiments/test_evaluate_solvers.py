@@ -15,8 +15,10 @@ from experiments import compress, evaluate_solvers, figures, quickstart
 from experiments.records import pictures
 from experiments.records.files import RunError, read_manifest
 from experiments.records.swaps import read_swap
+from experiments.training import manifestations
 from experiments.training.config import Config
 from experiments.training.run import load_run, pick_weights
+from experiments.training.steps import dataset_of
 from ode_nets import manifest
 from ode_nets.weights import PiecewiseConstant
 
@@ -117,15 +119,15 @@ def test_fig_9_draws_each_run_under_its_own_scheme_left_and_under_the_others_rig
 
 def test_images_that_are_not_finite_are_misses_of_any_class():
     logits = np.array([[np.nan] * 3, [np.inf, 0, 0], [0, 2, 1], [2, 0, 1], [np.nan] * 3])
-    sums = evaluate_solvers.score(jnp.asarray(logits), jnp.array([0, 0, 1, 1, -1]))
+    sums = manifestations.score(jnp.asarray(logits), jnp.array([0, 0, 1, 1, -1]))
     assert (int(sums["hits"]), int(sums["diverged"])) == (1, 2)
 
 
 def test_a_manifestation_that_diverges_is_marked_and_does_not_score_as_class_0(out):
     config, net, variables, _ = load_run(out / "refined")
     variables["params"]["head"] = jax.tree.map(lambda leaf: leaf * np.inf, variables["params"]["head"])
-    batches, n_images = evaluate_solvers.make_batches(evaluate_solvers.dataset_of(config), "test")
-    (row,), _ = evaluate_solvers.evaluate_grid(net, variables, [("rk4", 2)], batches, n_images)
+    batches, n_images = manifestations.make_batches(dataset_of(config), "test")
+    (row,), _ = manifestations.evaluate_grid(net, variables, [("rk4", 2)], batches, n_images)
     assert (row["accuracy"], row["loss"], row["diverged"]) == (0, None, n_images)
 
     swapped = read_swap(out / "refined")
@@ -146,9 +148,9 @@ def test_a_value_out_of_range_is_refused_by_name(out, bad):
 
 
 def test_default_steps_enclose_the_trained_count_with_some_that_do_not_divide_it():
-    assert evaluate_solvers.default_steps(1) == (1, 2, 3, 4)
-    assert {8, 16, 32} < set(evaluate_solvers.default_steps(8))
-    assert any(8 % n and n % 8 for n in evaluate_solvers.default_steps(8))
+    assert manifestations.default_steps(1) == (1, 2, 3, 4)
+    assert {8, 16, 32} < set(manifestations.default_steps(8))
+    assert any(8 % n and n % 8 for n in manifestations.default_steps(8))
 
 
 def test_snapshots_hold_the_same_weights_at_every_level(out):
@@ -194,7 +196,7 @@ def test_compression_saves_a_run_that_loads_and_an_exported_function(out):
         np.testing.assert_array_equal(a, b)
     assert (net.basis.n_basis, net.solver.scheme.name, net.solver.n_steps) == (1, "midpoint", 1)
     assert notes["level"] == 0
-    dataset = evaluate_solvers.dataset_of(TINY)
+    dataset = dataset_of(TINY)
     exported = jax.export.deserialize(bytearray((folder / compress.EXPORTED).read_bytes()))
     hits = np.asarray(exported.call(dataset.x_test)).argmax(-1) == dataset.y_test
     assert hits.mean() == record["results"]["test_accuracy"]

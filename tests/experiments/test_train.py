@@ -31,9 +31,11 @@ from tensorboardX.proto.event_pb2 import Event
 from experiments import train as loop
 from experiments.records.files import RunError, read_manifest, read_metrics
 from experiments.train import Options, train
+from experiments.training import steps
 from experiments.training.config import Config
 from experiments.training.progress import Bar, NonFiniteError, StopSignals, read
 from experiments.training.run import load_run
+from experiments.training.task import Task
 
 ROOT = Path(__file__).parents[2]
 PER_EPOCH = 12
@@ -79,7 +81,7 @@ def reference(cache, tmp_path_factory):
 
 
 def programs():
-    return np.array([loop.train_step._cache_size(), loop.evaluate_batch._cache_size()])
+    return np.array([steps.train_step._cache_size(), steps.evaluate_batch._cache_size()])
 
 
 def checkpoint(folder, which="latest"):
@@ -266,17 +268,17 @@ def test_a_solver_that_fails_stops_the_run_and_its_block_is_named(tmp_path):
     assert read_manifest(tmp_path / "failed")["status"] == "failed: NonFiniteError"
     assert not list((tmp_path / "failed" / "checkpoints").glob("*/[0-9]*"))
     # In evaluation no step number is known, but the block is.
-    task = loop.Task(config)
+    task = Task(config)
     with pytest.raises(NonFiniteError, match="validation images the solver of block ode1_1 ended with MAX_STEPS"):
         task.evaluate(0, jax.jit(lambda: task.init(0))(), "validation")
 
 
 @pytest.mark.slow
 def test_several_steps_a_dispatch_are_the_same_run(reference, tmp_path):
-    before = loop.train_steps._cache_size()
+    before = steps.train_steps._cache_size()
     config = dataclasses.replace(CONFIG, epochs=1)
     train(config, Options(steps_per_dispatch=5, quiet=True), tmp_path / "run")
-    assert loop.train_steps._cache_size() == before + 1, "5, 5 and 2 steps are one program"
+    assert steps.train_steps._cache_size() == before + 1, "5, 5 and 2 steps are one program"
     (line,), expected = read_metrics(tmp_path / "run"), read_metrics(reference[0])[0]
     assert line.keys() == expected.keys()
     for key in expected.keys() - set(TIMES):
@@ -374,7 +376,7 @@ def test_the_learning_rate_decays_with_the_first_step_of_its_epoch():
     config = dataclasses.replace(
         CONFIG, momentum=0.0, weight_decay=0.0, decay_epochs=(1, 2), decay_factor=0.5
     )
-    optimizer = loop.make_optimizer(config, 2)
+    optimizer = steps.make_optimizer(config, 2)
     weights = jnp.float32(0)
     state = optimizer.init(weights)
     moves = []
@@ -388,13 +390,13 @@ def test_padding_of_the_last_batch_counts_nowhere(reference):
     _, net, variables, _ = load_run(reference[0])
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (260, 8, 8, 1), dtype=np.uint8), rng.integers(0, 10, 260)
-    (full, _), (x, y) = loop.padded_batches(images, labels, 250)
+    (full, _), (x, y) = steps.padded_batches(images, labels, 250)
     assert full.shape == x.shape == (250, 8, 8, 1)
     assert y.tolist() == [*labels[250:], *[-1] * 240]
     noise = np.concatenate([x[:10], full[10:]])
     scaling = (np.zeros(1, np.float32), np.ones(1, np.float32))
     (loss, hits), (same_loss, same_hits) = (
-        loop.evaluate_batch(net, variables, batch, y.astype(np.int32), scaling) for batch in (x, noise)
+        steps.evaluate_batch(net, variables, batch, y.astype(np.int32), scaling) for batch in (x, noise)
     )
     assert hits == same_hits <= 10
     np.testing.assert_allclose(loss, same_loss, rtol=1e-6)
