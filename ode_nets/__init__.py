@@ -66,6 +66,8 @@ from ode_nets.weights import (
     refine,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ACA",
     "ANODEV2",

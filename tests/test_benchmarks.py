@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import jax
@@ -33,6 +34,7 @@ def test_programs_are_measured_and_written_with_what_they_depend_on(tmp_path):
     written = json.loads(path.read_text())
     assert written["results"]["square"] == record
     assert written["environment"]["versions"]["jax"] == jax.__version__
+    assert ("gradsolve" in written["environment"]["versions"]) == (importlib.util.find_spec("gradsolve") is not None)
     assert harness.default_path("name").name == f"name_{jax.default_backend()}.json"
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+PEERS = ("gradsolve", "torch", "torchdiffeq", "TorchDiffEqPack")
+"""What benchmarks compare with; recorded where it is installed."""
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "diffrax", "orbax-checkpoint")
 
 
@@ -28,7 +30,7 @@ def environment() -> dict[str, Any]:
         "n_cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": _versions(),
         "x64": bool(jax.config.read("jax_enable_x64")),
     } | _revision()
 
@@ -38,6 +40,11 @@ def _cpu_model() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str | None]:
+    peers = {package: found for package in PEERS if (found := _version(package)) is not None}
+    return {package: _version(package) for package in PACKAGES} | peers
 
 
 def _version(package: str) -> str | None:
