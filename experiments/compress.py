@@ -39,8 +39,9 @@ from experiments.records.environment import environment
 from experiments.records.files import RunError, read_manifest, write_json
 from experiments.records.swaps import Row, outcome
 from experiments.training import models
-from experiments.training.config import BasisName, Config
+from experiments.training.config import Config
 from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches
+from experiments.training.models import BasisName
 from experiments.training.run import Run
 from experiments.training.steps import dataset_of
 from ode_nets import manifest
@@ -112,7 +113,7 @@ class Options:
 
 def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[str, int], list[tuple[str, int]]]:
     """For each (basis, M) the grid of (scheme, N_t), the trained one first; M = 1 is tried in one basis."""
-    own_solver = (config.scheme, net.solver.n_steps)
+    own_solver = (net.solver.scheme.name, net.solver.n_steps)
     budget = manifest.nfe(net.solver)
     sizes = options.n_basis or sorted({-(-net.basis.n_basis // 2**k) for k in range(16)})
     steps = options.n_steps or [n for n in default_steps(net.solver.n_steps) if n <= net.solver.n_steps]
@@ -123,7 +124,8 @@ def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[s
         if options.n_steps or manifest.nfe(FixedStep(scheme, n)) <= budget
     ]
     bases = [(name, m) for k, name in enumerate(options.basis) for m in sorted(sizes, reverse=True) if m > 1 or k == 0]
-    own_basis = (config.basis, net.basis.n_basis)
+    model: Any = config.model
+    own_basis = (model.basis, net.basis.n_basis)
     found = {own_basis: [own_solver]} | {basis: [] for basis in bases if basis != own_basis}
     for basis in bases:
         found[basis] += [solver for solver in grid if solver not in found[basis]]
@@ -185,9 +187,10 @@ def choose(rows: list[Row], options: Options) -> Row:
 def compressed(config: Config, chosen: Row) -> Config:
     """The setting of the network that was chosen; its kernels evolve on the grid that they were trained on."""
     changes: dict[str, Any] = {name: chosen[name] for name in ("basis", "n_basis", "scheme", "n_steps")}
-    if config.evolution != "none":
-        changes["evolution_steps"] = config.evolution_steps or config.n_steps
-    return dataclasses.replace(config, refine_epochs=(), **changes)
+    model: Any = config.model
+    if model.evolution != "none":
+        changes["evolution_steps"] = model.evolution_steps or model.n_steps
+    return dataclasses.replace(config, refine_epochs=(), model=dataclasses.replace(model, **changes))
 
 
 def save(

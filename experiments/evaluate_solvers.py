@@ -74,11 +74,11 @@ def swap_run(folder: Path, options: Options) -> Swapped:
     """The grid of one run, written into its folder as swap.csv and swap.json."""
     config, net, variables, notes = loaded(folder, options.checkpoint)
     batches, n_images = make_batches(dataset_of(config), options.split)
-    trained = (config.scheme, net.solver.n_steps)
+    trained = (net.solver.scheme.name, net.solver.n_steps)
     steps = sorted({*(options.n_steps or default_steps(trained[1]))})
     grid = [(scheme, n) for scheme in options.schemes for n in steps]
     # Every curve is read against the manifestation that was trained.
-    grid += [own for own in ((config.scheme, n) for n in {*steps, trained[1]}) if own not in grid]
+    grid += [own for own in ((trained[0], n) for n in {*steps, trained[1]}) if own not in grid]
     rows, program = evaluate_grid(net, variables, grid, batches, n_images, options.lanes, options.memory_gib)
     record = {
         "run": str(folder),

@@ -2,7 +2,7 @@
 
     python -m experiments.quickstart
     python -m experiments.train node18_small --dataset digits --limit None --crop-pad 1 --no-flip \
-        --widths 8 16 32 --batch-size 32 --run-dir runs/node18_digits
+        --model.widths 8 16 32 --batch-size 32 --run-dir runs/node18_digits
     python -m experiments.is_ode runs/quickstart/digits_euler runs/quickstart/digits runs/node18_digits
 
 On two cores the three take 3 minutes, 75 s and 90 s, and the verdicts are tied, an ODE and an ODE.

@@ -11,7 +11,6 @@ again, it goes on where it was interrupted and skips what is finished.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -52,7 +51,7 @@ def train_or_resume(config: Config, folder: Path, overwrite: bool, console: Cons
     """
     found = None if overwrite else read_manifest(folder)
     if found is not None:
-        if found["config"] != json.loads(json.dumps(dataclasses.asdict(config))):
+        if Config.from_json(found["config"]) != config:
             raise RunError(f"{folder} holds a run with other settings: --overwrite deletes it, --out goes elsewhere")
         what = "finished earlier, skipped" if found["status"] == "finished" else "resumed where it stopped"
         console.print(f"[bold]{folder.name}[/]: {what}")

@@ -72,7 +72,7 @@ def linear_classifier(config: Config, options: Options) -> dict[str, Any]:
     # Of equals the first.
     best = max(range(len(rows)), key=lambda i: rows[i]["validation_accuracy"] or 0.0)
     return {
-        "config": dataclasses.asdict(config),
+        "config": config.to_json(),
         "data": dataset.source,
         "n_train": len(x),
         "n_test": len(dataset.x_test),

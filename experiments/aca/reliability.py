@@ -194,7 +194,7 @@ def train_runs(task: Task, programs: Programs, seeds: list[int], console: Consol
     classes = np.concatenate(jax.device_get(parts), axis=1)[:, : len(images)]
     if (classes < 0).any():
         bad = [seed for seed, row in zip(seeds, classes, strict=True) if (row < 0).any()]
-        raise NonFiniteError(f"on the test images of seeds {bad} a solver did not finish; --max-steps may help")
+        raise NonFiniteError(f"on the test images of seeds {bad} a solver did not finish; --model.max-steps may help")
     return classes
 
 
@@ -214,10 +214,10 @@ def reliability(config: Config, options: Options, folder: Path, console: Console
     for name, none in (("refine_epochs", ()), ("adapt", "none")):
         if getattr(config, name) != none:
             raise RunError(f"{name}={getattr(config, name)!r}: expected {none!r} for runs side by side")
-    stored, wanted = folder / "config.json", json.loads(json.dumps(dataclasses.asdict(config)))
-    if stored.exists() and json.loads(stored.read_text()) != wanted:
+    stored = folder / "config.json"
+    if stored.exists() and Config.from_json(json.loads(stored.read_text())) != config:
         raise RunError(f"{folder} holds runs of another config; --run-dir starts elsewhere")
-    write_json(stored, wanted)
+    write_json(stored, config.to_json())
     task = Task(config, 1)
     seeds = [config.seed + i for i in range(options.n_runs)]
     paths = {seed: folder / f"predictions_{seed}.npy" for seed in seeds}
@@ -234,7 +234,7 @@ def reliability(config: Config, options: Options, folder: Path, console: Console
             np.save(part, classes.astype(np.int16))
             part.replace(paths[seed])
     predictions = np.stack([np.load(paths[seed]) for seed in seeds])
-    record = {"config": wanted, "seeds": seeds, "data": task.dataset.source, "environment": environment()}
+    record = {"config": config.to_json(), "seeds": seeds, "data": task.dataset.source, "environment": environment()}
     record |= report(predictions, task.dataset.y_test)
     write_json(folder / "reliability.json", record)
     return record

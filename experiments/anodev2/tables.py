@@ -102,12 +102,8 @@ class Options:
     def config(self, form: str) -> Config:
         """The setting of one form."""
         paper = cells.cell(self.network, form)
-        common: dict[str, Any] = {
-            "dataset": self.dataset,
-            "data_dir": self.data_dir,
-            "compute_dtype": self.compute_dtype,
-        }
-        config = dataclasses.replace(paper, **common, seed=self.seed)
+        model: Any = dataclasses.replace(paper.model, compute_dtype=self.compute_dtype)  # type: ignore[call-arg]
+        config = dataclasses.replace(paper, dataset=self.dataset, data_dir=self.data_dir, model=model, seed=self.seed)
         if self.full:
             return config
         decay = sorted({max(1, round(epoch * self.epochs / paper.epochs)) for epoch in paper.decay_epochs})
@@ -257,7 +253,7 @@ def train_form(form: str, dataset: data.Dataset, options: Options, console: Cons
         "n_parameters": found[0]["n_parameters"],
         "test_accuracy": [accuracy for group in found for accuracy in group["test_accuracy"]],
         "seconds_per_epoch": float(sum(per_epoch)),
-        "config": dataclasses.asdict(config) | {"data_dir": None},
+        "config": config.to_json() | {"data_dir": None},
     }
     for name in ("training_loss", "training_accuracy"):
         by_epoch = zip(*(group[name] for group in found), strict=True)

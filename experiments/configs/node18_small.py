@@ -10,16 +10,13 @@ epoch.
 """
 
 from experiments.training.config import Config
+from experiments.training.models import Node18Settings
 
 CONFIG = Config(
     dataset="cifar10",
     limit=5000,
     validation_fraction=0.02,
-    architecture="node18",
-    widths=(8, 16, 32, 64),
-    scheme="heun_euler",
-    rtol=1e-2,
-    gradient="aca",
+    model=Node18Settings(widths=(8, 16, 32, 64), scheme="heun_euler", rtol=1e-2, gradient="aca"),
     epochs=12,
     batch_size=50,
     learning_rate=0.05,

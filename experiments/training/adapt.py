@@ -34,16 +34,16 @@ def controller(config: Config) -> validity.Adaption:
 def begin(config: Config, net: Any, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
     """State before the first step: Hairer's initial step of the block that needs the shortest, or the tolerance.
 
-    A field that starts at zero (skip-init) has no scale of its own; then it is the step of `config.n_steps`.
+    A field that starts at zero (skip-init) has no scale of its own; then it is the step of the settings' n_steps.
     """
     if config.adapt == "tolerance":
-        return controller(config).init(config.rtol)._asdict()
+        return controller(config).init(net.solver.rtol)._asdict()
     problems = validity.of_model(net, variables, images).problems(FixedStep("euler", 1))
     steps = []
     for problem in problems:
         slope, _ = problem.slope(problem.t0, problem.x0, theta_at(problem.weights, problem.t0))
         moves = jnp.any(jnp.abs(slope) > 0)
-        steps.append(jnp.where(moves, validity.first_step(problem, config.scheme), 1 / config.n_steps))
+        steps.append(jnp.where(moves, validity.first_step(problem, net.solver.scheme.name), 1 / net.solver.n_steps))
     return controller(config).init(jnp.min(jnp.stack(steps)))._asdict()
 
 
@@ -78,7 +78,7 @@ def checked(
 
     def gap(state: validity.AdaptionState) -> jax.Array:
         hits = []
-        for solver in (_solver(net.solver, state.value, 4096), _finer(config, net.solver, state.value)):
+        for solver in (_solver(net.solver, state.value, 4096), _finer(net.solver, state.value)):
             logits = net.clone(solver=solver).apply(variables, x)
             # A solve that failed makes the gap NaN, which counts as too large.
             hits.append(jnp.where(jnp.isfinite(logits).all(), jnp.mean(jnp.argmax(logits, -1) == y), jnp.nan))
@@ -98,10 +98,10 @@ def _solver(solver: Any, value: Any, room: int) -> Any:
     return FixedStep(solver.scheme, validity.steps_of(value), room)
 
 
-def _finer(config: Config, solver: Any, value: Any) -> Any:
+def _finer(solver: Any, value: Any) -> Any:
     """A solver of smaller error: the next order; beyond the second, twice the steps; Dopri5 at a fifth or a tenth."""
     if isinstance(solver, Adaptive):
-        tolerance = value / (10 if config.scheme == "dopri5" else 5)
+        tolerance = value / (10 if solver.scheme.name == "dopri5" else 5)
         return dataclasses.replace(solver, scheme=get_scheme("dopri5"), rtol=tolerance, atol=tolerance)
     n, order = validity.steps_of(value), solver.scheme.order
     if order > 2:

@@ -65,7 +65,7 @@ def read(metrics: PyTree) -> tuple[float, float]:
     if values["bad_step"] > 0:
         failed = failures(values.get("results", {}))
         what = f"the solver of {failed}" if failed else "the loss or the weights were not finite"
-        help_ = "A larger --max-steps or --rtol or a" if failed else "A"
+        help_ = "A larger --model.max-steps or --model.rtol or a" if failed else "A"
         raise NonFiniteError(
             f"{what} at step {values['bad_step']}; no checkpoint was written from there on. "
             f"{help_} smaller --learning-rate may help, with --overwrite or another --run-dir"

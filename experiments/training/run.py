@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from tensorboardX import SummaryWriter
 from experiments.records.environment import environment
 from experiments.records.files import RunError, read_manifest, read_metrics, write_json
 from experiments.training import adapt, models
-from experiments.training.config import Config
+from experiments.training.config import Config, differences
 from experiments.training.devices import is_first, wait_for_all
 
 PyTree = Any
@@ -76,7 +75,7 @@ class Run:
             (folder / name).unlink(missing_ok=True)
         for name in FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
-        started = {"status": "running", "config": dataclasses.asdict(config), "environment": environment()}
+        started = {"status": "running", "config": config.to_json(), "environment": environment()}
         write_json(folder / "manifest.json", started | {"results": {}, "resumed": []})
 
     def update(self, **entries: Any) -> None:
@@ -179,13 +178,7 @@ def check_start(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
     if resume:
         if manifest is None:
             raise RunError(f"--resume: there is no run in {folder}; leave --resume out to start one")
-        stored, wanted = manifest["config"], json.loads(json.dumps(dataclasses.asdict(config)))
-        changed = [
-            f"{key} was {stored.get(key)!r}, is {wanted.get(key)!r}"
-            for key in {**wanted, **stored}
-            if stored.get(key) != wanted.get(key)
-        ]
-        if changed:
+        if changed := differences(stored_config(folder, manifest), config):
             raise RunError(
                 f"--resume: the run in {folder} has another config: {'; '.join(changed)}. Repeat the "
                 "settings it was started with, or start another run with --run-dir"
@@ -196,6 +189,18 @@ def check_start(folder: Path, config: Config, *, resume: bool, overwrite: bool) 
     elif not overwrite and (found := [name for name in FOLDERS if (folder / name).exists()]):
         raise RunError(f"{folder} holds {', '.join(found)} without a manifest.json: {flags}")
     return manifest or {}
+
+
+def stored_config(folder: Path, manifest: dict[str, Any]) -> Config:
+    """The config of a run.
+
+    Raises:
+      RunError: if it cannot be read, as that of a later version.
+    """
+    try:
+        return Config.from_json(manifest["config"])
+    except ValueError as error:
+        raise RunError(f"{folder}/manifest.json: {error}") from error
 
 
 def pick_weights(params: PyTree, n_weights: int = 40) -> dict[str, np.ndarray]:
@@ -255,7 +260,7 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
             "notes": ocp.args.JsonRestore(),
         }
         restored = checkpointer.restore(path, args=ocp.args.Composite(**parts))
-    config = Config.from_json(record["config"])
+    config = stored_config(folder, record)
     notes = restored.notes | {"step": max(steps)}
     net = models.build(config, like["params"]["head"]["bias"].shape[0], notes["level"])
     if "adapted" in notes:

@@ -112,7 +112,7 @@ class Task:
             bad = next(x for (total, _), x in zip(sums, inputs, strict=True) if not math.isfinite(total))
             failed = failures(jax.device_get(result_codes(net, variables, bad, self.scaling)))
             if failed:
-                raise NonFiniteError(f"on the {split} images the solver of {failed}; a larger --max-steps may help")
+                raise NonFiniteError(f"on the {split} images the solver of {failed}; more --model.max-steps may help")
             raise NonFiniteError(f"on the {split} images the loss is not finite; a smaller --learning-rate may help")
         return float(loss) / len(images), float(hits) / len(images)
 

@@ -17,16 +17,18 @@ from experiments.records.files import RunError, read_manifest
 from experiments.records.swaps import read_swap
 from experiments.training import manifestations
 from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings
 from experiments.training.run import load_run, pick_weights
 from experiments.training.steps import dataset_of
 from ode_nets import manifest
 from ode_nets.weights import PiecewiseConstant
+from settings import changed
 
 TINY = Config(
-    dataset="digits", limit=64, widths=(2,), batch_size=32, epochs=2, refine_epochs=(1,), decay_epochs=(),
-    crop_pad=0, flip=False, learning_rate=0.05, gradient="direct",
+    dataset="digits", limit=64, batch_size=32, epochs=2, refine_epochs=(1,), decay_epochs=(),
+    crop_pad=0, flip=False, learning_rate=0.05, model=ContinuousNetSettings(widths=(2,), gradient="direct"),
 )  # fmt: skip
-TWIN = dataclasses.replace(TINY, scheme="euler", n_basis=2, n_steps=2, epsilon=2.0, refine_epochs=())
+TWIN = changed(TINY, scheme="euler", n_basis=2, n_steps=2, epsilon=2.0, refine_epochs=())
 
 
 def say(function, *args):
@@ -81,7 +83,7 @@ def test_swap_files_hold_every_manifestation_with_its_cost_and_provenance(out):
     rows = {(row["scheme"], row["n_steps"]): row for row in record["rows"]}
     assert set(rows) == {(s, n) for s in ("euler", "midpoint", "rk4", "rk4_38") for n in quickstart.N_STEPS}
     for (scheme, n_steps), stages in zip((("euler", 3), ("rk4_38", 11)), (1, 4), strict=True):
-        assert rows[scheme, n_steps]["nfe"] == stages * n_steps * len(TINY.widths)
+        assert rows[scheme, n_steps]["nfe"] == stages * n_steps * len(TINY.model.widths)
     # As trained, the swap is the test that the run itself made.
     assert rows["rk4", 2]["accuracy"] == results["test_accuracy"]
     assert rows["rk4", 2]["loss"] == pytest.approx(results["test_loss"], rel=1e-5)

@@ -33,9 +33,11 @@ from experiments.records.files import RunError, read_manifest, read_metrics
 from experiments.train import Options, train
 from experiments.training import steps
 from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings, Node18Settings
 from experiments.training.progress import Bar, NonFiniteError, StopSignals, read
 from experiments.training.run import load_run
 from experiments.training.task import Task
+from settings import arguments, changed
 
 ROOT = Path(__file__).parents[2]
 PER_EPOCH = 12
@@ -44,7 +46,7 @@ CONFIG = Config(
     batch_size=8,
     crop_pad=1,
     flip=False,
-    widths=(2, 4),
+    model=ContinuousNetSettings(widths=(2, 4)),
     epochs=3,
     refine_epochs=(1,),
     decay_epochs=(2,),
@@ -148,14 +150,8 @@ def when_between(folder, first, last, action):
 
 def command(config, folder, *flags):
     """The arguments that ask for a config on the command line."""
-    args = ["digits", "--run-dir", str(folder), "--checkpoint-seconds", "0", "--quiet", *flags]
-    for key, value in dataclasses.asdict(config).items():
-        name = key.replace("_", "-")
-        if isinstance(value, bool):
-            args += [f"--{name}" if value else f"--no-{name}"]
-        else:
-            args += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return args
+    options = ["--run-dir", str(folder), "--checkpoint-seconds", "0", "--quiet", *flags]
+    return ["digits", *arguments(config), *options]
 
 
 def test_a_finished_run_has_one_line_an_epoch_and_a_manifest_that_says_what_made_it(reference):
@@ -249,7 +245,7 @@ def test_metrics_of_steps_that_are_repeated_are_forgotten(reference, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     folder = tmp_path / "diverged"
-    config = dataclasses.replace(CONFIG, widths=(2,), learning_rate=1e20, epochs=1)
+    config = changed(CONFIG, widths=(2,), learning_rate=1e20, epochs=1)
     for options in (EACH_STEP, RESUME):
         with pytest.raises(NonFiniteError, match="learning-rate") as failure:
             train(config, options, folder)
@@ -261,9 +257,9 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_last_good_
 
 
 def test_a_solver_that_fails_stops_the_run_and_its_block_is_named(tmp_path):
-    changes = {"architecture": "node18", "scheme": "heun_euler", "rtol": 1e-2, "gradient": "aca", "max_steps": 1}
-    config = dataclasses.replace(CONFIG, widths=(2,), refine_epochs=(), epochs=1, **changes)
-    with pytest.raises(NonFiniteError, match=r"of block ode1_1 ended with MAX_STEPS at step 1;.*--max-steps"):
+    model = Node18Settings(widths=(2,), scheme="heun_euler", rtol=1e-2, gradient="aca", max_steps=1)
+    config = dataclasses.replace(CONFIG, model=model, refine_epochs=(), epochs=1)
+    with pytest.raises(NonFiniteError, match=r"of block ode1_1 ended with MAX_STEPS at step 1;.*--model\.max-steps"):
         train(config, EACH_STEP, tmp_path / "failed")
     assert read_manifest(tmp_path / "failed")["status"] == "failed: NonFiniteError"
     assert not list((tmp_path / "failed" / "checkpoints").glob("*/[0-9]*"))
@@ -339,7 +335,7 @@ def test_the_first_signal_waits_the_second_does_not_and_handlers_are_put_back():
 @pytest.mark.slow
 def test_an_adapted_step_is_logged_saved_resumed_bitwise_and_loaded(cache, tmp_path, monkeypatch):
     changes = {"adapt": "settled_step", "scheme": "euler", "n_steps": 2, "refine_epochs": (), "epochs": 9}
-    config = dataclasses.replace(CONFIG, widths=(2,), **changes)
+    config = changed(CONFIG, widths=(2,), **changes)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(config, EACH_STEP, whole)
     steps = [line["adapted"] for line in read_metrics(whole)]
@@ -355,8 +351,8 @@ def test_an_adapted_step_is_logged_saved_resumed_bitwise_and_loaded(cache, tmp_p
 
 @pytest.mark.slow
 def test_node18_by_aca_resumes_bitwise(cache, tmp_path, monkeypatch):
-    changes = {"architecture": "node18", "scheme": "heun_euler", "rtol": 1e-2, "gradient": "aca"}
-    config = dataclasses.replace(CONFIG, widths=(2, 4), refine_epochs=(), **changes)
+    model = Node18Settings(widths=(2, 4), scheme="heun_euler", rtol=1e-2, gradient="aca")
+    config = dataclasses.replace(CONFIG, model=model, refine_epochs=())
     train(config, EACH_STEP, tmp_path / "whole")
     assert_resumed_bitwise(config, tmp_path / "whole", tmp_path / "stopped", (15, 20), monkeypatch)
 

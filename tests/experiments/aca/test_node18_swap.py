@@ -14,12 +14,13 @@ from experiments.aca.node18_swap import TABLE_2, TABLE_6, TABLE_7, Options, prin
 from experiments.images.data import normalize
 from experiments.records.files import RunError
 from experiments.training.config import Config
+from experiments.training.models import Node18Settings, ResNet18Settings
 from experiments.training.run import Run
 from experiments.training.task import Task
 
 CONFIG = Config(
-    limit=16, batch_size=8, crop_pad=0, flip=False, architecture="node18", widths=(2,), scheme="heun_euler",
-    rtol=1e-2, gradient="aca", epochs=1, validation_fraction=0.02,
+    model=Node18Settings(widths=(2,), scheme="heun_euler", rtol=1e-2, gradient="aca"),
+    limit=16, batch_size=8, crop_pad=0, flip=False, epochs=1, validation_fraction=0.02,
 )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def test_solvers_out_of_range_are_refused(changes, says, tmp_path):
 
 
 def test_a_run_without_an_ode_is_refused(tmp_path):
-    save_untrained(Config(limit=16, batch_size=8, architecture="resnet18", widths=(2,)), tmp_path)
+    save_untrained(Config(limit=16, batch_size=8, model=ResNet18Settings(widths=(2,))), tmp_path)
     with pytest.raises(RunError, match="trained a ResNet18: expected a NODE18"):
         swap(Options(tmp_path))
 

@@ -13,11 +13,12 @@ import experiments.aca.reliability
 from experiments.aca.reliability import Options, icc, lanes_that_fit, make_programs, print_report, reliability, report
 from experiments.records.files import RunError
 from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings, ResNetSettings
 from experiments.training.steps import dataset_of
 from experiments.training.task import Task
 
 CONFIG = Config(
-    limit=32, batch_size=16, crop_pad=1, flip=False, architecture="resnet", widths=(2,), epochs=2,
+    limit=32, batch_size=16, crop_pad=1, flip=False, model=ResNetSettings(widths=(2,)), epochs=2,
     decay_epochs=(), learning_rate=0.05,
 )  # fmt: skip
 # Shrout & Fleiss 1979, Table 2: six subjects, four judges.
@@ -74,8 +75,8 @@ def test_side_by_side_and_one_after_another_are_the_same_runs_and_none_is_repeat
     assert f"ICC1 {more['all']['icc1']:.3f}" in shown.getvalue()
     for changes, says in (
         ({"seed": 7}, "another config"),
-        ({"architecture": "continuous_net", "refine_epochs": (1,)}, "refine_epochs"),
-        ({"architecture": "continuous_net", "adapt": "step"}, "adapt='step'"),
+        ({"model": ContinuousNetSettings(), "refine_epochs": (1,)}, "refine_epochs"),
+        ({"model": ContinuousNetSettings(), "adapt": "step"}, "adapt='step'"),
     ):
         with pytest.raises(RunError, match=says):
             reliability(dataclasses.replace(CONFIG, **changes), Options(n_runs=2), tmp_path / "1", quiet)

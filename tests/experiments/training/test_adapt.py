@@ -1,6 +1,5 @@
 """Adaption inside the training step: where it starts, what it does at a check, and that nothing compiles again."""
 
-import dataclasses
 from functools import lru_cache
 
 import jax
@@ -13,18 +12,18 @@ from experiments.ott import tasks as ott_tasks
 from experiments.records.files import read_metrics
 from experiments.training import adapt, models
 from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings, ResNetSettings
 from experiments.training.run import load_run
 from ode_nets import ACA, Adaptive, FixedStep
 from ode_nets.tableaus import get_tableau
+from settings import changed
 
 CONFIG = Config(
     limit=96,
     batch_size=8,
     crop_pad=1,
     flip=False,
-    widths=(2,),
-    scheme="euler",
-    n_steps=4,
+    model=ContinuousNetSettings(widths=(2,), scheme="euler", n_steps=4),
     epochs=5,
     decay_epochs=(),
     adapt="step",
@@ -49,7 +48,7 @@ def test_a_field_that_starts_at_zero_starts_at_the_steps_of_the_config():
 
 
 def test_a_tolerance_starts_at_that_of_the_config():
-    config = dataclasses.replace(CONFIG, **ADAPTIVE)
+    config = changed(CONFIG, **ADAPTIVE)
     net = models.build(config, 3)
     assert float(adapt.begin(config, net, {}, jnp.zeros(()))["value"]) == pytest.approx(0.01)
     assert adapt.settled(net, 0.05).solver == Adaptive(get_tableau("fehlberg21"), 0.05, 0.05, max_steps=4096)
@@ -85,24 +84,23 @@ def test_a_model_that_fails_is_given_smaller_steps():
     ("scheme", "finer"), [("euler", ("midpoint", 4)), ("midpoint", ("rk4", 4)), ("rk4", ("rk4", 8))]
 )
 def test_the_judge_has_smaller_error(scheme, finer):
-    solver = adapt._finer(CONFIG, FixedStep(scheme, 1), jnp.array(0.25))
+    solver = adapt._finer(FixedStep(scheme, 1), jnp.array(0.25))
     assert isinstance(solver, FixedStep)
     assert (solver.scheme.name, int(solver.n_steps)) == finer
 
 
 @pytest.mark.parametrize(("scheme", "part"), [("fehlberg21", 5), ("dopri5", 10)])
 def test_adaptive_solvers_are_judged_by_dopri5(scheme, part):
-    config = dataclasses.replace(CONFIG, **(ADAPTIVE | {"scheme": scheme}))
-    solver = adapt._finer(config, Adaptive(scheme, 1.0, 1.0), 0.01)
+    solver = adapt._finer(Adaptive(scheme, 1.0, 1.0), 0.01)
     assert (solver.scheme.name, solver.rtol, solver.atol) == ("dopri5", 0.01 / part, 0.01 / part)
 
 
 def test_steps_that_are_there_but_not_taken_are_not_differentiated():
-    made = {name: models.build(dataclasses.replace(CONFIG, gradient=name), 3) for name in models.GRADIENTS}
+    made = {name: models.build(changed(CONFIG, gradient=name), 3) for name in models.GRADIENTS}
     used = {name: adapt.solved(net, {"value": jnp.array(0.25)}, 16).gradient for name, net in made.items()}
     whole = dict.fromkeys(("direct", "checkpointed_step", "checkpointed_block"), ACA(None))
     assert used == models.GRADIENTS | whole
-    adaptive = models.build(dataclasses.replace(CONFIG, **(ADAPTIVE | {"gradient": "direct"})), 3)
+    adaptive = models.build(changed(CONFIG, **(ADAPTIVE | {"gradient": "direct"})), 3)
     assert adapt.solved(adaptive, {"value": 0.1}).gradient == adaptive.gradient
 
 
@@ -118,20 +116,20 @@ def test_without_adaption_a_net_is_itself():
         ({"adapt": "tolerance"}, "adapt="),
         ({"rtol": 1e-2, "scheme": "dopri5"}, "adapt="),
         ({"adapt_max_steps": 0}, "adapt_max_steps=0"),
-        (ADAPTIVE | {"atol": 1e-3}, "atol="),
+        (ADAPTIVE | {"atol": 1e-3}, r"adapt=.*model\.atol"),
         ({"refine_epochs": (1,)}, "refine_epochs="),
-        ({"architecture": "resnet"}, "architecture="),
+        ({"model": ResNetSettings()}, "adapt=.*resnet"),
     ],
 )
 def test_settings_that_cannot_be_adapted_are_named(changes, key):
     with pytest.raises(ValueError, match=key):
-        dataclasses.replace(CONFIG, **changes)
+        changed(CONFIG, **changes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"adapt": "settled_step"}, ADAPTIVE])
 def test_a_run_adapts_in_one_program_and_is_loaded_with_what_it_came_to(changes, tmp_path):
-    config, compiled = dataclasses.replace(CONFIG, **changes), loop.train_step._cache_size()
+    config, compiled = changed(CONFIG, **changes), loop.train_step._cache_size()
     loop.train(config, loop.Options(quiet=True), tmp_path / "run")
     assert loop.train_step._cache_size() == compiled + 1
     adapted = [record["adapted"] for record in read_metrics(tmp_path / "run")]

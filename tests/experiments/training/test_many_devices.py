@@ -20,14 +20,17 @@ from experiments.records.files import RunError, read_manifest, read_metrics
 from experiments.train import Options, train
 from experiments.training.config import Config
 from experiments.training.devices import Agreement, Devices
+from experiments.training.models import Node18Settings
 from experiments.training.run import load_run
 from experiments.training.task import Task
+from settings import arguments
 
 ROOT = Path(__file__).parents[3]
 # Steps are few: where processes share cores, they wait for each other a second a step.
 CONFIG = Config(
-    limit=16, batch_size=8, crop_pad=1, flip=False, architecture="node18", widths=(2,), scheme="heun_euler",
-    rtol=1e-2, gradient="aca", epochs=2, decay_epochs=(1,), learning_rate=0.05, validation_fraction=0.02,
+    model=Node18Settings(widths=(2,), scheme="heun_euler", rtol=1e-2, gradient="aca"),
+    limit=16, batch_size=8, crop_pad=1, flip=False, epochs=2, decay_epochs=(1,), learning_rate=0.05,
+    validation_fraction=0.02,
 )  # fmt: skip
 LONG = dataclasses.replace(CONFIG, limit=128, epochs=3)
 STEPS = """
@@ -77,7 +80,7 @@ def environment(n_devices):
 def runs(tmp_path_factory):
     """A folder with the run of one process on one device, and two steps on 1, 2 and 8 devices."""
     folder = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-c", STEPS, json.dumps(dataclasses.asdict(CONFIG)), str(folder)]
+    command = [sys.executable, "-c", STEPS, json.dumps(CONFIG.to_json()), str(folder)]
     done = subprocess.run(command, env=environment(8), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder
@@ -102,13 +105,8 @@ def start(config, folder, n_processes=2, n_devices=2, *flags):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    args = [sys.executable, "-m", "experiments.train", "digits", "--run-dir", str(folder), "--quiet", *flags]
-    for key, value in dataclasses.asdict(config).items():
-        name = key.replace("_", "-")
-        if isinstance(value, bool):
-            args += [f"--{name}" if value else f"--no-{name}"]
-        else:
-            args += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    args = [sys.executable, "-m", "experiments.train", "digits", *arguments(config), "--run-dir", str(folder)]
+    args += ["--quiet", *flags]
     many = [] if n_processes == 1 else [
         "--distributed", "--coordinator", f"127.0.0.1:{port}", "--n-processes", str(n_processes), "--lost-after", "10",
     ]  # fmt: skip
