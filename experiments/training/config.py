@@ -170,14 +170,19 @@ def _keys(kind: type[Any]) -> set[str]:
 # ---------------------------------------------------------------------------------------------------------
 
 
+OF_MODELS = {
+    *("architecture", "widths", "n_blocks", "basis", "n_basis", "scheme", "n_steps", "rtol", "atol", "max_steps"),
+    *("evolution", "evolution_steps", "epsilon", "order", "skip_init", "gradient", "compute_dtype"),
+}
+"""Its keys that belonged to some architecture."""
+
+
 def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
     """The record of 0.1.0 in today's form; a setting that its architecture did not read is left out."""
     name = record.get("architecture", "continuous_net")
     model = {"architecture": name}
     if name in ("alexnet", "resnet4", "resnet10"):
         model = {"architecture": "anodev2", "network": name}
-    of_models = set().union(*map(_keys, ARCHITECTURES.values()))
-    kind = ARCHITECTURES.get(model["architecture"], ModelSettings)
-    model |= {key: value for key, value in record.items() if key in _keys(kind)}
-    rest = {key: value for key, value in record.items() if key not in of_models | {"architecture"}}
-    return rest | {"model": model}
+    read = _keys(ARCHITECTURES.get(model["architecture"], ModelSettings))
+    model |= {key: value for key, value in record.items() if key in OF_MODELS and key in read}
+    return {key: value for key, value in record.items() if key not in OF_MODELS} | {"model": model}

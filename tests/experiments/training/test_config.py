@@ -150,7 +150,7 @@ def test_stored_configs_have_a_version_missing_keys_are_defaults_and_unknown_one
         (record | {"epoch": 3}, "unknown keys.*: epoch$"),
         (record | {"model": record["model"] | {"n_blocks": 3}}, r"unknown keys.*: model\.n_blocks$"),
         (record | {"model": {"architecture": "transformer"}}, "'transformer'.*one of continuous_net, resnet"),
-        (json.loads(STORED) | {"width": 3}, "unknown keys.*: width$"),
+        (json.loads(STORED) | {"width": 3, "network": "alexnet"}, "unknown keys.*: network, width$"),
         (record | {"version": 3}, "version=3.*at most 2"),
     ):
         with pytest.raises(ValueError, match=says):
