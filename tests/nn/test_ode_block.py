@@ -20,8 +20,8 @@ from ode_nets import (
     PiecewiseConstant,
     ResidualUnit,
     kinetic_energy,
-    manifest,
     of_steps,
+    remanifest,
     solve,
     with_quantities,
 )
@@ -152,9 +152,9 @@ def test_a_linen_module_can_be_trained_refined_projected_and_swapped():
         variables, state, value = step(variables, state)
         values.append(float(value))
     assert values[-1] < 0.9 * values[0]
-    finer, refined = manifest.refine(block, variables)
+    finer, refined = remanifest.refine(block, variables)
     assert jax.tree.leaves(refined["params"])[0].shape[0] == 4
-    coarser, projected = manifest.project(finer, refined, PiecewiseConstant(2))
+    coarser, projected = remanifest.project(finer, refined, PiecewiseConstant(2))
     pairs = [
         (block, variables),
         (finer.clone(solver=block.solver), refined),
@@ -164,7 +164,7 @@ def test_a_linen_module_can_be_trained_refined_projected_and_swapped():
     for other in others:
         np.testing.assert_allclose(other, before, rtol=1e-5, atol=1e-5)
     score = lambda out, batch: jnp.sum(out)
-    scores, _ = manifest.swap_solvers(block, variables, [block.solver], lambda: [(x, ())], score)
+    scores, _ = remanifest.swap_solvers(block, variables, [block.solver], lambda: [(x, ())], score)
     np.testing.assert_allclose(scores[0], jnp.sum(before), rtol=1e-5)
 
 
