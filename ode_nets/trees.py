@@ -55,6 +55,11 @@ class Unjudged:
     value: Any
 
 
+def like(tree: Any, other: Any) -> Any:
+    """The arrays of another tree in the structure of this one."""
+    return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(other))
+
+
 def known(value: Any) -> bool:
     """Whether the numbers in `value` are there to be looked at while a program is traced."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agreement import assert_agree, flat, relative
-from benchmarks import anodev2, continuous_net, convolution, gradients, harness, torch_peers
+from benchmarks import anodev2, continuous_net, convolution, gradients, harness, reversible, torch_peers
 from experiments.records.timing import compare, measure
 from ode_nets import FixedStep, PiecewiseConstant
 from ode_nets.nn import ContinuousNet, anodev2_net
@@ -163,3 +163,18 @@ def test_gradient_methods_side_by_side():
         assert error < 0.05, name
     assert programs["ACA()"]["nfe"] > 6 * programs["ACA()"]["n_accepted"]
     assert record["floor_ratio"] > 0
+
+
+@pytest.mark.slow
+def test_reversible_gradients_and_their_peers_are_one_gradient_a_scheme(tmp_path, capsys):
+    options = reversible.Options(("mlp",), channels=3, mlp_steps=40, repeats=1, out=tmp_path / "reversible.json")
+    reversible.main(options)
+    printed = capsys.readouterr().out
+    (record,) = json.loads(options.out.read_text())["results"]
+    assert len(record["programs"]) == 8
+    for name, program in record["programs"].items():
+        assert program["difference"] < 1e-5, name
+        assert name in printed
+    few, many = (record["programs"][f"{name}, coupled midpoint"] for name in ("Reversible()", "Checkpointed()"))
+    assert few["temporary_bytes"] < many["temporary_bytes"]
+    assert options.out.with_suffix(".png").stat().st_size > 0

@@ -12,7 +12,7 @@ from ode_nets.gradients.reverse_only import refuse_forward_mode, refuse_reverse_
 from ode_nets.gradients.rules import standard
 from ode_nets.integrate import Problem, Solution, Solver, integrate, theta_at
 from ode_nets.integrate.problem import pose
-from ode_nets.trees import add, as_cotangents, split, zero_cotangent, zeros
+from ode_nets.trees import Unjudged, add, as_cotangents, like, split, zero_cotangent, zeros
 
 PyTree = Any
 
@@ -30,17 +30,26 @@ class Backsolve:
 
     Args:
       rtol, atol: tolerances of the backward solve; `None` for the solver's own.
+      seminorm: whether steps of the backward solve are sized by the errors of x and a alone. g is an integral that
+        nothing else depends on, and its errors do not grow (Kidger, Chen and Lyons 2021, "Hey, that's not an ODE"), but
+        nothing sees them either: say no where theta acts on faster scales than x has. Measured, evaluations of the way
+        back with it and without: a NODE18 field of 4 channels, dopri5 at 1e-3 and 1e-5 and heun_euler at 1e-2, 82 for
+        118, 970 for 2,284 and 59 for 124; an MLP of 4 units 16 for 22, 22 for 28 and 13 for 25, and of three times the
+        weights over four times the span 64 for 70, 106 for 142 and 117 for 133. Errors of gradients were 0.8 to 1.7
+        times those without, but for one of 4 times, at 2e-3. No saving is promised: where g is the calmer part, its
+        entries make the mean of the full norm smaller.
 
     What the field reports as aux is a sum over the stages of the solve that went out, which the backward one
     knows nothing of: a loss that depends on it has gradient NaN. Reverse mode only.
 
     Example:
         >>> Backsolve(rtol=1e-8)
-        Backsolve(rtol=1e-08, atol=None)
+        Backsolve(rtol=1e-08, atol=None, seminorm=True)
     """
 
     rtol: float | None = None
     atol: float | None = None
+    seminorm: bool = True
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`.
@@ -83,7 +92,8 @@ class Backsolve:
         def segment(carry: tuple[PyTree, Any], inputs: Any) -> tuple[tuple[PyTree, Any], jax.Array]:
             adjoint, gradient = carry
             begin, end, x, ct = inputs
-            augmented = _Augmented(x, jax.tree.map(jnp.add, adjoint, ct), gradient)
+            kept = Unjudged(gradient) if self.seminorm else gradient
+            augmented = _Augmented(x, jax.tree.map(jnp.add, adjoint, ct), kept)
             back = pose(
                 _augmented_field(problem),
                 augmented,
@@ -97,7 +107,8 @@ class Backsolve:
             if solver.estimates:
                 part = dataclasses.replace(part, **own)
             after = integrate(back, part).x
-            return (after.adjoint, after.gradient), _time_cotangent(problem, end, x, ct)
+            gradient = like(gradient, after.gradient)
+            return (after.adjoint, gradient), _time_cotangent(problem, end, x, ct)
 
         begins = jnp.concatenate([jnp.zeros_like(asked[:1]), asked[:-1]])
         (adjoint, gradient), ct_asked = jax.lax.scan(segment, start, (begins, asked, states, cts), reverse=True)
@@ -151,7 +162,7 @@ def _augmented_field(problem: Problem) -> Any:
         d_x, *d_theta = pullback(state.adjoint)
         minus = lambda tree: jax.tree.map(jnp.negative, tree)
         d_theta = add(zeros((weights, consts)), tuple(d_theta))
-        return _Augmented(dx, minus(d_x), minus(d_theta)), ()
+        return _Augmented(dx, minus(d_x), like(state.gradient, minus(d_theta))), ()
 
     return field
 

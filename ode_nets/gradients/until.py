@@ -203,7 +203,7 @@ def _search(problem: Problem, watched: _Watched) -> _Found:
     def body(watch: _Watch) -> _Watch:
         mine, before = this_lane(going(watch)), watch.state
         after, taken = take(problem, solver, before)
-        here = value(after.clock.tau, after.x)
+        here = value(after.clock.tau, solver.scheme.lower(after.x))
         turned = (watch.sign * here <= 0) & (watch.sign != 0) & (watched.direction * watch.sign <= 0)
         # A lane whose event is found takes no more steps, though its solver would.
         counts = mine & taken.accepted
@@ -220,7 +220,7 @@ def _search(problem: Problem, watched: _Watched) -> _Found:
     clock, carry, nfe = solver.begin(problem)
     first = value(clock.tau, problem.x0)
     start = _Watch(
-        State(clock, problem.x0, carry, zeros_of(problem.aux_shapes()), nfe),
+        State(clock, solver.scheme.lift(problem.x0), carry, zeros_of(problem.aux_shapes()), nfe),
         jnp.sign(first), (first, first), jnp.zeros_like(clock.tau), jnp.asarray(False),
     )  # fmt: skip
     watch = jax.lax.while_loop(lambda watch: any_lane(going(watch)), body, vary(start, problem.x0))
@@ -228,7 +228,8 @@ def _search(problem: Problem, watched: _Watched) -> _Found:
 
     def at(s: jax.Array) -> jax.Array:
         place = Place(clock.tau, s * watch.h, clock.tau + s * watch.h)
-        return value(place.end, solver.scheme.advance(evaluator(problem, place), x, place.shift(problem))[0])
+        after = solver.scheme.advance(evaluator(problem, place), x, place.shift(problem))[0]
+        return value(place.end, solver.scheme.lower(after))
 
     at_0, at_1 = watch.values
     s, n_trials = _root(at, at_0, at_1, watch.crossed, clock.tau.dtype)

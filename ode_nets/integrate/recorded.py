@@ -58,9 +58,7 @@ class Recorded:
         self._set(scheme, jnp.cumsum(jnp.abs(steps.h)), steps.n, 0, solution.result)
 
     @classmethod
-    def at(
-        cls, scheme: Scheme, ends: Any, n_steps: Any, rejected: Any = 0, result: Any = Result.SUCCESS
-    ) -> Recorded:
+    def at(cls, scheme: Scheme, ends: Any, n_steps: Any, rejected: Any = 0, result: Any = Result.SUCCESS) -> Recorded:
         """Steps by their ends.
 
         Args:

@@ -146,14 +146,18 @@ class DiffraxSolver:
         if not isinstance(gradient, Backsolve):
             return None
         controller = self.stepsize_controller
-        changes = {name: value for name in ("rtol", "atol") if (value := getattr(gradient, name)) is not None}
-        if not changes:
-            return diffrax.BacksolveAdjoint()
-        if not isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
+        changes: dict[str, Any] = {
+            name: value for name in ("rtol", "atol") if (value := getattr(gradient, name)) is not None
+        }
+        if changes and not isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
             raise ValueError(
                 f"gradient={gradient!r}: {type(controller).__name__} has no tolerances to change; leave them "
                 "out, or use diffrax.PIDController"
             )
+        if gradient.seminorm and hasattr(controller, "norm"):
+            changes["norm"] = diffrax.adjoint_rms_seminorm
+        if not changes:
+            return diffrax.BacksolveAdjoint()
         where = lambda c: [getattr(c, name) for name in changes]
         controller = eqx.tree_at(where, controller, list(changes.values()))
         return diffrax.BacksolveAdjoint(stepsize_controller=controller)

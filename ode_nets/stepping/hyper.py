@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ode_nets.lanes import read
 from ode_nets.stepping.runge_kutta import as_runge_kutta
-from ode_nets.stepping.scheme import START, Evaluate, PyTree, Stage, Step
+from ode_nets.stepping.scheme import START, Evaluate, OneState, PyTree, Stage, Step
 from ode_nets.trees import pytree
 
 Correction = Callable[[PyTree, Any, PyTree, PyTree], PyTree]
@@ -20,7 +20,7 @@ Correction = Callable[[PyTree, Any, PyTree, PyTree], PyTree]
 
 @pytree("params")
 @dataclasses.dataclass(frozen=True, eq=False)
-class Hyper:
+class Hyper(OneState):
     """A Runge-Kutta scheme whose steps are corrected (Poli et al. 2020).
 
         x_{n+1} = x_n + h * sum_i b_i k_i + h^(p+1) g(t_n, x_n, k_1),   p the order of the scheme

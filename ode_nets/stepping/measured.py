@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.stepping.runge_kutta import as_runge_kutta, combine
-from ode_nets.stepping.scheme import Evaluate, PyTree, Stage, Step
+from ode_nets.stepping.scheme import Evaluate, OneState, PyTree, Stage, Step
 from ode_nets.trees import Unjudged
 
 LOCAL_ERROR, STIFFNESS = "local_error", "stiffness"
@@ -47,7 +47,7 @@ class Quantified:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Measured(OneState):
     """A Runge-Kutta scheme that integrates estimates of its own steps beside the state (after Pal et al. 2021).
 
         local_error += |h| * ||h * sum_i (b_i - bhat_i) k_i||

@@ -82,3 +82,40 @@ def test_a_loss_on_what_the_field_reports_has_gradient_nan(solver):
     without, with_them = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(0.5, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(without, -np.exp(-0.5), rtol=1e-2)
     assert np.isnan(with_them)
+
+
+def test_the_seminorm_leaves_errors_of_the_parameters_cotangent_out():
+    """Of x' = -x + w sin 40 t at w = 0, where nothing but that cotangent is fast: evaluations counted by the field."""
+    calls = []
+
+    def counted(t, x, w):
+        jax.debug.callback(lambda: calls.append(1))
+        return -x + w * jnp.sin(40 * t)
+
+    def run(method):
+        calls.clear()
+        solver = Adaptive("bosh3", 1e-4, 1e-4, max_steps=200)
+        loss = lambda x0, w: solve(counted, x0, w, solver=solver, gradient=method).x
+        found = jax.block_until_ready(jax.jit(jax.grad(loss, (0, 1)))(1.0, 0.0))
+        jax.effects_barrier()
+        return found, len(calls)
+
+    (semi, few), (full, many) = (run(Backsolve(seminorm=seminorm)) for seminorm in (True, False))
+    assert few < many / 2
+    # What comes of it: int_0^1 e^(s - 1) sin 40 s ds, to the tolerance or to what the steps of x and a make of it.
+    expected = (np.sin(40) - 40 * np.cos(40) + 40 * np.exp(-1)) / 1601
+    np.testing.assert_allclose([semi[0], full[0]], np.exp(-1), rtol=1e-3)
+    np.testing.assert_allclose(full[1], expected, atol=1e-4)
+    assert abs(semi[1] - expected) > 1e-3
+
+
+def test_an_adaptive_solver_can_look_at_a_part_of_its_state(x64):
+    """Steps are those of the part alone, which tolerances by leaf follow."""
+    field = lambda t, x, w: {"slow": -x["slow"], "fast": -30 * x["fast"]}
+    n = []
+    slow = lambda x: x["slow"]
+    for norm, rtol in (("batch", 1e-4), (slow, 1e-4), (slow, {"slow": 1e-4, "fast": 1e-9})):
+        solver = Adaptive("bosh3", rtol, 1e-6, norm=norm, max_steps=300)
+        n.append(int(solve(field, {"slow": 1.0, "fast": 1.0}, solver=solver, gradient=Direct()).n_accepted))
+    alone = solve(lambda t, x, w: -x, 1.0, solver=Adaptive("bosh3", 1e-4, 1e-6), gradient=Direct())
+    assert n[0] > n[1] == n[2] == int(alone.n_accepted)

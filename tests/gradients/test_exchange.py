@@ -3,59 +3,22 @@
 import dataclasses
 from functools import cache
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from agreement import assert_agree, jit_soon
-from ode_nets import (
-    ACA,
-    Adaptive,
-    Backsolve,
-    Checkpointed,
-    Coupled,
-    Direct,
-    FixedStep,
-    Naive,
-    Recorded,
-    Reversible,
-    get_scheme,
-    pad,
-    solve,
-)
-from ode_nets.interop.diffrax import DiffraxScheme
+from benchmarks import exchange
+from benchmarks.exchange import GRIDS, METHODS, SCHEMES
+from ode_nets import ACA, Adaptive, Backsolve, Direct, FixedStep, Recorded, get_scheme, pad, solve
 
-SCHEMES = {
-    "static": "bosh3",
-    "arrays": dataclasses.replace(pad(FixedStep("bosh3", 1), 3)).scheme,
-    "explicit of diffrax": DiffraxScheme(diffrax.Bosh3()),
-    "implicit of diffrax": DiffraxScheme(diffrax.Kvaerno3()),
-    "reversible": Coupled("bosh3"),
-}
 # The continuous adjoint is compared where steps are small: it differs from the discrete one by what they are off.
 FINE = {
     "uniform": lambda scheme: FixedStep(scheme, 48),
     "traced": lambda scheme: FixedStep(scheme, jnp.int32(48), 50),
     "adaptive": lambda scheme: Adaptive(scheme, 1e-7, 1e-7, max_steps=400),
     "recorded": lambda scheme: Recorded.at(get_scheme(scheme), 1.3 * jnp.linspace(0, 1, 51)[1:] ** 0.8, 50),
-}
-GRIDS = {
-    "uniform": lambda scheme: FixedStep(scheme, 6),
-    "traced": lambda scheme: FixedStep(scheme, jnp.int32(6), 9),
-    "adaptive": lambda scheme: Adaptive(scheme, 1e-4, 1e-4, first_step=1.0, max_steps=40),
-    "recorded": lambda scheme: Recorded.at(get_scheme(scheme), jnp.array([0.1, 0.4, 0.6, 1.0, 1.3, jnp.inf]), 5),
-}
-METHODS = {
-    "direct": Direct(),
-    "by step": Checkpointed("step"),
-    "by block": Checkpointed("block"),
-    "aca, 3": ACA(3),
-    "aca": ACA(None),
-    "backsolve": Backsolve(rtol=1e-8, atol=1e-8),
-    "reversible": Reversible(),
-    "naive": Naive(),
 }
 QUICK = {
     ("static", "uniform"),
@@ -68,7 +31,6 @@ QUICK = {
     ("implicit of diffrax", "uniform"),
 }
 QUICK_METHODS = {("reversible", "adaptive"): ("reversible", "naive"), ("static", "recorded"): ("by step", "aca, 3")}
-KEY = jax.random.key(3)
 
 
 def is_slow(scheme, grid, method):
@@ -88,17 +50,9 @@ def refusal(scheme, grid, method):
 def gradient(scheme, grid, method, grids=GRIDS):
     """With respect to state, weights, what the field closes over and both ends of time."""
 
-    def loss(x0, w, closed, t0, t1):
-        def field(t, x, w):
-            noise = jax.random.normal(jax.random.wrap_key_data(jax.random.key_data(KEY)), x.shape)
-            return jnp.tanh(w @ x) * closed + jnp.sin(2 * t) + 0.1 * noise
-
-        solution = solve(field, x0, w, solver=grids[grid](scheme), gradient=method, t0=t0, t1=t1)
-        return jnp.sum(jnp.sin(solution.x) * jnp.arange(1.0, 3.0)), solution
-
-    w = jnp.array([[0.5, -1.0], [2.0, 0.3]])
+    loss = exchange.loss(grids[grid](scheme), method)
     run = jit_soon(jax.value_and_grad(loss, (0, 1, 2, 3, 4), has_aux=True))
-    (_, solution), found = run(jnp.array([1.0, -0.5]), w, 0.7, 0.1, 1.4)
+    (_, solution), found = run(*exchange.INPUTS)
     assert int(solution.result) == 0
     return solution, found
 
