@@ -35,7 +35,7 @@ from jax.experimental.ode import odeint
 
 from benchmarks import harness, torch_peers
 from benchmarks.torch_peers import Case
-from experiments.gradient_costs import distance, flat, true_solution
+from experiments.aca.gradient_costs import distance, flat, true_solution
 from ode_nets.fields import MLP, ResidualUnit
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, solve
 from ode_nets.integrate import Adaptive

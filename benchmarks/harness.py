@@ -12,8 +12,8 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from experiments.environment import environment
-from experiments.timing import Measurement, compare, measure
+from experiments.records.environment import environment
+from experiments.records.timing import Measurement, compare, measure
 
 __all__ = ["Measurement", "compare", "default_path", "measure", "show", "write"]
 

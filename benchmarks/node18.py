@@ -39,10 +39,10 @@ import tyro
 from benchmarks import harness
 from benchmarks.collectives import find_collectives
 from benchmarks.continuous_net import gradient_step
-from experiments import models
-from experiments.config import Config
-from experiments.devices import Devices
-from experiments.steps import init_state, make_optimizer, train_step
+from experiments.training import models
+from experiments.training.config import Config
+from experiments.training.devices import Devices
+from experiments.training.steps import init_state, make_optimizer, train_step
 from ode_nets.nn import NODE18, OdeBlock, ResNet18
 from ode_nets.remanifest import n_parameters
 
@@ -243,8 +243,8 @@ def torch_peers(options: Options) -> dict[str, Callable[[], dict[str, int]]]:
 def training_program(options: Options, devices: Devices) -> Any:
     """The step of `experiments.train` on CIFAR-10, compiled for a batch that is spread over the devices."""
     size = len(devices) * options.batch_size
-    config = Config("cifar10", architecture="node18", widths=options.widths, scheme="heun_euler", rtol=1e-2,
-                    gradient="aca", batch_size=size)  # fmt: skip
+    model = models.Node18Settings(widths=options.widths, scheme="heun_euler", rtol=1e-2, gradient="aca")
+    config = Config("cifar10", model=model, batch_size=size)
     net, optimizer = models.build(config, 10), make_optimizer(config, 50_000 // size)
     place = lambda where: partial(jax.tree.map, lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where))
     state = jax.eval_shape(partial(init_state, net, optimizer), jnp.zeros((1, 32, 32, 3)), 0)

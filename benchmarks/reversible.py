@@ -30,7 +30,7 @@ import tyro
 from benchmarks import harness
 from benchmarks.gradients import make_case
 from benchmarks.torch_peers import Case
-from experiments.gradient_costs import flat
+from experiments.aca.gradient_costs import flat
 from ode_nets import ACA, Checkpointed, Coupled, FixedStep, Reversible, solve
 
 if TYPE_CHECKING:

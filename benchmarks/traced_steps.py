@@ -23,7 +23,7 @@ import optax
 import tyro
 
 from benchmarks.harness import Measurement, compare, default_path, show, write
-from experiments.ott_tasks import TASKS, Task, draw, logits_of
+from experiments.ott.tasks import TASKS, Task, draw, logits_of
 from ode_nets import ACA, Checkpointed, Direct, FixedStep, GradientMethod
 
 PyTree = Any
@@ -34,7 +34,7 @@ class Options:
     """What to measure."""
 
     tasks: tuple[str, ...] = ("landscape", "spheres2")
-    """Networks of `experiments.ott_tasks`, of those whose data are generated."""
+    """Networks of `experiments.ott.tasks`, of those whose data are generated."""
     n_steps: tuple[int, ...] = (4, 16, 64)
     """Steps of Euler."""
     max_steps: int = 500

@@ -33,12 +33,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import data, models, pictures
-from experiments.config import BasisName, Config
-from experiments.environment import environment
-from experiments.evaluate_solvers import dataset_of, default_steps, evaluate_grid, loaded, make_batches, outcome
-from experiments.run import Run, RunError, read_manifest, write_json
-from experiments.swaps import Row
+from experiments.images import data
+from experiments.records import pictures
+from experiments.records.environment import environment
+from experiments.records.files import RunError, read_manifest, write_json
+from experiments.records.swaps import Row, outcome
+from experiments.training import models
+from experiments.training.config import Config
+from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches
+from experiments.training.models import BasisName
+from experiments.training.run import Run
+from experiments.training.steps import dataset_of
 from ode_nets import remanifest
 from ode_nets.integrate import FixedStep
 from ode_nets.remanifest import Manifestation
@@ -120,7 +125,8 @@ def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[s
         if options.n_steps or remanifest.nfe(FixedStep(scheme, n)) <= budget
     ]
     bases = [(name, m) for k, name in enumerate(options.basis) for m in sorted(sizes, reverse=True) if m > 1 or k == 0]
-    own_basis = (config.basis, net.basis.n_basis)
+    model: Any = config.model
+    own_basis = (model.basis, net.basis.n_basis)
     found: dict[tuple[str, int], list[Manifestation]] = {own_basis: [own_solver]}
     found |= {basis: [] for basis in bases if basis != own_basis}
     for basis in bases:
@@ -183,9 +189,10 @@ def choose(rows: list[Row], options: Options) -> Row:
 def compressed(config: Config, chosen: Row) -> Config:
     """The setting of the network that was chosen; its kernels evolve on the grid that they were trained on."""
     changes: dict[str, Any] = {name: chosen[name] for name in ("basis", "n_basis", "scheme", "n_steps")}
-    if config.evolution != "none":
-        changes["evolution_steps"] = config.evolution_steps or config.n_steps
-    return dataclasses.replace(config, refine_epochs=(), **changes)
+    model: Any = config.model
+    if model.evolution != "none":
+        changes["evolution_steps"] = model.evolution_steps or model.n_steps
+    return dataclasses.replace(config, refine_epochs=(), model=dataclasses.replace(model, **changes))
 
 
 def save(

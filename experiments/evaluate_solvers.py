@@ -16,33 +16,23 @@ from __future__ import annotations
 import csv
 import dataclasses
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import optax
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import data, pictures
-from experiments.config import Config
-from experiments.environment import environment
-from experiments.run import RunError, load_run, write_json
-from experiments.swaps import Row, Swapped
-from experiments.train import padded_batches
-from ode_nets import remanifest
-from ode_nets.integrate import FixedStep
+from experiments.records import pictures
+from experiments.records.environment import environment
+from experiments.records.files import RunError, write_json
+from experiments.records.swaps import Row, Swapped, outcome
+from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches
+from experiments.training.steps import dataset_of
 from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import SCHEMES
 
 PyTree = Any
-Batches = Callable[[], Iterator[tuple[jax.Array, jax.Array]]]
-MAX_BATCH_SIZE = 250
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,123 +69,6 @@ class Options:
         ):
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Evaluation
-# ---------------------------------------------------------------------------------------------------------
-
-
-def score(logits: jax.Array, labels: jax.Array) -> PyTree:
-    """Summed cross-entropy, hits, and images that diverged of a batch; images with label -1 are padding."""
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    # The largest of many NaN is the first, so that what diverged would pass for class 0.
-    real, finite = labels >= 0, jnp.isfinite(logits).all(-1)
-    return {
-        "loss": jnp.sum(jnp.where(real, loss, 0.0)),
-        "hits": jnp.sum(real & finite & (logits.argmax(-1) == labels)),
-        "diverged": jnp.sum(real & ~finite),
-    }
-
-
-def default_steps(trained: int) -> tuple[int, ...]:
-    """Step counts below, at and above the trained one, half of them no divisor or multiple of it."""
-    ratios = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1, 1.125, 1.25, 1.5, 1.75, 2, 3, 4)
-    return tuple(sorted({max(1, round(trained * ratio)) for ratio in ratios}))
-
-
-def loaded(folder: Path, which: str) -> tuple[Config, nn.Module, PyTree, dict[str, Any]]:
-    """`load_run`, of a network with a solver to swap."""
-    config, net, variables, notes = load_run(folder, which)
-    if not isinstance(getattr(net, "solver", None), FixedStep):
-        raise RunError(f"the run in {folder} is a {type(net).__name__}: it has no fixed-step solver to exchange")
-    return config, net, variables, notes
-
-
-def dataset_of(config: Config) -> data.Dataset:
-    """The images of a run, split as it saw them."""
-    return data.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        limit=config.limit,
-    )
-
-
-def make_batches(dataset: data.Dataset, split: str, most: int | None = None) -> tuple[Batches, int]:
-    """Batches of a split as `remanifest.run_swap` takes them, scaled and of one shape; the number of images.
-
-    Args:
-      dataset, split: which images; most: the first so many alone.
-
-    Raises:
-      RunError: if the split holds no images.
-    """
-    images, labels = getattr(dataset, f"x_{split}")[:most], getattr(dataset, f"y_{split}")[:most]
-    if not len(images):
-        raise RunError(f"the run has no {split} images: it was trained with validation_fraction=0")
-    n_batches = -(-len(images) // MAX_BATCH_SIZE)
-    batch_size = -(-len(images) // n_batches)
-    scale = jax.jit(data.normalize)
-
-    def batches() -> Iterator[tuple[jax.Array, jax.Array]]:
-        for x, y in padded_batches(images, labels, batch_size):
-            yield scale(x, dataset.mean, dataset.std), jnp.asarray(y)
-
-    return batches, len(images)
-
-
-def memory_bound(memory_gib: float | None) -> int:
-    """Bytes that the lanes of a swap may take."""
-    stats = jax.devices()[0].memory_stats() or {}
-    half = stats.get("bytes_limit", 8 * 2**30) // 2
-    return half if memory_gib is None else int(memory_gib * 2**30)
-
-
-def evaluate_grid(
-    net: nn.Module,
-    variables: PyTree,
-    grid: list[Manifestation],
-    batches: Batches,
-    n_images: int,
-    lanes: int | None = None,
-    memory_gib: float | None = None,
-) -> tuple[list[Row], dict[str, Any]]:
-    """One row a manifestation on a uniform grid, and what the program was.
-
-    `lanes=None` takes one lane on a CPU, where lanes side by side cost more than one after another, and
-    elsewhere as many as the compiled program's temporary memory allows.
-    """
-    if lanes is None and jax.default_backend() == "cpu":
-        lanes = 1
-    solvers = [FixedStep(at.scheme, at.counted) for at in grid]
-    start = time.perf_counter()
-    example = next(iter(batches()))
-    bound = memory_bound(memory_gib)
-    swap = remanifest.compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bound)
-    compile_seconds = time.perf_counter() - start
-    scores, seconds = remanifest.run_swap(swap, variables, solvers, batches, time.perf_counter)
-    blocks = len(net.widths)
-    rows = [
-        {
-            "scheme": at.scheme,
-            "n_steps": at.n_steps,
-            "accuracy": int(sums["hits"]) / n_images,
-            "loss": None if sums["diverged"] else float(sums["loss"]) / n_images,
-            "diverged": int(sums["diverged"]),
-            "nfe": remanifest.nfe(solver, blocks),
-            "seconds": taken,
-        }
-        for at, solver, sums, taken in zip(grid, solvers, scores, seconds, strict=True)
-    ]
-    program = {
-        "lanes": swap.lanes,
-        "temporary_mib": swap.temporary_bytes / 2**20,
-        "compile_seconds": compile_seconds,
-        "run_seconds": sum(seconds),
-    }
-    return rows, program
 
 
 def swap_run(folder: Path, options: Options) -> Swapped:
@@ -237,12 +110,6 @@ def swap_run(folder: Path, options: Options) -> Swapped:
 # ---------------------------------------------------------------------------------------------------------
 # What is shown
 # ---------------------------------------------------------------------------------------------------------
-
-
-def outcome(row: Row) -> str:
-    """Accuracy in percent and loss, or how many images diverged."""
-    loss = f"{row['diverged']} diverged" if row["loss"] is None else f"{row['loss']:.3f}"
-    return f"{100 * row['accuracy']:.2f} {loss}"
 
 
 def print_table(swapped: Swapped, console: Console) -> None:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from experiments import models, pictures
-from experiments.config import Config
-from experiments.run import RunError, read_manifest, read_metrics
-from experiments.swaps import read_swap
+from experiments.records import pictures
+from experiments.records.files import RunError, read_manifest, read_metrics
+from experiments.records.swaps import read_swap
+from experiments.training import models
+from experiments.training.config import Config
 from ode_nets.weights import Basis
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ def config_of(folder: Path) -> Config:
     return Config.from_json(record["config"])
 
 
+def method_of(folder: Path) -> str:
+    """The scheme of a run, or the architecture where that has none."""
+    model = config_of(folder).model
+    return getattr(model, "scheme", models.name_of(model))
+
+
 def read_snapshots(folder: Path, block: str = "") -> tuple[str, list[tuple[Basis, np.ndarray]]]:
     """Some weights of a block at the end of each level.
 
@@ -77,7 +84,8 @@ def read_snapshots(folder: Path, block: str = "") -> tuple[str, list[tuple[Basis
     levels = [dict(np.load(path)) for path in paths]
     if not levels[0] or (block and block not in levels[0]):
         raise RunError(f"block={block!r}: the blocks of {folder} are {', '.join(levels[0]) or 'none'}")
-    block, basis = block or sorted(levels[0])[-1], models.BASES[config_of(folder).basis]
+    model: Any = config_of(folder).model
+    block, basis = block or sorted(levels[0])[-1], models.BASES[model.basis]
     return block, [(basis(len(level[block])), level[block]) for level in levels]
 
 
@@ -85,7 +93,7 @@ def draw_weights(folders: Sequence[Path], block: str = "") -> Figure:
     """Fig. 8 of the levels of the first run and of the ends of all."""
     block, levels = read_snapshots(folders[0], block)
     ends = [(folder, *read_snapshots(folder, block)[1][-1]) for folder in folders]
-    finals = [(f"{folder.name} ({config_of(folder).scheme})", *end) for folder, *end in ends]
+    finals = [(f"{folder.name} ({method_of(folder)})", *end) for folder, *end in ends]
     return pictures.draw_weights(levels, finals, block)
 
 
@@ -97,7 +105,7 @@ def draw_training(folders: Sequence[Path]) -> Figure:
     """
     runs: list[tuple[str, list[dict[str, Any]]]] = []
     for folder in folders:
-        runs.append((f"{folder.name} ({config_of(folder).scheme})", read_metrics(folder)))
+        runs.append((f"{folder.name} ({method_of(folder)})", read_metrics(folder)))
         if not runs[-1][1]:
             raise RunError(f"{folder} holds no finished epoch yet")
     return pictures.draw_training(runs)

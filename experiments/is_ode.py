@@ -2,7 +2,7 @@
 
     python -m experiments.quickstart
     python -m experiments.train node18_small --dataset digits --limit None --crop-pad 1 --no-flip \
-        --widths 8 16 32 --batch-size 32 --run-dir runs/node18_digits
+        --model.widths 8 16 32 --batch-size 32 --run-dir runs/node18_digits
     python -m experiments.is_ode runs/quickstart/digits_euler runs/quickstart/digits runs/node18_digits
 
 On two cores the three take 3 minutes, 75 s and 90 s, and the verdicts are tied, an ODE and an ODE.
@@ -27,10 +27,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import data
-from experiments.environment import environment
-from experiments.evaluate_solvers import dataset_of
-from experiments.run import RunError, load_run, write_json
+from experiments.images import data
+from experiments.records.environment import environment
+from experiments.records.files import RunError, destination, write_json
+from experiments.training.run import load_run
+from experiments.training.steps import dataset_of
 from ode_nets import validity
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ class Options:
     """Step counts, in units of the trained one."""
     samples: int = 32
     """Images whose trajectories are searched for crossings, an eighth of them beyond two dimensions; 0 for none."""
-    out: Path = Path("results/is_ode")
-    """Folder of the results."""
+    out: Path | None = None
+    """Folder of the results; default runs/is_ode."""
+    record: bool = False
+    """Write into results/is_ode, which git keeps, instead."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -177,18 +180,19 @@ def main() -> None:
     console, began = Console(width=None if sys.stdout.isatty() else 150, highlight=False), time.perf_counter()
     try:
         options = tyro.cli(Options, prog="python -m experiments.is_ode", description=__doc__)
+        out = destination("is_ode", options.out, options.record)
         records = [examine(options, folder) for folder in options.runs]
     except (RunError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     print_table(records, console)
-    options.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     settings = {"images": options.images, "schemes": options.schemes, "factors": options.factors}
     settings |= {"samples": options.samples}
     found = {"settings": settings, "environment": environment(), "reports": finite(records)}
-    write_json(options.out / "is_ode.json", found)
-    written = f"{options.out}/is_ode.json"
+    write_json(out / "is_ode.json", found)
+    written = f"{out}/is_ode.json"
     if any(record["rows"] for record in records):
-        draw([record for record in records if record["rows"]]).savefig(options.out / "is_ode.png", dpi=110)
+        draw([record for record in records if record["rows"]]).savefig(out / "is_ode.png", dpi=110)
         written += ", is_ode.png"
     console.print(f"{time.perf_counter() - began:.0f} s; written: {written}")
 

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.archives import IDX_FILES, URLS, Content, checked, read_cifar, read_idx
-from experiments.data_sources import ARCHIVED, PREPARE, Raw, data_root, read_npz, read_prepared
+from experiments.images.archives import IDX_FILES, URLS, Content, checked, read_cifar, read_idx
+from experiments.images.sources import ARCHIVED, PREPARE, Raw, data_root, read_npz, read_prepared
 
 
 def from_arrays(

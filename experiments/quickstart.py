@@ -11,7 +11,6 @@ again, it goes on where it was interrupted and skips what is finished.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -20,10 +19,12 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from experiments import configs, evaluate_solvers, figures, pictures, train
-from experiments.config import Config
-from experiments.run import RunError, read_manifest
-from experiments.swaps import Swapped, read_swap
+from experiments import configs, evaluate_solvers, figures, train
+from experiments.records import pictures
+from experiments.records.files import RunError, read_manifest
+from experiments.records.swaps import Swapped, read_swap
+from experiments.training.config import Config
+from experiments.training.manifestations import loaded
 
 NAMES = ("digits", "digits_euler")
 N_STEPS = (1, 2, 3, 4, 5, 6, 8, 11)
@@ -50,7 +51,7 @@ def train_or_resume(config: Config, folder: Path, overwrite: bool, console: Cons
     """
     found = None if overwrite else read_manifest(folder)
     if found is not None:
-        if found["config"] != json.loads(json.dumps(dataclasses.asdict(config))):
+        if Config.from_json(found["config"]) != config:
             raise RunError(f"{folder} holds a run with other settings: --overwrite deletes it, --out goes elsewhere")
         what = "finished earlier, skipped" if found["status"] == "finished" else "resumed where it stopped"
         console.print(f"[bold]{folder.name}[/]: {what}")
@@ -62,7 +63,7 @@ def train_or_resume(config: Config, folder: Path, overwrite: bool, console: Cons
 def swap_or_read(folder: Path, console: Console) -> Swapped:
     """The solver swaps of a finished run, read if they were measured on this checkpoint already."""
     options = evaluate_solvers.Options(folder, n_steps=N_STEPS)
-    _, _, _, notes = evaluate_solvers.loaded(folder, options.checkpoint)
+    _, _, _, notes = loaded(folder, options.checkpoint)
     try:
         found = read_swap(folder)
         if found.record["step"] == notes["step"] and {row["n_steps"] for row in found.rows} >= set(N_STEPS):

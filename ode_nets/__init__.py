@@ -106,6 +106,8 @@ from ode_nets.weights import (
     configuration_2,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ACA",
     "ANODEV2",

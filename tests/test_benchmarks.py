@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from agreement import assert_agree, flat, relative
 from benchmarks import anodev2, continuous_net, convolution, gradients, harness, reversible, torch_peers
-from experiments.timing import compare, measure
+from experiments.records.timing import compare, measure
 from ode_nets import FixedStep, PiecewiseConstant
 from ode_nets.nn import ContinuousNet, anodev2_net
 
@@ -33,6 +34,7 @@ def test_programs_are_measured_and_written_with_what_they_depend_on(tmp_path):
     written = json.loads(path.read_text())
     assert written["results"]["square"] == record
     assert written["environment"]["versions"]["jax"] == jax.__version__
+    assert ("gradsolve" in written["environment"]["versions"]) == (importlib.util.find_spec("gradsolve") is not None)
     assert harness.default_path("name").name == f"name_{jax.default_backend()}.json"
 
 

@@ -13,7 +13,7 @@ import pytest
 import tyro
 
 ROOT = Path(__file__).parents[1]
-COMMAND = r"python -m ((?:experiments|benchmarks)\.\w+)([^\n`#&]*)"
+COMMAND = r"python -m ((?:experiments|benchmarks)(?:\.\w+)+)([^\n`#&]*)"
 SCRIPTS = sorted(path for room in ("experiments", "benchmarks") for path in (ROOT / room).rglob("*.py"))
 
 
@@ -42,7 +42,13 @@ def stopping(parse):
 
 
 def has_parser(module):
-    source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    path = ROOT / module.replace(".", "/")
+    if path.is_dir():
+        # A paper's main script has its parser in the module that the package's __main__ runs.
+        called = re.search(r"from ([\w.]+) import main", (path / "__main__.py").read_text())
+        assert called is not None
+        path = ROOT / called[1].replace(".", "/")
+    source = path.with_suffix(".py").read_text()
     return "tyro" in source or "command_line" in source
 
 
@@ -51,7 +57,8 @@ def test_commands_are_found():
     assert ("experiments.prepare_data", "from-archive", "cifar10", "cifar-10-python.tar.gz") in commands
     assert ("experiments.train", "digits", "--resume") in commands
     assert ("benchmarks.gradients", "--cases", "mlp", "--repeats", "5") in commands
-    assert {"experiments.quickstart", "benchmarks.convolution"} <= {module for module, *_ in commands}
+    modules = {module for module, *_ in commands}
+    assert {"experiments.quickstart", "experiments.ott", "benchmarks.convolution"} <= modules
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 import types
+import venv
 from pathlib import Path
 
 import jax
@@ -38,10 +41,68 @@ def pins() -> dict[str, str]:
 
 
 def test_import_leaves_heavy_packages_alone():
-    heavy = "tensorflow tensorflow_datasets torch matplotlib diffrax orbax sklearn"
+    """Beside those of the interpreter, jax and flax, `import ode_nets` loads no package but its own."""
+    code = "import sys, flax.linen; before = {*sys.modules}; import ode_nets; print(*({*sys.modules} - before))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    added = {name.partition(".")[0] for name in done.stdout.split()} - sys.stdlib_module_names
+    assert added <= {"ode_nets", "jax", "jaxlib", "numpy", "flax"}
+    heavy = "tensorflow torch matplotlib diffrax equinox optax scipy orbax sklearn tyro tensorboardX"
     code = f"import sys, ode_nets; print([name for name in {heavy.split()} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_library_depends_on_what_it_imports_and_on_nothing_else():
+    imported = set()
+    for path in (ROOT / "ode_nets").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    needed = {Requirement(text).name for text in PROJECT["dependencies"]}
+    # diffrax brings equinox, whose modules its own are; flatbuffers is what jax.export forgets to ask for.
+    assert imported - sys.stdlib_module_names - {"ode_nets"} <= needed | {"equinox"}
+    assert needed == {"jax", "jaxlib", "flatbuffers", "numpy", "flax", "optax", "diffrax"}
+
+
+def empty_environment(folder: Path, *requirements: str) -> Path:
+    """The interpreter of a new environment with what pip installs there."""
+    venv.create(folder, with_pip=True, clear=True)
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", *requirements], check=True)
+    return python
+
+
+def clone(folder: Path) -> Path:
+    """A copy of what the package is built from."""
+    folder.mkdir()
+    shutil.copytree(ROOT / "ode_nets", folder / "ode_nets", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_an_editable_install_is_found_from_the_parent_folder_of_its_clone(tmp_path):
+    source = clone(tmp_path / "ode_nets")
+    python = empty_environment(tmp_path / "venv", "--no-deps", "-e", str(source))
+    code = "import importlib.util as util; print(util.find_spec('ode_nets').origin)"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == source / "ode_nets" / "__init__.py"
+
+
+@pytest.mark.slow
+def test_a_wheel_in_an_empty_environment_runs_the_first_example_of_the_readme(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, clone(tmp_path / "clone")]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"ode_nets-{ode_nets.__version__}-py3-none-any.whl"
+    python = empty_environment(tmp_path / "venv", str(wheel))
+    done = subprocess.run([python, "-c", blocks("python")[0]], cwd=tmp_path, capture_output=True, text=True, check=True)
+    value, _, shapes = done.stdout.partition(" ")
+    assert float(value) > 0
+    assert "'kernel': (4, 2, 16)" in shapes
 
 
 def test_public_names_are_exactly_those_listed():
@@ -73,13 +134,13 @@ def test_readme_examples_run(index):
 
 def test_readme_commands_name_modules_that_exist():
     modules = {name for block in blocks("sh") for name in re.findall(r"python -m (\S+)", block)}
-    modules |= set(re.findall(r"`python -m ((?:experiments|benchmarks)\.\w+)", README))
+    modules |= set(re.findall(r"`python -m ((?:experiments|benchmarks)(?:\.\w+)+)", README))
     assert {"experiments.quickstart", "experiments.train", "pytest"} <= modules
     missing = [
         name
         for name in modules
         if not (
-            (ROOT / f"{name.replace('.', '/')}.py").is_file()
+            any((ROOT / f"{name.replace('.', '/')}{end}").is_file() for end in (".py", "/__main__.py"))
             if name.startswith(("experiments.", "benchmarks."))
             else importlib.util.find_spec(name)
         )
@@ -102,7 +163,9 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 def test_pinned_versions_satisfy_every_requirement():
     pinned = pins()
-    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
+    extras = PROJECT["optional-dependencies"]
+    assert extras["test"][0] == "ode_nets[experiments]"
+    for text in [*PROJECT["dependencies"], *extras["experiments"], *extras["test"][1:]]:
         requirement = Requirement(text)
         version = pinned[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(Version(version)), text
@@ -112,5 +175,5 @@ def test_version_is_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     changelog = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert changelog is not None
-    assert PROJECT["version"] == citation["version"] == changelog[1]
+    assert ode_nets.__version__ == citation["version"] == changelog[1]
     assert PROJECT["license"] == citation["license"]

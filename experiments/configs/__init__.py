@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from experiments.config import Config
 from experiments.configs import (
     anodev2,
     cifar10,
@@ -20,6 +19,8 @@ from experiments.configs import (
     node18,
     node18_small,
 )
+from experiments.training.config import Config
+from experiments.training.models import ARCHITECTURES, ModelSettings
 
 MODULES: dict[str, Any] = {
     "digits": digits,
@@ -34,8 +35,15 @@ MODULES: dict[str, Any] = {
 CONFIGS: dict[str, Config] = {name: module.CONFIG for name, module in MODULES.items()}
 
 
+def with_architecture(config: Config, kind: type[ModelSettings]) -> Config:
+    """A config's training of another architecture at its defaults, without what was for the solver of the first."""
+    kept: dict[str, Any] = {"refine_epochs": config.refine_epochs if kind.REFINES else ()}
+    kept["regularize"] = config.regularize if kind.INTEGRATES else ()
+    return dataclasses.replace(config, model=kind(), adapt="none", w0_penalty=0.0, p_penalty=0.0, **kept)
+
+
 def command_line(options: type[Any], prog: str, args: list[str] | None = None) -> tuple[str, Config, Any]:
-    """Read `NAME [--key value ...]` from the command line.
+    """Read `NAME [--model ARCHITECTURE] [--key value ...]` from the command line.
 
     Args:
       options: a dataclass of settings that do not change a result, read beside the config's.
@@ -51,29 +59,41 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
         width = max(map(len, MODULES))
         titles = [f"  {name:{width}} {(module.__doc__ or '').splitlines()[0]}" for name, module in MODULES.items()]
         print(f"usage: {prog} CONFIG [--key value ...]\n\nconfigs:", *titles, "", sep="\n")
-        print(f"{prog} CONFIG --help lists the keys")
+        print(f"{prog} CONFIG --help lists the keys; --model {{{','.join(ARCHITECTURES)}}}, given first among them,")
+        print("takes another architecture with its own defaults")
         sys.exit(0 if name else 2)
     if name not in MODULES:
-        sys.exit(f"error: there is no config {name!r}; the configs are {', '.join(MODULES)}")
+        close = difflib.get_close_matches(name, MODULES, n=1)
+        hint = f", did you mean {close[0]}?" if close else "."
+        sys.exit(f"error: there is no config {name!r}{hint} The configs are {', '.join(MODULES)}")
+    config = CONFIGS[name]
+    if keys[:1] == ["--model"]:
+        _, wanted, *keys = [*keys, ""] if len(keys) == 1 else keys
+        if wanted not in ARCHITECTURES:
+            sys.exit(f"error: there is no architecture {wanted!r}: --model takes one of {', '.join(ARCHITECTURES)}")
+        config = with_architecture(config, ARCHITECTURES[wanted])
     both: Any = dataclasses.make_dataclass(
         "Settings",
         [
-            ("config", Config, dataclasses.field(default=CONFIGS[name])),
-            ("run", options, dataclasses.field(default_factory=options)),
+            # The keys of an architecture have its prefix, those of training and of the run have none.
+            ("config", Annotated[Config, tyro.conf.arg(name="")], dataclasses.field(default=config)),
+            ("run", Annotated[options, tyro.conf.arg(name="")], dataclasses.field(default_factory=options)),
         ],
     )
-    settings, unknown = tyro.cli(
-        both,
-        prog=f"{prog} {name}",
-        description=MODULES[name].__doc__,
-        args=keys,
-        config=(tyro.conf.OmitArgPrefixes,),
-        return_unknown_args=True,
-    )
+    try:
+        settings, unknown = tyro.cli(
+            both, prog=f"{prog} {name}", description=MODULES[name].__doc__, args=keys, return_unknown_args=True
+        )
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     if unknown:
-        names = [field.name for kind in (Config, options) for field in dataclasses.fields(kind)]
-        allowed = [f"--{name.replace('_', '-')}" for name in names]
-        close = difflib.get_close_matches(unknown[0], allowed, n=1)
+        kinds: dict[str, Any] = {"": Config, "model.": type(config.model), " ": options}
+        names = [prefix.strip() + field.name for prefix, kind in kinds.items() for field in dataclasses.fields(kind)]
+        allowed = [f"--{key.replace('_', '-')}" for key in names if key != "model"]
+        own = f"--model.{unknown[0].removeprefix('--')}"
+        close = [own] if own in allowed else difflib.get_close_matches(unknown[0], allowed, n=1)
         hint = f", did you mean {close[0]}?" if close else "."
+        if unknown[0] == "--model":
+            hint = f": give it directly after {name!r}."
         sys.exit(f"error: there is no key {unknown[0]}{hint} The keys are {', '.join(allowed)}")
     return name, settings.config, settings.run

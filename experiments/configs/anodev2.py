@@ -19,24 +19,24 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
-from experiments.config import Config, EvolutionName
+from experiments.training.config import Config
+from experiments.training.models import Anodev2Settings, EvolutionName
 
 RESNET = Config(
     dataset="cifar10",
     validation_fraction=0.0,
-    architecture="resnet4",
-    scheme="euler",
-    gradient="checkpointed_block",
+    model=Anodev2Settings(network="resnet4", scheme="euler", gradient="checkpointed_block"),
     batch_size=256,
     learning_rate=0.1,
     epochs=350,
     decay_epochs=(150, 300),
 )
 NETWORKS = {
-    "alexnet": dataclasses.replace(RESNET, architecture="alexnet", epochs=120, decay_epochs=(40, 80, 100)),
+    "alexnet": dataclasses.replace(RESNET, epochs=120, decay_epochs=(40, 80, 100)),
     "resnet4": RESNET,
-    "resnet10": dataclasses.replace(RESNET, architecture="resnet10"),
+    "resnet10": RESNET,
 }
 FORMS: dict[str, tuple[int, EvolutionName]] = {
     "baseline": (1, "none"),
@@ -79,7 +79,8 @@ PARAMETERS = {
 def cell(network: str, form: str) -> Config:
     """The setting of one cell of the tables."""
     n_steps, evolution = FORMS[form]
-    return dataclasses.replace(NETWORKS[network], n_steps=n_steps, n_basis=n_steps, evolution=evolution)
+    changes: dict[str, Any] = {"network": network, "n_steps": n_steps, "n_basis": n_steps, "evolution": evolution}
+    return dataclasses.replace(NETWORKS[network], model=dataclasses.replace(RESNET.model, **changes))
 
 
 def make_family() -> dict[str, SimpleNamespace]:

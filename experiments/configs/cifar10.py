@@ -6,12 +6,12 @@ The paper's setting (sec. 5.2): 3.19M parameters at the end, 93.57 % (93.40 to 9
 608 minutes on one V100. Not measured here.
 """
 
-from experiments.config import Config
+from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings
 
 CONFIG = Config(
     dataset="cifar10",
-    widths=(16, 32, 64),
-    scheme="rk4",
+    model=ContinuousNetSettings(widths=(16, 32, 64), scheme="rk4"),
     epochs=100,
     learning_rate=0.1,
     decay_epochs=(30, 60, 90),

@@ -7,13 +7,13 @@ Another 1,000 of the training images are for validation; the test images are all
 epoch and resumed, it took 7 minutes on two cores, of which 5.3 are training.
 """
 
-from experiments.config import Config
+from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings
 
 CONFIG = Config(
     dataset="cifar10",
     limit=4000,
-    widths=(8, 16, 32),
-    scheme="rk4",
+    model=ContinuousNetSettings(widths=(8, 16, 32), scheme="rk4"),
     batch_size=64,
     validation_fraction=0.02,
     epochs=6,

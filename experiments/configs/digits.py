@@ -10,16 +10,15 @@ activations, which is faster than to compute them again.
 minutes on two cores.
 """
 
-from experiments.config import Config
+from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings
 
+MODEL = ContinuousNetSettings(widths=(16, 32), scheme="rk4", epsilon=2.0, gradient="direct")
 CONFIG = Config(
     dataset="digits",
     crop_pad=1,
     flip=False,
-    widths=(16, 32),
-    scheme="rk4",
-    epsilon=2.0,
-    gradient="direct",
+    model=MODEL,
     batch_size=32,
     epochs=18,
     learning_rate=0.05,

@@ -12,6 +12,5 @@ import dataclasses
 
 from experiments.configs import digits
 
-CONFIG = dataclasses.replace(
-    digits.CONFIG, scheme="euler", n_basis=4, n_steps=4, epsilon=4.0, refine_epochs=()
-)
+MODEL = dataclasses.replace(digits.MODEL, scheme="euler", n_basis=4, n_steps=4, epsilon=4.0)
+CONFIG = dataclasses.replace(digits.CONFIG, model=MODEL, refine_epochs=())

@@ -16,16 +16,15 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
-from experiments.config import Config
+from experiments.training.config import Config
+from experiments.training.models import Node18Settings, ResNet18Settings
 
+WIDTHS = (64, 128, 256, 512)
+NODE18 = Node18Settings(widths=WIDTHS, scheme="heun_euler", rtol=1e-2, gradient="aca")
 ACA = Config(
     dataset="cifar10",
     validation_fraction=0.0,
-    architecture="node18",
-    widths=(64, 128, 256, 512),
-    scheme="heun_euler",
-    rtol=1e-2,
-    gradient="aca",
+    model=NODE18,
     epochs=350,
     batch_size=128,
     learning_rate=0.1,
@@ -35,20 +34,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[float, float], str]] = {
     "": ("NODE18 by ACA, HeunEuler 1e-2", {}, (4.85, 22.66), "9 h"),
     "_adjoint": (
         "NODE18 by the continuous adjoint, Dopri5 1e-5",
-        {"scheme": "dopri5", "rtol": 1e-5, "gradient": "backsolve"},
+        {"model": dataclasses.replace(NODE18, scheme="dopri5", rtol=1e-5, gradient="backsolve")},
         (9.8, 30.6),
         "18 h",
     ),
     # There is room for all stages of max_steps steps, taken or not: what the batch and max_steps are small for.
     "_naive": (
         "NODE18 by differentiation through the solver, Dopri5 1e-5",
-        {"scheme": "dopri5", "rtol": 1e-5, "gradient": "direct", "batch_size": 32, "max_steps": 64},
+        {
+            "model": dataclasses.replace(NODE18, scheme="dopri5", rtol=1e-5, gradient="direct", max_steps=64),
+            "batch_size": 32,
+        },
         (9.3, 29.4),
         "more than 30 h",
     ),
     "_resnet18": (
         "ResNet18",
-        {"architecture": "resnet18", "scheme": "rk4", "rtol": None, "gradient": "direct"},
+        {"model": ResNet18Settings(widths=WIDTHS)},
         (6.98, 27.08),
         "not given",
     ),

@@ -11,18 +11,24 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import compress, evaluate_solvers, figures, pictures, quickstart
-from experiments.config import Config
-from experiments.run import RunError, load_run, pick_weights, read_manifest
-from experiments.swaps import read_swap
+from experiments import compress, evaluate_solvers, figures, quickstart
+from experiments.records import pictures
+from experiments.records.files import RunError, read_manifest
+from experiments.records.swaps import read_swap
+from experiments.training import manifestations
+from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings
+from experiments.training.run import load_run, pick_weights
+from experiments.training.steps import dataset_of
 from ode_nets import remanifest
 from ode_nets.weights import PiecewiseConstant
+from settings import changed
 
 TINY = Config(
-    dataset="digits", limit=64, widths=(2,), batch_size=32, epochs=2, refine_epochs=(1,), decay_epochs=(),
-    crop_pad=0, flip=False, learning_rate=0.05, gradient="direct",
+    dataset="digits", limit=64, batch_size=32, epochs=2, refine_epochs=(1,), decay_epochs=(),
+    crop_pad=0, flip=False, learning_rate=0.05, model=ContinuousNetSettings(widths=(2,), gradient="direct"),
 )  # fmt: skip
-TWIN = dataclasses.replace(TINY, scheme="euler", n_basis=2, n_steps=2, epsilon=2.0, refine_epochs=())
+TWIN = changed(TINY, scheme="euler", n_basis=2, n_steps=2, epsilon=2.0, refine_epochs=())
 
 
 def say(function, *args):
@@ -77,7 +83,7 @@ def test_swap_files_hold_every_manifestation_with_its_cost_and_provenance(out):
     rows = {(row["scheme"], row["n_steps"]): row for row in record["rows"]}
     assert set(rows) == {(s, n) for s in ("euler", "midpoint", "rk4", "rk4_38") for n in quickstart.N_STEPS}
     for (scheme, n_steps), stages in zip((("euler", 3), ("rk4_38", 11)), (1, 4), strict=True):
-        assert rows[scheme, n_steps]["nfe"] == stages * n_steps * len(TINY.widths)
+        assert rows[scheme, n_steps]["nfe"] == stages * n_steps * len(TINY.model.widths)
     # As trained, the swap is the test that the run itself made.
     assert rows["rk4", 2]["accuracy"] == results["test_accuracy"]
     assert rows["rk4", 2]["loss"] == pytest.approx(results["test_loss"], rel=1e-5)
@@ -115,15 +121,15 @@ def test_fig_9_draws_each_run_under_its_own_scheme_left_and_under_the_others_rig
 
 def test_images_that_are_not_finite_are_misses_of_any_class():
     logits = np.array([[np.nan] * 3, [np.inf, 0, 0], [0, 2, 1], [2, 0, 1], [np.nan] * 3])
-    sums = evaluate_solvers.score(jnp.asarray(logits), jnp.array([0, 0, 1, 1, -1]))
+    sums = manifestations.score(jnp.asarray(logits), jnp.array([0, 0, 1, 1, -1]))
     assert (int(sums["hits"]), int(sums["diverged"])) == (1, 2)
 
 
 def test_a_manifestation_that_diverges_is_marked_and_does_not_score_as_class_0(out):
     config, net, variables, _ = load_run(out / "refined")
     variables["params"]["head"] = jax.tree.map(lambda leaf: leaf * np.inf, variables["params"]["head"])
-    batches, n_images = evaluate_solvers.make_batches(evaluate_solvers.dataset_of(config), "test")
-    (row,), _ = evaluate_solvers.evaluate_grid(net, variables, [remanifest.Manifestation("rk4", 2)], batches, n_images)
+    batches, n_images = manifestations.make_batches(dataset_of(config), "test")
+    (row,), _ = manifestations.evaluate_grid(net, variables, [remanifest.Manifestation("rk4", 2)], batches, n_images)
     assert (row["accuracy"], row["loss"], row["diverged"]) == (0, None, n_images)
 
     swapped = read_swap(out / "refined")
@@ -144,9 +150,9 @@ def test_a_value_out_of_range_is_refused_by_name(out, bad):
 
 
 def test_default_steps_enclose_the_trained_count_with_some_that_do_not_divide_it():
-    assert evaluate_solvers.default_steps(1) == (1, 2, 3, 4)
-    assert {8, 16, 32} < set(evaluate_solvers.default_steps(8))
-    assert any(8 % n and n % 8 for n in evaluate_solvers.default_steps(8))
+    assert manifestations.default_steps(1) == (1, 2, 3, 4)
+    assert {8, 16, 32} < set(manifestations.default_steps(8))
+    assert any(8 % n and n % 8 for n in manifestations.default_steps(8))
 
 
 def test_snapshots_hold_the_same_weights_at_every_level(out):
@@ -192,7 +198,7 @@ def test_compression_saves_a_run_that_loads_and_an_exported_function(out):
         np.testing.assert_array_equal(a, b)
     assert (net.basis.n_basis, net.solver.scheme.name, net.solver.n_steps) == (1, "midpoint", 1)
     assert notes["level"] == 0
-    dataset = evaluate_solvers.dataset_of(TINY)
+    dataset = dataset_of(TINY)
     exported = jax.export.deserialize(bytearray((folder / compress.EXPORTED).read_bytes()))
     hits = np.asarray(exported.call(dataset.x_test)).argmax(-1) == dataset.y_test
     assert hits.mean() == record["results"]["test_accuracy"]

@@ -11,10 +11,10 @@ import time
 import pytest
 
 from experiments import train
-from experiments.run import read_manifest, read_metrics
+from experiments.records.files import read_manifest, read_metrics
 
 TINY = [
-    "digits", "--limit", "64", "--widths", "2", "--batch-size", "32", "--epochs", "12", "--refine-epochs",
+    "digits", "--limit", "64", "--model.widths", "2", "--batch-size", "32", "--epochs", "12", "--refine-epochs",
     "--decay-epochs", "--quiet",
 ]  # fmt: skip
 

@@ -1,6 +1,5 @@
 """Reports on runs: what is printed, drawn and written of any of them."""
 
-import dataclasses
 import io
 import json
 
@@ -8,13 +7,16 @@ import pytest
 from rich.console import Console
 
 from experiments import is_ode, train
-from experiments.config import Config
 from experiments.configs import digits, digits_euler
+from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings, Node18Settings
+from settings import changed
 
-SMALL = {"limit": 96, "batch_size": 8, "crop_pad": 1, "flip": False, "widths": (2,), "epochs": 1, "decay_epochs": ()}
+SMALL = {"limit": 96, "batch_size": 8, "crop_pad": 1, "flip": False, "epochs": 1, "decay_epochs": ()}
+EULER = ContinuousNetSettings(widths=(2,), scheme="euler", n_steps=2, n_basis=2, epsilon=2.0, skip_init=False)
 RUNS = {
-    "euler": Config(scheme="euler", n_steps=2, n_basis=2, epsilon=2.0, skip_init=False, **SMALL),
-    "node": Config(architecture="node18", scheme="heun_euler", rtol=1e-2, gradient="aca", **SMALL),
+    "euler": Config(model=EULER, **SMALL),
+    "node": Config(model=Node18Settings(widths=(2,), scheme="heun_euler", rtol=1e-2, gradient="aca"), **SMALL),
 }
 
 
@@ -88,8 +90,8 @@ def test_runs_are_examined_by_what_they_do(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_network_trained_with_euler_is_tied_and_one_trained_with_rk4_is_an_ode(tmp_path):
     few, verdicts, ratios = {"widths": (8,), "epochs": 8, "decay_epochs": (6,)}, {}, {}
-    euler = dataclasses.replace(digits_euler.CONFIG, **few)
-    rk4 = dataclasses.replace(digits.CONFIG, **few, refine_epochs=(3, 5))
+    euler = changed(digits_euler.CONFIG, **few)
+    rk4 = changed(digits.CONFIG, **few, refine_epochs=(3, 5))
     for name, config in {"euler": euler, "rk4": rk4}.items():
         train.train(config, train.Options(quiet=True), tmp_path / name)
         record = is_ode.examine(is_ode.Options(runs=(tmp_path,), samples=0), tmp_path / name)

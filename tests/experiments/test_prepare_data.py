@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from experiments import prepare_data
-from experiments.data import load
+from experiments.images.data import load
 
 ROOT = Path(__file__).parents[2]
 

@@ -29,10 +29,15 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from experiments import train as loop
-from experiments.config import Config
-from experiments.progress import Bar, NonFiniteError, StopSignals, read
-from experiments.run import RunError, load_run, read_manifest, read_metrics
+from experiments.records.files import RunError, read_manifest, read_metrics
 from experiments.train import Options, train
+from experiments.training import steps
+from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings, Node18Settings
+from experiments.training.progress import Bar, NonFiniteError, StopSignals, read
+from experiments.training.run import load_run
+from experiments.training.task import Task
+from settings import arguments, changed
 
 ROOT = Path(__file__).parents[2]
 PER_EPOCH = 12
@@ -41,7 +46,7 @@ CONFIG = Config(
     batch_size=8,
     crop_pad=1,
     flip=False,
-    widths=(2, 4),
+    model=ContinuousNetSettings(widths=(2, 4)),
     epochs=3,
     refine_epochs=(1,),
     decay_epochs=(2,),
@@ -78,7 +83,7 @@ def reference(cache, tmp_path_factory):
 
 
 def programs():
-    return np.array([loop.train_step._cache_size(), loop.evaluate_batch._cache_size()])
+    return np.array([steps.train_step._cache_size(), steps.evaluate_batch._cache_size()])
 
 
 def checkpoint(folder, which="latest"):
@@ -145,14 +150,8 @@ def when_between(folder, first, last, action):
 
 def command(config, folder, *flags):
     """The arguments that ask for a config on the command line."""
-    args = ["digits", "--run-dir", str(folder), "--checkpoint-seconds", "0", "--quiet", *flags]
-    for key, value in dataclasses.asdict(config).items():
-        name = key.replace("_", "-")
-        if isinstance(value, bool):
-            args += [f"--{name}" if value else f"--no-{name}"]
-        else:
-            args += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return args
+    options = ["--run-dir", str(folder), "--checkpoint-seconds", "0", "--quiet", *flags]
+    return ["digits", *arguments(config), *options]
 
 
 def test_a_finished_run_has_one_line_an_epoch_and_a_manifest_that_says_what_made_it(reference):
@@ -246,7 +245,7 @@ def test_metrics_of_steps_that_are_repeated_are_forgotten(reference, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     folder = tmp_path / "diverged"
-    config = dataclasses.replace(CONFIG, widths=(2,), learning_rate=1e20, epochs=1)
+    config = changed(CONFIG, widths=(2,), learning_rate=1e20, epochs=1)
     for options in (EACH_STEP, RESUME):
         with pytest.raises(NonFiniteError, match="learning-rate") as failure:
             train(config, options, folder)
@@ -258,24 +257,24 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_last_good_
 
 
 def test_a_solver_that_fails_stops_the_run_and_its_block_is_named(tmp_path):
-    changes = {"architecture": "node18", "scheme": "heun_euler", "rtol": 1e-2, "gradient": "aca", "max_steps": 1}
-    config = dataclasses.replace(CONFIG, widths=(2,), refine_epochs=(), epochs=1, **changes)
-    with pytest.raises(NonFiniteError, match=r"of block ode1_1 ended with MAX_STEPS at step 1;.*--max-steps"):
+    model = Node18Settings(widths=(2,), scheme="heun_euler", rtol=1e-2, gradient="aca", max_steps=1)
+    config = dataclasses.replace(CONFIG, model=model, refine_epochs=(), epochs=1)
+    with pytest.raises(NonFiniteError, match=r"of block ode1_1 ended with MAX_STEPS at step 1;.*--model\.max-steps"):
         train(config, EACH_STEP, tmp_path / "failed")
     assert read_manifest(tmp_path / "failed")["status"] == "failed: NonFiniteError"
     assert not list((tmp_path / "failed" / "checkpoints").glob("*/[0-9]*"))
     # In evaluation no step number is known, but the block is.
-    task = loop.Task(config)
+    task = Task(config)
     with pytest.raises(NonFiniteError, match="validation images the solver of block ode1_1 ended with MAX_STEPS"):
         task.evaluate(0, jax.jit(lambda: task.init(0))(), "validation")
 
 
 @pytest.mark.slow
 def test_several_steps_a_dispatch_are_the_same_run(reference, tmp_path):
-    before = loop.train_steps._cache_size()
+    before = steps.train_steps._cache_size()
     config = dataclasses.replace(CONFIG, epochs=1)
     train(config, Options(steps_per_dispatch=5, quiet=True), tmp_path / "run")
-    assert loop.train_steps._cache_size() == before + 1, "5, 5 and 2 steps are one program"
+    assert steps.train_steps._cache_size() == before + 1, "5, 5 and 2 steps are one program"
     (line,), expected = read_metrics(tmp_path / "run"), read_metrics(reference[0])[0]
     assert line.keys() == expected.keys()
     for key in expected.keys() - set(TIMES):
@@ -336,7 +335,7 @@ def test_the_first_signal_waits_the_second_does_not_and_handlers_are_put_back():
 @pytest.mark.slow
 def test_an_adapted_step_is_logged_saved_resumed_bitwise_and_loaded(cache, tmp_path, monkeypatch):
     changes = {"adapt": "settled_step", "scheme": "euler", "n_steps": 2, "refine_epochs": (), "epochs": 9}
-    config = dataclasses.replace(CONFIG, widths=(2,), **changes)
+    config = changed(CONFIG, widths=(2,), **changes)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(config, EACH_STEP, whole)
     steps = [line["adapted"] for line in read_metrics(whole)]
@@ -352,8 +351,8 @@ def test_an_adapted_step_is_logged_saved_resumed_bitwise_and_loaded(cache, tmp_p
 
 @pytest.mark.slow
 def test_node18_by_aca_resumes_bitwise(cache, tmp_path, monkeypatch):
-    changes = {"architecture": "node18", "scheme": "heun_euler", "rtol": 1e-2, "gradient": "aca"}
-    config = dataclasses.replace(CONFIG, widths=(2, 4), refine_epochs=(), **changes)
+    model = Node18Settings(widths=(2, 4), scheme="heun_euler", rtol=1e-2, gradient="aca")
+    config = dataclasses.replace(CONFIG, model=model, refine_epochs=())
     train(config, EACH_STEP, tmp_path / "whole")
     assert_resumed_bitwise(config, tmp_path / "whole", tmp_path / "stopped", (15, 20), monkeypatch)
 
@@ -373,7 +372,7 @@ def test_the_learning_rate_decays_with_the_first_step_of_its_epoch():
     config = dataclasses.replace(
         CONFIG, momentum=0.0, weight_decay=0.0, decay_epochs=(1, 2), decay_factor=0.5
     )
-    optimizer = loop.make_optimizer(config, 2)
+    optimizer = steps.make_optimizer(config, 2)
     weights = jnp.float32(0)
     state = optimizer.init(weights)
     moves = []
@@ -387,13 +386,13 @@ def test_padding_of_the_last_batch_counts_nowhere(reference):
     _, net, variables, _ = load_run(reference[0])
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (260, 8, 8, 1), dtype=np.uint8), rng.integers(0, 10, 260)
-    (full, _), (x, y) = loop.padded_batches(images, labels, 250)
+    (full, _), (x, y) = steps.padded_batches(images, labels, 250)
     assert full.shape == x.shape == (250, 8, 8, 1)
     assert y.tolist() == [*labels[250:], *[-1] * 240]
     noise = np.concatenate([x[:10], full[10:]])
     scaling = (np.zeros(1, np.float32), np.ones(1, np.float32))
     (loss, hits), (same_loss, same_hits) = (
-        loop.evaluate_batch(net, variables, batch, y.astype(np.int32), scaling) for batch in (x, noise)
+        steps.evaluate_batch(net, variables, batch, y.astype(np.int32), scaling) for batch in (x, noise)
     )
     assert hits == same_hits <= 10
     np.testing.assert_allclose(loss, same_loss, rtol=1e-6)

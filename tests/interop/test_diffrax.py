@@ -303,3 +303,13 @@ def test_only_public_names_are_used(module):
             assert node.attr == "_replace" or ast.unparse(node.value) in ("self", "other"), ast.unparse(node)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "eqx":
             assert node.attr != "internal"
+
+
+def test_diffrax_calls_an_adjoint_as_the_bridge_expects():
+    """`loop` is not public in diffrax: a version that calls it otherwise is told by this test, not by a user."""
+    needed = ["args", "terms", "solver", "stepsize_controller", "event", "saveat", "t0", "t1", "dt0", "max_steps"]
+    needed += ["throw", "init_state", "passed_solver_state", "passed_controller_state", "progress_meter"]
+    for kind in (diffrax.AbstractAdjoint, AdaptiveCheckpointAdjoint):
+        _, *parameters = inspect.signature(kind.loop).parameters.values()
+        assert [parameter.name for parameter in parameters] == needed
+        assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}

@@ -1,16 +1,14 @@
 """Regularizers of training: how they are written, and what they add to the objective."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from agreement import jit_soon
-from experiments import models, steps
-from experiments.config import Config
-from experiments.training import regularize
+from experiments.training import models, regularize, steps
+from experiments.training.config import Config
+from experiments.training.models import ContinuousNetSettings, ResNet18Settings
 from ode_nets import Adaptive, ContinuousNet, PiecewiseConstant, ResNet18
 
 
@@ -27,8 +25,8 @@ def test_what_is_no_weight_is_refused_with_what_is(entries):
 
 
 def test_networks_that_integrate_nothing_are_refused():
-    with pytest.raises(ValueError, match="none for architecture='resnet18'"):
-        Config(architecture="resnet18", regularize=("kinetic=1",))
+    with pytest.raises(ValueError, match=r"regularize=.*none for a resnet18, which integrates nothing"):
+        Config(model=ResNet18Settings(), regularize=("kinetic=1",))
     with pytest.raises(ValueError, match="a ResNet18 integrates nothing"):
         regularize.measured(ResNet18(), {"kinetic_energy": 1.0})
 
@@ -63,8 +61,8 @@ def test_penalties_are_weighted_means_over_blocks_and_change_no_step():
 
 @pytest.mark.slow
 def test_a_training_step_follows_the_penalty():
-    config = Config(widths=(2,), n_steps=2, batch_size=4, limit=4, skip_init=False, learning_rate=1e-4)
-    config = dataclasses.replace(config, scheme="heun", regularize=("kinetic=100",))
+    model = ContinuousNetSettings(widths=(2,), scheme="heun", n_steps=2, skip_init=False)
+    config = Config(model=model, batch_size=4, limit=4, learning_rate=1e-4, regularize=("kinetic=100",))
     net, optimizer = models.build(config, 3), steps.make_optimizer(config, 1)
     images = jax.random.randint(jax.random.key(0), (4, 8, 8, 1), 0, 255).astype(jnp.uint8)
     data = (images, jnp.arange(4) % 3, jnp.arange(4)[None], (jnp.zeros(1), jnp.ones(1)), 0)

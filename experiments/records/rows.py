@@ -1,0 +1,78 @@
+"""Rows of a long experiment, written as they are measured, so that an interrupted one goes on with the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from experiments.records.files import write_json
+
+Row = dict[str, Any]
+KEPT = ("date", "device", "n_devices", "cpu", "n_cores", "versions", "revision", "dirty")
+"""Of the environment, what every row keeps: those of one file may come from several runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What has been measured with the same settings: a JSON file, and an .npz beside it for arrays."""
+
+    path: Path
+    head: dict[str, Any]
+    rows: dict[str, Row]
+    arrays: dict[str, np.ndarray]
+
+    @classmethod
+    def open(cls, path: Path, head: dict[str, Any], overwrite: bool = False) -> Rows:
+        """The rows that are there, or none.
+
+        Args:
+          path: of the JSON file.
+          head: what is written before the rows; its `settings` tell whether rows belong together, and its
+            `environment` is that of the rows that are measured from now on.
+          overwrite: whether to start anew.
+
+        Raises:
+          ValueError: where there are rows of other settings, without `overwrite`.
+        """
+        if overwrite or not path.exists():
+            return cls(path, head, {}, {})
+        found = json.loads(path.read_text())
+        if found["settings"] != json.loads(json.dumps(head["settings"])):
+            raise ValueError(f"{path} holds rows of other settings: --overwrite deletes them, --out goes elsewhere")
+        if not path.with_suffix(".npz").exists():
+            return cls(path, head, found["rows"], {})
+        with np.load(path.with_suffix(".npz")) as arrays:
+            return cls(path, head, found["rows"], dict(arrays))
+
+    def fill(self, key: str, measure: Callable[[], tuple[Row, dict[str, np.ndarray]]], console: Console) -> Row:
+        """A row, measured and written unless it is there.
+
+        Args:
+          key: of the row.
+          measure: gives it, with its `seconds` and what is `said` of it, and arrays by name.
+          console: where that goes.
+        """
+        if key not in self.rows:
+            row, arrays = measure()
+            measured_in = self.head.get("environment", {})
+            self.rows[key] = row | {"environment": {name: measured_in[name] for name in KEPT if name in measured_in}}
+            self.arrays.update(arrays)
+            self.write({})
+        row = self.rows[key]
+        console.print(f"{self.path.stem} {key}: {row['said']}, {row['seconds']:.0f} s")
+        return row
+
+    def write(self, summary: dict[str, Any]) -> None:
+        """All rows, with a summary of them; arrays first, so that no row is without its own."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.arrays:
+            arrays: dict[str, Any] = self.arrays
+            np.savez_compressed(self.path.with_suffix(".npz"), **arrays)
+        seconds = sum(row["seconds"] for row in self.rows.values())
+        write_json(self.path, self.head | summary | {"rows": self.rows, "seconds": seconds})

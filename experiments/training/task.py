@@ -1,0 +1,133 @@
+"""What the loop of training works on: the data of a run, on the devices, and what follows from their number."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.images import data
+from experiments.records.files import RunError
+from experiments.training import adapt, models
+from experiments.training.config import Config
+from experiments.training.devices import Devices
+from experiments.training.progress import NonFiniteError, failures, mean_counts
+from experiments.training.run import Run
+from experiments.training.steps import (
+    dataset_of,
+    evaluate_batch,
+    init_state,
+    make_optimizer,
+    padded_batches,
+    result_codes,
+)
+from ode_nets import remanifest
+
+PyTree = Any
+
+
+class Task:
+    """The data of a run, its training images on the devices as uint8, and what follows from their number.
+
+    Raises:
+      RunError: for data that is absent or broken, fewer images than a batch, or a batch that the devices cannot
+        share equally.
+    """
+
+    def __init__(self, config: Config, n_devices: int | None = None):
+        self.config = config
+        try:
+            self.devices = Devices.take(n_devices)
+            self.dataset = dataset_of(config)
+        except (ValueError, OSError, ImportError) as error:
+            raise RunError(str(error)) from error
+        n_train = len(self.dataset.x_train)
+        self.steps_per_epoch = n_train // config.batch_size
+        if self.steps_per_epoch == 0:
+            raise RunError(f"batch_size={config.batch_size} exceeds the {n_train} training images: lower it")
+        if config.batch_size % len(self.devices):
+            raise RunError(
+                f"batch_size={config.batch_size} on {len(self.devices)} devices: expected a multiple of their "
+                "number; --n-devices takes fewer"
+            )
+        levels = range(config.level(config.epochs - 1) + 1)
+        self.nets = [models.build(config, self.dataset.n_classes, level) for level in levels]
+        self.optimizer = make_optimizer(config, self.steps_per_epoch)
+        held = (self.dataset.x_train, self.dataset.y_train, (self.dataset.mean, self.dataset.std))
+        self.images, self.labels, self.scaling = self.devices.put(held, self.devices.everywhere)
+        self._order = jax.jit(self.order_of, out_shardings=self.devices.spread(axis=1))
+
+    def init(self, level: int) -> PyTree:
+        """A new training state, in the shapes of a level."""
+        one_image = jnp.zeros((1, *self.images.shape[1:]))
+        state = init_state(self.nets[level], self.optimizer, one_image, self.config.seed)
+        if self.config.adapt == "none":
+            return state
+        first = self.dataset.x_train[: self.config.batch_size]
+        images = data.normalize(jnp.asarray(first), self.dataset.mean, self.dataset.std)
+        return state | {"adaptation": adapt.begin(self.config, self.nets[level], variables_of(state), images)}
+
+    def order(self, epoch: int) -> jax.Array:
+        """The training images of each batch of an epoch, `[steps_per_epoch, batch_size]`, spread over the devices."""
+        return self._order(np.int32(self.config.seed), np.int32(epoch))
+
+    def order_of(self, seed: jax.Array, epoch: jax.Array) -> jax.Array:
+        """The same of any seed, to be compiled."""
+        order = data.epoch_permutation(seed, epoch, len(self.dataset.x_train))
+        shape = (self.steps_per_epoch, self.config.batch_size)
+        return order[: shape[0] * shape[1]].reshape(shape)
+
+    def start(self, run: Run) -> tuple[int, dict[str, Any], PyTree]:
+        """Step, notes and state of the newest whole checkpoint of a run, or new ones."""
+        if (found := run.restore_notes()) is None:
+            state = jax.jit(partial(self.init, 0), out_shardings=self.devices.everywhere)()
+            return 0, {"level": 0, "best": -1.0, "seconds": 0.0}, state
+        step, notes = found
+        shapes, there = jax.eval_shape(partial(self.init, notes["level"])), self.devices.everywhere
+        like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=there), shapes)
+        return step, notes, run.restore(step, like)
+
+    def evaluate(self, level: int, state: PyTree, split: str) -> tuple[float, float]:
+        """Mean loss and accuracy over the validation or the test images.
+
+        Raises:
+          NonFiniteError: if a solver did not reach its end, or the loss is not finite.
+        """
+        images, labels = getattr(self.dataset, f"x_{split}"), getattr(self.dataset, f"y_{split}")
+        # One size for all splits, so that a level compiles one program, and for all usual numbers of devices, as
+        # adaptive steps follow the whole batch.
+        batch_size = -(-256 // len(self.devices)) * len(self.devices)
+        net, variables = self.nets[level], variables_of(state)
+        batches = (
+            self.devices.put(batch, self.devices.spread()) for batch in padded_batches(images, labels, batch_size)
+        )
+        sums = [(evaluate_batch(net, variables, x, y, self.scaling), x) for x, y in batches]
+        sums, inputs = [jax.device_get(total) for total, _ in sums], [x for _, x in sums]
+        loss, hits = np.sum(sums, axis=0)
+        if not math.isfinite(loss):
+            bad = next(x for (total, _), x in zip(sums, inputs, strict=True) if not math.isfinite(total))
+            failed = failures(jax.device_get(result_codes(net, variables, bad, self.scaling)))
+            if failed:
+                raise NonFiniteError(f"on the {split} images the solver of {failed}; more --model.max-steps may help")
+            raise NonFiniteError(f"on the {split} images the loss is not finite; a smaller --learning-rate may help")
+        return float(loss) / len(images), float(hits) / len(images)
+
+    def describe(self, level: int, state: PyTree) -> dict[str, Any]:
+        """What a record says of a state: its size, its solvers' counts, its adaptation, and validation if any."""
+        record = {"level": level, "n_parameters": remanifest.n_parameters(state)}
+        record |= mean_counts(state["metrics"], self.config.batch_size)
+        if "adaptation" in state:
+            record["adapted"] = float(state["adaptation"]["value"])
+        if len(self.dataset.x_validation):
+            held_out = self.evaluate(level, state, "validation")
+            record["validation_loss"], record["validation_accuracy"] = held_out
+        return record
+
+
+def variables_of(state: PyTree) -> PyTree:
+    """What a network is evaluated with, and where its adaptation stands, if it has one."""
+    return {name: state[name] for name in ("params", "batch_stats", "adaptation") if name in state}
