@@ -100,7 +100,7 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
     console = Console(quiet=options.quiet or not is_first(), highlight=False)
     flags = {"resume": options.resume, "overwrite": options.overwrite}
     found = check_start(folder, config, **flags)
-    if options.resume and found["status"] == "finished":
+    if options.resume and found["status"] == "finished" and found["config"].get("epochs") == config.epochs:
         results = found["results"]
     else:
         task = Task(config, options.n_devices)
@@ -123,7 +123,7 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
     """Take a run from its newest checkpoint to its end; the results, once everything is on disk."""
     config, n_steps = task.config, task.steps_per_epoch
     step, notes, state = task.start(run)
-    run.forget_after(step)
+    run.forget_after(step, notes.get("history"))
     clock, agreement = time.perf_counter(), Agreement(task.devices)
 
     def save(which: str) -> None:
@@ -137,6 +137,9 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
             notes["adapted"] = float(state["adaptation"]["value"])
         run.save(which, step, state, dict(notes))
 
+    if step and not run.checkpoints.has("latest", step):
+        # It goes on from the best one, as newer ones were damaged or not yet there.
+        save("latest")
     with StopSignals() as signals, Bar(console, config, n_steps) as bar:
         for epoch in range(step // n_steps, config.epochs):
             # More coefficients and steps of the same function.
@@ -176,12 +179,15 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
             record = {"step": step, "epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy}
             record |= {"seconds": seconds, "images_per_second": (step - first) * config.batch_size / seconds}
             record |= task.describe(notes["level"], state)
-            run.log(record)
-            console.print(summary(record), soft_wrap=True)
+            # What is saved comes before what is said of it.
+            if "history" in notes:
+                notes["history"] = [*notes["history"], record]
             if record.get("validation_accuracy", -1.0) > notes["best"]:
-                notes["best"] = record["validation_accuracy"]
+                notes |= {"best": record["validation_accuracy"], "best_step": step}
                 save("best")
             save("latest")
+            run.log(record)
+            console.print(summary(record), soft_wrap=True)
             (stop,) = agreement.hear_now(bool(signals.noted))
             if stop and step < config.epochs * n_steps:
                 raise Interrupted(signals.noted, step)
@@ -194,7 +200,7 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
         "n_test": len(task.dataset.x_test),
-        "best_validation_accuracy": notes["best"] if len(task.dataset.x_validation) else None,
+        "best_validation_accuracy": notes["best"] if notes["best"] >= 0 else None,
         "n_parameters": remanifest.n_parameters(state),
         "train_seconds": notes["seconds"],
         "data": task.dataset.source,

@@ -110,9 +110,7 @@ def score_adaptive(
     return score(logits, y), changed["solution"]
 
 
-def evaluate_adaptive(
-    net: nn.Module, variables: PyTree, solver: Adaptive, batches: Batches, n_images: int
-) -> Row:
+def evaluate_adaptive(net: nn.Module, variables: PyTree, solver: Adaptive, batches: Batches, n_images: int) -> Row:
     """Accuracy, loss and mean counts of a forward pass under one adaptive solver.
 
     Raises:

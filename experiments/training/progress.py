@@ -114,9 +114,7 @@ class Bar(Progress):
     def __init__(self, console: Console, config: Config, steps_per_epoch: int):
         text = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
         shown = console.is_terminal and not console.quiet
-        super().__init__(
-            *text, TimeRemainingColumn(), console=console, disable=not shown, speed_estimate_period=300
-        )
+        super().__init__(*text, TimeRemainingColumn(), console=console, disable=not shown, speed_estimate_period=300)
         self.batch_size, self.steps_per_epoch = config.batch_size, steps_per_epoch
         # A step takes time in proportion to N_t, so an epoch weighs as much as its N_t.
         self.weights = [2 ** config.level(epoch) for epoch in range(config.epochs)]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.images import data
-from experiments.records.files import RunError
+from experiments.records.files import RunError, say
 from experiments.training import adapt, models
 from experiments.training.config import Config
 from experiments.training.devices import Devices
@@ -82,14 +82,25 @@ class Task:
         return order[: shape[0] * shape[1]].reshape(shape)
 
     def start(self, run: Run) -> tuple[int, dict[str, Any], PyTree]:
-        """Step, notes and state of the newest whole checkpoint of a run, or new ones."""
-        if (found := run.restore_notes()) is None:
+        """Step, notes and state of the newest whole checkpoint of a run, or new ones.
+
+        Raises:
+          RunError: as `Run.newest`.
+        """
+
+        def like(notes: dict[str, Any]) -> PyTree:
+            shapes, there = jax.eval_shape(partial(self.init, notes["level"])), self.devices.everywhere
+            return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=there), shapes)
+
+        if (found := run.newest(like)) is None:
             state = jax.jit(partial(self.init, 0), out_shardings=self.devices.everywhere)()
-            return 0, {"level": 0, "best": -1.0, "seconds": 0.0}, state
-        step, notes = found
-        shapes, there = jax.eval_shape(partial(self.init, notes["level"])), self.devices.everywhere
-        like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=there), shapes)
-        return step, notes, run.restore(step, like)
+            return 0, {"level": 0, "best": -1.0, "seconds": 0.0, "best_step": 0, "history": []}, state
+        step, notes, state = found
+        best = notes.get("best_step", 0)
+        if best and not run.checkpoints.has("best", best):
+            say(f"the best checkpoint so far, of step {best}, is gone: the best of the epochs to come takes its place")
+            notes |= {"best": -1.0, "best_step": 0}
+        return step, notes, state
 
     def evaluate(self, level: int, state: PyTree, split: str) -> tuple[float, float]:
         """Mean loss and accuracy over the validation or the test images.

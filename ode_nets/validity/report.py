@@ -242,9 +242,7 @@ def _manifestations(
     return _Manifestations(grid, own_key, outputs | more, tried, counts, finest, finer, failed)
 
 
-def _as_exact(
-    outputs: dict[Manifestation, jax.Array], own: Manifestation, finest: jax.Array
-) -> list[Manifestation]:
+def _as_exact(outputs: dict[Manifestation, jax.Array], own: Manifestation, finest: jax.Array) -> list[Manifestation]:
     """Solvers whose outputs are as near to the finest ones as those trained with, from coarse to fine."""
     near = max(distance(outputs[own], finest), rounding(outputs[own], finest))
     return sorted((k for k, out in outputs.items() if k != own and distance(out, finest) <= near), key=fineness)
