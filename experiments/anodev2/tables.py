@@ -187,7 +187,7 @@ def train_group(
             raise RunError(f"--resume: {folder} holds a run with {name}={manifest[name]}, not {asked}; repeat that")
     if flags["resume"] and manifest["status"] == "finished":
         return manifest["results"]
-    run = Run.start(folder, config, **flags)
+    run = Run.start(folder, config, resume=flags["resume"], overwrite=flags["overwrite"])
     try:
         run.update(seeds=list(seeds), n_test=n_test)
         group = Group(config, seeds, dataset)

@@ -31,7 +31,17 @@ def destination(name: str, out: Path | None, record: bool) -> Path:
     """
     if record and out is not None:
         raise ValueError(f"out={str(out)!r} beside --record, which writes into results/{name}: give one of them")
-    return out or Path("results" if record else "runs") / name
+    return out.expanduser() if out else Path("results" if record else "runs") / name
+
+
+def expand(options: Any, *names: str) -> None:
+    """Put the home folder in the place of `~` in settings of a frozen dataclass that are paths, or tuples of them."""
+    for name in names:
+        value = getattr(options, name)
+        if isinstance(value, tuple):
+            object.__setattr__(options, name, tuple(path.expanduser() for path in value))
+        elif value is not None:
+            object.__setattr__(options, name, value.expanduser())
 
 
 def check_place(folder: Path) -> None:

@@ -302,8 +302,8 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
       which: `latest` or `best` checkpoint.
 
     Returns:
-      Config, network, `{"params", "batch_stats"}`, and the checkpoint's notes with its `step` and `level`, and the run's
-      `data`, which `dataset_of` takes.
+      Config, network, `{"params", "batch_stats"}`, and the checkpoint's notes with its `step` and `level`, and the
+      run's `data`, which `data_of_run` takes.
 
     Raises:
       RunError: if there is no run or no such checkpoint, or it is damaged.

@@ -15,10 +15,10 @@ from experiments.records.files import RunError, say
 from experiments.training import adapt, models
 from experiments.training.config import Config
 from experiments.training.devices import Devices
+from experiments.training.fingerprint import data_of_run
 from experiments.training.progress import NonFiniteError, failures, mean_counts
 from experiments.training.run import Run
 from experiments.training.steps import (
-    dataset_of,
     evaluate_batch,
     init_state,
     make_optimizer,
@@ -33,16 +33,29 @@ PyTree = Any
 class Task:
     """The data of a run, its training images on the devices as uint8, and what follows from their number.
 
+    Args:
+      config: what is trained.
+      n_devices: default all.
+      kept: fingerprint of the data of the run that goes on; `None` for a new run.
+      accept_new_data: whether other data will do.
+
     Raises:
-      RunError: for data that is absent or broken, fewer images than a batch, or a batch that the devices cannot
-        share equally.
+      RunError: for data that is absent, broken or not that of the run, fewer images than a batch, or a batch that the
+        devices cannot share equally.
     """
 
-    def __init__(self, config: Config, n_devices: int | None = None):
+    def __init__(
+        self,
+        config: Config,
+        n_devices: int | None = None,
+        *,
+        kept: dict[str, Any] | None = None,
+        accept_new_data: bool = False,
+    ):
         self.config = config
         try:
             self.devices = Devices.take(n_devices)
-            self.dataset = dataset_of(config)
+            self.dataset = data_of_run(config, kept, accept_new_data)
         except (ValueError, OSError, ImportError) as error:
             raise RunError(str(error)) from error
         n_train = len(self.dataset.x_train)
