@@ -101,9 +101,17 @@ class Run:
         write_json(folder / "manifest.json", started | {"data": data, "results": {}, "resumed": []})
 
     def update(self, **entries: Any) -> None:
-        """Change entries of the manifest."""
+        """Change entries of the manifest.
+
+        Raises:
+          RunError: if it is gone or damaged, as one made of these entries alone would describe no run.
+        """
         if is_first():
-            write_json(self.folder / "manifest.json", (read_manifest(self.folder) or {}) | entries)
+            if (manifest := read_manifest(self.folder)) is None:
+                raise RunError(
+                    f"{self.folder / 'manifest.json'} is gone: put back a copy, or start anew with --overwrite"
+                )
+            write_json(self.folder / "manifest.json", manifest | entries)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line of metrics, in JSON and in TensorBoard."""
@@ -175,7 +183,7 @@ class Run:
 
     def _note_saved(self) -> None:
         # Checkpoints that are deleted later would otherwise look like a run that had none yet.
-        if self.checkpoints.committed and not self._saved:
+        if self.checkpoints.committed and not self._saved and read_manifest(self.folder) is not None:
             self.update(saved=True)
             self._saved = True
 

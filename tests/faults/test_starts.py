@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from experiments.records import lock
 from experiments.records.files import RunError, check_place, read_manifest
 from experiments.records.lock import Lock
 from experiments.train import Options, train
+from experiments.training.checkpoints import steps_in
 from experiments.training.config import Config
 from experiments.training.fingerprint import changes, data_of_run, fingerprint
 from experiments.training.progress import StopSignals, unfailing_console
@@ -78,6 +80,43 @@ def test_without_locks_of_the_file_system_the_process_in_the_file_decides(tmp_pa
     Lock(tmp_path).release()
     (tmp_path / lock.NAME).write_bytes(b"\xff{")
     Lock(tmp_path).release()
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_not_made_anew(started):
+    run = Run.start(started, CONFIG, resume=True, overwrite=False)
+    shutil.rmtree(started)
+    with pytest.raises(RunError, match=r"manifest\.json is gone"):
+        run.update(status="finished")
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        run.log({"step": 1})
+    assert not (started / "manifest.json").exists()
+    run.close()
+
+
+LIMITED = """
+import pathlib, resource, signal, sys
+import jax.numpy as jnp
+from experiments.records.files import RunError
+from experiments.training.run import Run
+run = Run(pathlib.Path(sys.argv[1]))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+try:
+    run.save("latest", 1, {"x": jnp.arange(9999.0) ** 0.5}, {})
+    run.wait()
+except RunError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_is_one_line_and_leaves_no_checkpoint(started):
+    command = [sys.executable, "-c", LIMITED, str(started)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "a checkpoint cannot be written into" in done.stderr
+    assert "--resume" in done.stderr
+    assert steps_in(started / "checkpoints" / "latest") == []
 
 
 MANIFESTS = {
