@@ -8,8 +8,8 @@ theta(t) is projected onto each basis of each size, and each projection evaluate
 that costs no more than the trained network, on the run's validation images. The front of accuracy against
 field evaluations goes into RUN_DIR/compressed as front.csv, front.json and front.png. The one chosen becomes
 a run folder of its own, which evaluate_solvers reads like any other: its manifest.json names its parent, and
-model.jaxexport is its inference function, from uint8 images to logits, which needs jax alone. The test images
-are read once, for the one chosen.
+model.jaxexport is its inference function, from uint8 images to logits, which needs jax alone, and
+model.jaxexport.sha256 its digest, for sha256sum --check. The test images are read once, for the one chosen.
 
 Polynomials up to one degree have one projection, whichever basis writes them: of Legendre and Chebyshev the
 first is tried by default.
@@ -35,15 +35,16 @@ from rich.table import Table
 
 from experiments.images import data
 from experiments.records import pictures
+from experiments.records.digests import write_digest
 from experiments.records.environment import environment
-from experiments.records.files import RunError, read_manifest, write_json
+from experiments.records.files import RunError, expand, read_manifest, write_json
 from experiments.records.swaps import Row, outcome
 from experiments.training import models
 from experiments.training.config import Config
-from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches
+from experiments.training.fingerprint import data_of_run
+from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches, restated
 from experiments.training.models import BasisName
 from experiments.training.run import Run
-from experiments.training.steps import dataset_of
 from ode_nets import remanifest
 from ode_nets.integrate import FixedStep
 from ode_nets.remanifest import Manifestation
@@ -52,12 +53,15 @@ from ode_nets.tableaus import SCHEMES
 PyTree = Any
 EXPORTED = "model.jaxexport"
 CHECK = """
-import sys
+import hashlib, sys
 sys.modules["ode_nets"] = sys.modules["flax"] = None  # whatever imports them now fails
 import numpy as np
 from jax import export
-with open(sys.argv[1], "rb") as file:
-    function = export.deserialize(bytearray(file.read()))
+with open(sys.argv[1], "rb") as file, open(sys.argv[1] + ".sha256") as digest:
+    content = file.read()
+    if hashlib.sha256(content).hexdigest() != digest.read().split()[0]:
+        sys.exit("it differs from its SHA-256 digest")
+function = export.deserialize(bytearray(content))
 with np.load(sys.argv[2]) as file:
     print(np.abs(np.asarray(function.call(file["images"])) - file["logits"]).max())
 """
@@ -83,10 +87,13 @@ class Options:
     """Points of validation accuracy that may be lost."""
     out: Path | None = None
     """Folder of the compressed run; default RUN_DIR/compressed/<what was chosen>."""
+    accept_new_data: bool = False
+    """Compress by data that is not that of the run."""
     overwrite: bool = False
     """Replace a compressed run that is there already."""
 
     def __post_init__(self) -> None:
+        expand(self, "run_dir", "out")
         for name, good, allowed in (
             ("basis", bool(self.basis), f"some of {', '.join(models.BASES)}"),
             ("n_basis", all(m >= 1 for m in self.n_basis), "numbers of at least 1"),
@@ -206,7 +213,7 @@ def save(
 ) -> None:
     """Write the compressed network as a run: checkpoint and manifest.json."""
     record = read_manifest(parent) or {}
-    run = Run.start(out, compressed(config, chosen), resume=False, overwrite=overwrite)
+    run = Run.start(out, compressed(config, chosen), resume=False, overwrite=overwrite, data=notes["data"])
     try:
         run.save("latest", notes["step"], variables, {"level": 0, "best": chosen["accuracy"], "seconds": 0.0})
         run.update(
@@ -250,6 +257,7 @@ def export(out: Path, net: nn.Module, variables: PyTree, dataset: data.Dataset) 
     preprocess = partial(data.normalize, mean=dataset.mean, std=dataset.std)
     exported = remanifest.export_inference(net, variables, images.shape[1:], preprocess=preprocess, dtype="uint8")
     (out / EXPORTED).write_bytes(exported)
+    write_digest(out / EXPORTED)
     logits = np.asarray(jax.jit(net.apply)(variables, preprocess(images)))
     sample = out / "sample.npz"
     np.savez(sample, images=images, logits=logits)
@@ -297,7 +305,8 @@ def compress(options: Options, console: Console) -> Path:
       RunError: for a run that cannot be compressed, no candidate within `max_drop`, or a folder in use.
     """
     config, net, variables, notes = loaded(options.run_dir, options.checkpoint)
-    dataset = dataset_of(config)
+    dataset = data_of_run(config, notes["data"], options.accept_new_data)
+    variables, statistics = restated(net, variables, dataset)
     rows = evaluate_candidates(net, variables, dataset, candidates(net, config, options))
     front, folder = front_of(rows), options.run_dir / "compressed"
     chosen = choose(rows, options)
@@ -306,7 +315,7 @@ def compress(options: Options, console: Console) -> Path:
         folder / "front.json",
         {
             "run": str(options.run_dir), "checkpoint": options.checkpoint, "step": notes["step"],
-            "seed": config.seed, "split": "validation", "n_images": len(dataset.x_validation),
+            "seed": config.seed, "split": "validation", "statistics": statistics, "n_images": len(dataset.x_validation),
             "trained": rows[0], "chosen": chosen, "front": front, "rows": rows, "environment": environment(),
         },
     )  # fmt: skip
@@ -342,7 +351,7 @@ def main() -> None:
     try:
         options = tyro.cli(Options, prog="python -m experiments.compress", description=__doc__)
         compress(options, Console(highlight=False))
-    except (RunError, ValueError, FileNotFoundError) as error:
+    except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

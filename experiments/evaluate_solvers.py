@@ -25,10 +25,10 @@ from rich.table import Table
 
 from experiments.records import pictures
 from experiments.records.environment import environment
-from experiments.records.files import RunError, write_json
+from experiments.records.files import RunError, expand, write_json
 from experiments.records.swaps import Row, Swapped, outcome
-from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches
-from experiments.training.steps import dataset_of
+from experiments.training.fingerprint import data_of_run
+from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches, restated
 from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import SCHEMES
 
@@ -53,10 +53,15 @@ class Options:
     """Solvers side by side; default 1 on a CPU, and elsewhere as many as --memory-gib allows."""
     memory_gib: float | None = None
     """Temporary memory that lanes may take; default half of the device's, or 4."""
+    accept_new_data: bool = False
+    """Evaluate on data that is not that of the run."""
+    out: Path | None = None
+    """Folder of the results, where that of the run cannot be written into; default RUN_DIR/swap."""
     twin: Path | None = None
     """Folder of a second run, evaluated in the same way and drawn beside the first."""
 
     def __post_init__(self) -> None:
+        expand(self, "run_dir", "out", "twin")
         for name, good, allowed in (
             (
                 "schemes",
@@ -74,7 +79,9 @@ class Options:
 def swap_run(folder: Path, options: Options) -> Swapped:
     """The grid of one run, written into its folder as swap.csv and swap.json."""
     config, net, variables, notes = loaded(folder, options.checkpoint)
-    batches, n_images = make_batches(dataset_of(config), options.split)
+    dataset = data_of_run(config, notes["data"], options.accept_new_data)
+    variables, statistics = restated(net, variables, dataset)
+    batches, n_images = make_batches(dataset, options.split)
     trained = Manifestation.of(net.solver)
     steps = sorted({*(options.n_steps or default_steps(trained.counted))})
     grid = [Manifestation(scheme, n) for scheme in options.schemes for n in steps]
@@ -95,16 +102,25 @@ def swap_run(folder: Path, options: Options) -> Swapped:
             "basis": repr(net.basis),
             "epsilon": net.epsilon,
         },
+        "statistics": statistics,
         "program": program,
         "environment": environment(),
         "rows": rows,
     }
-    write_json(folder / "swap" / "swap.json", record)
-    with (folder / "swap" / "swap.csv").open("w", newline="") as file:
+    out = results_of(folder, options)
+    write_json(out / "swap.json", record)
+    with (out / "swap.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     return Swapped(folder.name, trained, rows, record)
+
+
+def results_of(folder: Path, options: Options) -> Path:
+    """The folder that the grid of one run is written into; of a twin beside another with `--out`, one below it."""
+    if options.out is None:
+        return folder / "swap"
+    return options.out if folder == options.run_dir else options.out / folder.name
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -145,6 +161,8 @@ def print_table(swapped: Swapped, console: Console) -> None:
         f"{program['lanes']} lane(s), {program['temporary_mib']:.1f} MiB of temporary memory",
         soft_wrap=True,
     )
+    if record.get("statistics"):
+        console.print(record["statistics"], soft_wrap=True)
 
 
 def main() -> None:
@@ -157,10 +175,10 @@ def main() -> None:
         for folder in folders:
             swaps.append(swap_run(folder, options))
             print_table(swaps[-1], console)
-        pictures.draw_swap(swaps).savefig(options.run_dir / "swap" / "swap.png", dpi=150)
-    except (RunError, ValueError, FileNotFoundError) as error:
+        pictures.draw_swap(swaps).savefig(results_of(options.run_dir, options) / "swap.png", dpi=150)
+    except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    console.print(f"written: {options.run_dir / 'swap'}/swap.csv, swap.json, swap.png")
+    console.print(f"written: {results_of(options.run_dir, options)}/swap.csv, swap.json, swap.png", markup=False)
 
 
 if __name__ == "__main__":

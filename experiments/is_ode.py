@@ -29,9 +29,10 @@ from rich.table import Table
 
 from experiments.images import data
 from experiments.records.environment import environment
-from experiments.records.files import RunError, destination, write_json
+from experiments.records.files import RunError, destination, expand, write_json
+from experiments.training.fingerprint import data_of_run
+from experiments.training.manifestations import RESTATED_ON
 from experiments.training.run import load_run
-from experiments.training.steps import dataset_of
 from ode_nets import validity
 
 if TYPE_CHECKING:
@@ -54,12 +55,15 @@ class Options:
     """Step counts, in units of the trained one."""
     samples: int = 32
     """Images whose trajectories are searched for crossings, an eighth of them beyond two dimensions; 0 for none."""
+    accept_new_data: bool = False
+    """Examine on data that is not that of the run."""
     out: Path | None = None
     """Folder of the results; default runs/is_ode."""
     record: bool = False
     """Write into results/is_ode, which git keeps, instead."""
 
     def __post_init__(self) -> None:
+        expand(self, "runs", "out")
         if not self.runs:
             raise ValueError("runs=(): expected at least one folder of a run")
         for name, least in (("images", 1), ("samples", 0)):
@@ -70,12 +74,13 @@ class Options:
 def examine(options: Options, folder: Path) -> Record:
     """The report on one run, as plain data."""
     began = time.perf_counter()
-    config, net, variables, _ = load_run(folder)
-    dataset = dataset_of(config)
+    config, net, variables, notes = load_run(folder)
+    dataset = data_of_run(config, notes["data"], options.accept_new_data)
+    seen = data.normalize(jnp.asarray(dataset.x_train[:RESTATED_ON]), dataset.mean, dataset.std)
     images = data.normalize(jnp.asarray(dataset.x_test[: options.images]), dataset.mean, dataset.std)
     labels = jnp.asarray(dataset.y_test[: options.images])
     report = validity.examine(
-        validity.of_model(net, variables, images),
+        validity.of_model(net, variables, images, restat_on=seen),
         labels=labels,
         schemes=options.schemes,
         factors=options.factors,
@@ -87,6 +92,7 @@ def examine(options: Options, folder: Path) -> Record:
         "rtol": report.trained.rtol,
         "verdict": report.verdict,
         "sentence": report.sentence,
+        "statistics": report.statistics,
         "n_images": len(labels),
         "rows": report.rows,
         "exchange": None,
@@ -182,7 +188,7 @@ def main() -> None:
         options = tyro.cli(Options, prog="python -m experiments.is_ode", description=__doc__)
         out = destination("is_ode", options.out, options.record)
         records = [examine(options, folder) for folder in options.runs]
-    except (RunError, ValueError, FileNotFoundError) as error:
+    except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print_table(records, console)
     out.mkdir(parents=True, exist_ok=True)

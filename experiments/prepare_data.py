@@ -71,20 +71,14 @@ def from_archive(
         overwrite: replace the set if it is there already.
     """
     if name not in ARCHIVED:
-        raise ValueError(
-            f"name={name!r} has no archive that is known here; allowed are {', '.join(ARCHIVED)}."
-        )
+        raise ValueError(f"name={name!r} has no archive that is known here; allowed are {', '.join(ARCHIVED)}.")
     path = path.expanduser()
     mnist = "mnist" in name
-    content = (
-        read_idx({key: path / file for key, file in IDX_FILES.items()}) if mnist else read_cifar(name, path)
-    )
+    content = read_idx({key: path / file for key, file in IDX_FILES.items()}) if mnist else read_cifar(name, path)
     return write_prepared(name, lambda _: content, data_dir=data_dir, overwrite=overwrite)
 
 
-def download(
-    name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = None, overwrite: bool = False
-) -> Path:
+def download(name: Annotated[str, tyro.conf.Positional], data_dir: Path | None = None, overwrite: bool = False) -> Path:
     """Download a set over the network and prepare it, by TFDS's own download_and_prepare and its checksums.
 
     Args:
@@ -126,9 +120,7 @@ def write_prepared(
         ValueError: content that does not fit the official set, or that was not read back as it was written.
     """
     if not re.fullmatch(r"[a-z]\w*(/[\w.-]+)?", name):
-        raise ValueError(
-            f"name={name!r} is not a TFDS name: lower-case letters, digits and _, such as my_digits."
-        )
+        raise ValueError(f"name={name!r} is not a TFDS name: lower-case letters, digits and _, such as my_digits.")
     started, root = time.perf_counter(), data_root(data_dir)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".preparing-", dir=root) as staging, _progress() as advance:
@@ -145,15 +137,12 @@ def write_prepared(
         built.rename(final)
     seconds = time.perf_counter() - started
     _say(
-        f"{final}: {counts}, read back and compared, {seconds:.1f} s. "
-        f"Use it by load({name!r}, data_dir={str(root)!r})."
+        f"{final}: {counts}, read back and compared, {seconds:.1f} s. Use it by load({name!r}, data_dir={str(root)!r})."
     )
     return final
 
 
-def _builder(
-    name: str, fetch: Callable[[Any], Content] | None, staging: Path, advance: Callable[..., None]
-) -> Any:
+def _builder(name: str, fetch: Callable[[Any], Content] | None, staging: Path, advance: Callable[..., None]) -> Any:
     """TFDS's own builder of `name`, or one with its name, version and features that writes our content."""
     import tensorflow_datasets as tfds
 
@@ -226,20 +215,14 @@ def _builder(
 def _check_fits(raw: Raw, features: dict[str, Any], name: str) -> None:
     other = f"Or give another name, such as my_{name.partition('/')[0]}, which may hold any images."
     if not {"image", "label"} <= set(features):
-        raise ValueError(
-            f"TFDS's {name} has the features {', '.join(features)}, not image and label. {other}"
-        )
+        raise ValueError(f"TFDS's {name} has the features {', '.join(features)}, not image and label. {other}")
     shape, given = features["image"].shape, raw.arrays["x_train"].shape[1:]
     if any(allowed not in (None, size) for allowed, size in zip(shape, given, strict=True)):
-        raise ValueError(
-            f"{raw.where} holds images {given}; {name} is defined with {shape}. Give those. {other}"
-        )
+        raise ValueError(f"{raw.where} holds images {given}; {name} is defined with {shape}. Give those. {other}")
     n_classes = features["label"].num_classes
     highest = max(int(raw.arrays[key].max()) for key in ("y_train", "y_test"))
     if n_classes is not None and highest >= n_classes:
-        raise ValueError(
-            f"{raw.where} holds the label {highest}; {name} has labels below {n_classes}. {other}"
-        )
+        raise ValueError(f"{raw.where} holds the label {highest}; {name} has labels below {n_classes}. {other}")
     for feature in set(features) - {"image", "label", "id"}:
         for split in ("train", "test"):
             column = raw.arrays.get(f"{feature}_{split}", np.zeros(0))
@@ -291,16 +274,12 @@ def _verify(builder: Any, built: Path, advance: Callable[..., None]) -> str:
         found = len(builder.as_data_source(split))
         wanted = len(content.raw.arrays[f"y_{split}"]) if content else count
         if not wanted == count == found:
-            raise ValueError(
-                f"{built}, split {split!r}: {wanted} rows given, {count} written, {found} read back."
-            )
+            raise ValueError(f"{built}, split {split!r}: {wanted} rows given, {count} written, {found} read back.")
     if content:
         back = read_prepared(built).arrays
         different = [key for key in back if not np.array_equal(back[key], content.raw.arrays[key])]
         if different:
-            raise ValueError(
-                f"{', '.join(different)} read back from {built} are not what was written. Check the disk."
-            )
+            raise ValueError(f"{', '.join(different)} read back from {built} are not what was written. Check the disk.")
     advance("reading back", len(counts), len(counts))
     return " and ".join(f"{count} {split}" for split, count in counts.items()) + " images"
 

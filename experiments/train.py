@@ -3,14 +3,19 @@
     python -m experiments.train digits                      a config of experiments/configs
     python -m experiments.train digits --epochs 5 --run-dir runs/short
     python -m experiments.train digits --resume             go on after Ctrl-C, SIGTERM or a kill
+    python -m experiments.train digits --resume --epochs 40  go on for longer, with no other setting changed
 
 A run writes manifest.json, metrics.jsonl, TensorBoard curves and checkpoints into its folder. The test images
-are read once, when training is over. All devices share every batch; experiments/run_pod.sh starts several hosts,
-and experiments/training/devices.py says what is shared how.
+are read once, when training is over. Epochs before which the rate decays or the network is refined are counted from
+the start, so that a run that goes on for longer becomes the one that was started with so many epochs; its test images
+are then read again, and manifest.json keeps the results before. A damaged checkpoint is set aside, and an older one
+taken. All devices share every batch; experiments/run_pod.sh starts several hosts, and
+experiments/training/devices.py says what is shared how.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -23,12 +28,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from experiments import configs
-from experiments.records.files import RunError
+from experiments.records.files import RunError, expand, say
 from experiments.training.config import Config
 from experiments.training.devices import Agreement, is_first, join
-from experiments.training.progress import Bar, Interrupted, StopSignals, read, summary
+from experiments.training.fingerprint import changes, fingerprint
+from experiments.training.progress import Bar, Interrupted, StopSignals, read, summary, unfailing_console
 from experiments.training.run import Run, check_start
 from experiments.training.steps import train_step, train_steps
 from experiments.training.task import Task
@@ -51,6 +58,8 @@ class Options:
     """Delete the run in the folder and start anew."""
     checkpoint_seconds: float = 120.0
     """Time between two checkpoints inside an epoch, 0 for one a step; there is one after each epoch."""
+    accept_new_data: bool = False
+    """Go on where the data is not that of the run; the run keeps a record of both."""
     quiet: bool = False
     """Print nothing but errors."""
     steps_per_dispatch: int = 1
@@ -71,6 +80,7 @@ class Options:
     """Seconds after which a silent process counts as lost, and ends the others."""
 
     def __post_init__(self) -> None:
+        expand(self, "run_dir")
         for name in ("n_devices", "n_processes", "lost_after"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -97,33 +107,45 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
       RunError: for a folder that holds another run, data that cannot be had, a non-finite loss, or an
         interruption.
     """
-    console = Console(quiet=options.quiet or not is_first(), highlight=False)
+    console = unfailing_console(quiet=options.quiet or not is_first(), highlight=False)
     flags = {"resume": options.resume, "overwrite": options.overwrite}
     found = check_start(folder, config, **flags)
-    if options.resume and found["status"] == "finished":
+    if options.resume and found["status"] == "finished" and found["config"].get("epochs") == config.epochs:
         results = found["results"]
     else:
-        task = Task(config, options.n_devices)
-        run = Run.start(folder, config, **flags)
+        kept = found.get("data") if options.resume else None
+        task = Task(config, options.n_devices, kept=kept, accept_new_data=options.accept_new_data)
+        run = Run.start(folder, config, **flags, data=known(kept, fingerprint(task.dataset)))
         try:
             results = fit(task, run, options, console)
             run.update(status="finished", results=results)
         except BaseException as error:
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-            run.update(status="interrupted" if stopped else f"failed: {type(error).__name__}")
+            # Where the disk is full or the folder gone, the first error is the one to tell of.
+            with contextlib.suppress(OSError, RunError):
+                run.update(status="interrupted" if stopped else f"failed: {type(error).__name__}")
+            with contextlib.suppress(OSError, RunError):
+                run.close()
             raise
-        finally:
-            run.close()
+        run.close()
     accuracy = f"{results['test_accuracy']:.4f} on {results['n_test']} images"
-    console.print(f"test accuracy {accuracy}; run in {folder}", soft_wrap=True)
+    console.print(f"test accuracy {accuracy}; run in {escape(str(folder))}", soft_wrap=True)
     return results
+
+
+def known(kept: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprint that a run keeps; where its data changed, with the ones before and the scaling as it was."""
+    if kept is None or not changes(kept, now):
+        return kept or now
+    before = [*kept.get("before", []), {name: value for name, value in kept.items() if name != "before"}]
+    return now | {"before": before}
 
 
 def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, Any]:
     """Take a run from its newest checkpoint to its end; the results, once everything is on disk."""
     config, n_steps = task.config, task.steps_per_epoch
     step, notes, state = task.start(run)
-    run.forget_after(step)
+    run.forget_after(step, notes.get("history"))
     clock, agreement = time.perf_counter(), Agreement(task.devices)
 
     def save(which: str) -> None:
@@ -137,6 +159,9 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
             notes["adapted"] = float(state["adaptation"]["value"])
         run.save(which, step, state, dict(notes))
 
+    if step and not run.checkpoints.has("latest", step):
+        # It goes on from the best one, as newer ones were damaged or not yet there.
+        save("latest")
     with StopSignals() as signals, Bar(console, config, n_steps) as bar:
         for epoch in range(step // n_steps, config.epochs):
             # More coefficients and steps of the same function.
@@ -176,12 +201,15 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
             record = {"step": step, "epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy}
             record |= {"seconds": seconds, "images_per_second": (step - first) * config.batch_size / seconds}
             record |= task.describe(notes["level"], state)
-            run.log(record)
-            console.print(summary(record), soft_wrap=True)
+            # What is saved comes before what is said of it.
+            if "history" in notes:
+                notes["history"] = [*notes["history"], record]
             if record.get("validation_accuracy", -1.0) > notes["best"]:
-                notes["best"] = record["validation_accuracy"]
+                notes |= {"best": record["validation_accuracy"], "best_step": step}
                 save("best")
             save("latest")
+            run.log(record)
+            console.print(summary(record), soft_wrap=True)
             (stop,) = agreement.hear_now(bool(signals.noted))
             if stop and step < config.epochs * n_steps:
                 raise Interrupted(signals.noted, step)
@@ -194,7 +222,7 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
         "n_test": len(task.dataset.x_test),
-        "best_validation_accuracy": notes["best"] if len(task.dataset.x_validation) else None,
+        "best_validation_accuracy": notes["best"] if notes["best"] >= 0 else None,
         "n_parameters": remanifest.n_parameters(state),
         "train_seconds": notes["seconds"],
         "data": task.dataset.source,
@@ -203,23 +231,28 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
 
 def main() -> None:
     """The command line."""
-    name, config, options = configs.command_line(Options, "python -m experiments.train")
-    if options.distributed:
-        processes = (options.coordinator, options.n_processes, options.process_id, options.local_device_ids)
-        join(*processes, timeout=options.lost_after)
+    options, folder = Options(), None
     try:
-        train(config, options, options.run_dir or Path("runs") / name)
+        name, config, options = configs.command_line(Options, "python -m experiments.train")
+        place = options.run_dir or Path("runs") / name
+        if options.distributed:
+            processes = (options.coordinator, options.n_processes, options.process_id, options.local_device_ids)
+            join(*processes, timeout=options.lost_after)
+        folder = place
+        train(config, options, folder)
     except Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr)
+        say(f"\n{stop}")
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
-        print("\nstopped at once; --resume goes on from the last checkpoint", file=sys.stderr)
+        begun = folder is not None and (folder / "checkpoints").is_dir()
+        say(f"\nstopped {'at once; --resume goes on from the last checkpoint' if begun else 'before training began'}")
         leave(options, 128 + signal.SIGINT)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (RunError, OSError) as error:
+        say(f"error: {error}")
         leave(options, 1)
     except Exception:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         leave(options, 1)
 
 

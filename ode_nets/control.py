@@ -48,8 +48,7 @@ class StepController:
             raise ValueError(f"safety={self.safety}: expected a number in (0, 1]")
         if not 0 < self.min_factor < 1 < self.max_factor:
             raise ValueError(
-                f"min_factor={self.min_factor}, max_factor={self.max_factor}: "
-                "expected 0 < min_factor < 1 < max_factor"
+                f"min_factor={self.min_factor}, max_factor={self.max_factor}: expected 0 < min_factor < 1 < max_factor"
             )
         if min(self.integral, self.proportional) < 0 or self.integral + self.proportional == 0:
             raise ValueError(
@@ -80,9 +79,7 @@ class StepController:
         return jnp.clip(raw, lowest, highest).astype(error.dtype)
 
 
-def scaled_norm(
-    error: PyTree, x: PyTree, x_next: PyTree, rtol: Any, atol: Any, kind: Norm = "batch"
-) -> jax.Array:
+def scaled_norm(error: PyTree, x: PyTree, x_next: PyTree, rtol: Any, atol: Any, kind: Norm = "batch") -> jax.Array:
     """The size of an error relative to the tolerance; a step is accepted where it is at most 1.
 
         E = RMS(error / (atol + rtol * max(|x_n|, |x_{n+1}|)))      (ACA app. A, published code)

@@ -131,9 +131,7 @@ def test_states_are_pytrees_and_keep_their_dtypes(x64):
     field = lambda i, t, x: (jax.tree.map(jnp.negative, x), ())
     step = rk_step(SCHEMES["dopri5"], field, jnp.float64(0.0), x, jnp.float64(0.1), with_error=True)
     for tree in (step.x, step.error):
-        assert jax.tree.map(lambda a: (a.shape, a.dtype), tree) == jax.tree.map(
-            lambda a: (a.shape, a.dtype), x
-        )
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), tree) == jax.tree.map(lambda a: (a.shape, a.dtype), x)
     np.testing.assert_allclose(step.x["b"][1], np.exp(-0.1), rtol=1e-8)
 
 

@@ -32,9 +32,7 @@ def dense_weights(tableau, s):
 
 
 def test_catalogue_holds_the_promised_schemes():
-    properties = {
-        k: (t.n_stages, t.order, t.embedded_order, t.fsal, t.dense_order) for k, t in SCHEMES.items()
-    }
+    properties = {k: (t.n_stages, t.order, t.embedded_order, t.fsal, t.dense_order) for k, t in SCHEMES.items()}
     assert properties == {
         "euler": (1, 1, None, False, 1),
         "midpoint": (2, 2, None, False, 2),
@@ -81,9 +79,7 @@ def test_quadrature_conditions_hold_in_exact_fractions(key):
 def test_declared_orders_are_the_highest_ones(key):
     """One order more and the tableau is refused, for the solution and for the embedded weights."""
     tableau = SCHEMES[key]
-    with pytest.raises(
-        ValueError, match=f"claims order {tableau.order + 1} but fails the order-{tableau.order + 1}"
-    ):
+    with pytest.raises(ValueError, match=f"claims order {tableau.order + 1} but fails the order-{tableau.order + 1}"):
         dataclasses.replace(tableau, order=tableau.order + 1)
     if tableau.embedded_order is not None:
         above = tableau.embedded_order + 1

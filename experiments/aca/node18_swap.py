@@ -28,11 +28,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.records.environment import environment
-from experiments.records.files import RunError, write_json
+from experiments.records.files import RunError, expand, write_json
+from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import Batches, evaluate_grid, make_batches, score
 from experiments.training.progress import failures
 from experiments.training.run import load_run
-from experiments.training.steps import dataset_of
 from ode_nets.gradients import Direct
 from ode_nets.integrate import Adaptive
 from ode_nets.nn import NODE18
@@ -83,8 +83,11 @@ class Options:
     """Of the fixed solvers; 1 / stepsize must be an integer."""
     tolerances: tuple[float, ...] = TOLERANCES
     """rtol = atol of the adaptive solvers."""
+    accept_new_data: bool = False
+    """Evaluate on data that is not that of the run."""
 
     def __post_init__(self) -> None:
+        expand(self, "run_dir")
         if not all(0 < h <= 1 and abs(1 / h - round(1 / h)) < 1e-6 for h in self.stepsizes):
             raise ValueError(f"stepsizes={self.stepsizes}: expected numbers that divide 1")
         if self.images is not None and self.images < 1:
@@ -110,9 +113,7 @@ def score_adaptive(
     return score(logits, y), changed["solution"]
 
 
-def evaluate_adaptive(
-    net: nn.Module, variables: PyTree, solver: Adaptive, batches: Batches, n_images: int
-) -> Row:
+def evaluate_adaptive(net: nn.Module, variables: PyTree, solver: Adaptive, batches: Batches, n_images: int) -> Row:
     """Accuracy, loss and mean counts of a forward pass under one adaptive solver.
 
     Raises:
@@ -150,7 +151,9 @@ def swap(options: Options) -> dict[str, Any]:
     config, net, variables, notes = load_run(options.run_dir, options.checkpoint)
     if not isinstance(net, NODE18):
         raise RunError(f"the run in {options.run_dir} trained a {type(net).__name__}: expected a NODE18")
-    batches, n_images = make_batches(dataset_of(config), options.split, options.images)
+    batches, n_images = make_batches(
+        data_of_run(config, notes["data"], options.accept_new_data), options.split, options.images
+    )
 
     # All fixed solvers are one program, every embedded pair is one more.
     grid = [Manifestation(scheme, round(1 / h)) for scheme in FIXED.values() for h in options.stepsizes]

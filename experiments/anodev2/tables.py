@@ -187,15 +187,16 @@ def train_group(
             raise RunError(f"--resume: {folder} holds a run with {name}={manifest[name]}, not {asked}; repeat that")
     if flags["resume"] and manifest["status"] == "finished":
         return manifest["results"]
-    run = Run.start(folder, config, **flags)
+    run = Run.start(folder, config, resume=flags["resume"], overwrite=flags["overwrite"])
     try:
         run.update(seeds=list(seeds), n_test=n_test)
         group = Group(config, seeds, dataset)
         state, curve = group.init(), []
-        if (found := run.restore_notes()) is not None:
-            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), state)
-            state, curve = run.restore(found[0], like), found[1]["curve"]
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), state)
+        if (found := run.newest(lambda notes: like)) is not None:
+            _, notes, state = found
+            curve = notes["curve"]
         run.forget_after(len(curve) * group.n_steps)
         saved = time.perf_counter()
         for epoch in range(len(curve), config.epochs):

@@ -164,9 +164,7 @@ def all_errors(options: Options, thetas: dict[str, PyTree], counts: Sequence[int
     """By "trained>run", errors `[seeds, n_counts]`."""
     t1 = jnp.float64(options.t1)
     return {
-        f"{trained}>{scheme}": np.stack(
-            [errors_of(theta, pad(FixedStep(scheme, n), 4), t1) for n in counts], axis=-1
-        )
+        f"{trained}>{scheme}": np.stack([errors_of(theta, pad(FixedStep(scheme, n), 4), t1) for n in counts], axis=-1)
         for trained, theta in thetas.items()
         for scheme in SCHEMES
     }

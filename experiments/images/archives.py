@@ -46,16 +46,12 @@ def read_idx(files: dict[str, Path]) -> Content:
             data = gzip.decompress(Path(path).read_bytes())
             found, *shape = struct.unpack_from(f">{rank + 1}i", data)
             if found != magic or len(data) != 4 * (rank + 1) + np.prod(shape):
-                raise ValueError(
-                    f"magic number {found}, expected {magic}; {len(data)} bytes for the shape {shape}"
-                )
+                raise ValueError(f"magic number {found}, expected {magic}; {len(data)} bytes for the shape {shape}")
         except FileNotFoundError:
             names = ", ".join(IDX_FILES.values())
             raise FileNotFoundError(f"There is no file {path}. The folder must hold {names}.") from None
         except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-            raise ValueError(
-                f"{path} is no idx file of {key} ({error}). Get it again, still compressed."
-            ) from error
+            raise ValueError(f"{path} is no idx file of {key} ({error}). Get it again, still compressed.") from error
         arrays[key] = np.frombuffer(data, np.uint8, offset=4 * (rank + 1)).reshape(shape)
     arrays = {key: value[..., None] if key[0] == "x" else value for key, value in arrays.items()}
     where = str(Path(files["x_train"]).parent)
@@ -79,9 +75,7 @@ def read_cifar(name: str, path: Path) -> Content:
     train = ["train"] if name == "cifar100" else [f"data_batch_{i}" for i in range(1, 6)]
     test = "test" if name == "cifar100" else "test_batch"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no file {path.absolute()}. Get {URLS[name].replace('binary', 'python')}."
-        )
+        raise FileNotFoundError(f"There is no file {path.absolute()}. Get {URLS[name].replace('binary', 'python')}.")
     try:
         with tarfile.open(path) as tar:
             files = {Path(m.name).name: f.read() for m in tar if m.isfile() and (f := tar.extractfile(m))}
@@ -90,9 +84,7 @@ def read_cifar(name: str, path: Path) -> Content:
         class_names = _class_names(files, fields)
     except KeyError as error:
         listed = ", ".join(files) or "nothing"
-        raise ValueError(
-            f"{path} lacks {error}; it holds {listed}. Give the published {name} archive."
-        ) from error
+        raise ValueError(f"{path} lacks {error}; it holds {listed}. Give the published {name} archive.") from error
     except (OSError, EOFError, ValueError, pickle.UnpicklingError, tarfile.TarError, zlib.error) as error:
         raise ValueError(
             f"{path} cannot be read: it is broken, cut off or no archive ({error}). Get it again."
@@ -107,16 +99,12 @@ def read_cifar(name: str, path: Path) -> Content:
     return checked(Raw(arrays, str(path), f"the published archive {path.name}"), class_names)
 
 
-def _binary_batch(
-    files: dict[str, bytes], batch: str, fields: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
+def _binary_batch(files: dict[str, bytes], batch: str, fields: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     rows = np.frombuffer(files[f"{batch}.bin"], np.uint8).reshape(-1, len(fields) + 3072)
     return rows[:, len(fields) :], rows[:, : len(fields)]
 
 
-def _pickled_batch(
-    files: dict[str, bytes], batch: str, fields: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
+def _pickled_batch(files: dict[str, bytes], batch: str, fields: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     found = _Unpickler(io.BytesIO(files[batch]), encoding="bytes").load()
     keys = {"coarse_label": b"coarse_labels", "label": b"labels" if len(fields) == 1 else b"fine_labels"}
     return np.asarray(found[b"data"], np.uint8), np.stack([np.asarray(found[keys[f]]) for f in fields], 1)

@@ -65,12 +65,8 @@ def load(
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction={validation_fraction} is not in [0, 1); 0.1 keeps a tenth.")
-    if limit is not None and (
-        isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1
-    ):
-        raise ValueError(
-            f"limit={limit!r} is not a positive integer; give a number of images, or None for all."
-        )
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1):
+        raise ValueError(f"limit={limit!r} is not a positive integer; give a number of images, or None for all.")
     raw = read(str(name), data_dir)
     arrays, n_classes = check_arrays(raw)
     order = np.random.default_rng(seed).permutation(len(arrays["x_train"]))
@@ -111,19 +107,11 @@ def check_arrays(raw: Raw) -> tuple[dict[str, np.ndarray], int]:
     Raises:
         ValueError: a wrong shape, dtype or value; names the file, the fault and the remedy.
     """
-    x = {
-        split: _check_images(raw.arrays[f"x_{split}"], f"x_{split} of {raw.where}")
-        for split in ("train", "test")
-    }
-    y = {
-        split: _check_labels(raw.arrays[f"y_{split}"], len(x[split]), f"y_{split} of {raw.where}")
-        for split in x
-    }
+    x = {split: _check_images(raw.arrays[f"x_{split}"], f"x_{split} of {raw.where}") for split in ("train", "test")}
+    y = {split: _check_labels(raw.arrays[f"y_{split}"], len(x[split]), f"y_{split} of {raw.where}") for split in x}
     if x["train"].shape[1:] != x["test"].shape[1:]:
         shapes = f"{x['train'].shape[1:]}, its test images {x['test'].shape[1:]}"
-        raise ValueError(
-            f"The training images of {raw.where} are {shapes}; both need one height, width and channels."
-        )
+        raise ValueError(f"The training images of {raw.where} are {shapes}; both need one height, width and channels.")
     present = np.unique(y["train"])
     n_classes = raw.n_classes or int(present[-1]) + 1
     for split, labels in y.items():
@@ -172,9 +160,7 @@ def _check_labels(y: np.ndarray, n_images: int, what: str) -> np.ndarray:
             f"y.reshape(-1) for a column, y.argmax(1) for one-hot rows, y.astype(np.int32) for whole floats."
         )
     if len(y) != n_images:
-        raise ValueError(
-            f"{what} has {len(y)} labels for {n_images} images. Give each image one label, in its order."
-        )
+        raise ValueError(f"{what} has {len(y)} labels for {n_images} images. Give each image one label, in its order.")
     return y
 
 

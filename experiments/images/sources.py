@@ -57,18 +57,14 @@ def _read_digits() -> Raw:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
-            "'digits' comes with scikit-learn, which is missing: pip install scikit-learn"
-        ) from error
+        raise ImportError("'digits' comes with scikit-learn, which is missing: pip install scikit-learn") from error
     digits = load_digits()
     x, y = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None], digits.target
     rng = np.random.default_rng(0)  # not the caller's seed: everybody must be tested on the same images
     members = [rng.permutation(np.flatnonzero(y == digit)) for digit in range(10)]
     test = np.sort(np.concatenate([m[: round(0.2 * len(m))] for m in members]))
     train = np.setdiff1d(np.arange(len(y)), test)
-    source = (
-        f"scikit-learn's {len(y)} handwritten digits (from the UCI repository), a fixed fifth for testing"
-    )
+    source = f"scikit-learn's {len(y)} handwritten digits (from the UCI repository), a fixed fifth for testing"
     return Raw(by_key(x[train], y[train], x[test], y[test]), "scikit-learn's digits", source, 10)
 
 
@@ -89,16 +85,10 @@ def read_npz(path: Path) -> Raw:
         zlib.error,
     ) as error:
         mixed = "Object arrays" in str(error)
-        hint = (
-            "it holds Python objects, perhaps images of mixed sizes"
-            if mixed
-            else f"broken or cut off: {error}"
-        )
+        hint = "it holds Python objects, perhaps images of mixed sizes" if mixed else f"broken or cut off: {error}"
         raise ValueError(f"{path} cannot be read ({hint}). Write or copy it again. {_NPZ}") from error
     if missing := [key for key in KEYS if key not in arrays]:
-        raise ValueError(
-            f"{path} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}. {_NPZ}"
-        )
+        raise ValueError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}. {_NPZ}")
     n_classes = int(arrays["n_classes"]) if "n_classes" in arrays else None
     return Raw(arrays, str(path), f"the arrays in {path.name}", n_classes)
 
@@ -113,14 +103,10 @@ def _read_folder(path: Path) -> Raw:
         classes, train, test = _list_tiny_imagenet(path)
         source += "; Tiny-ImageNet's published validation images are the test set, its test labels are secret"
     else:
-        found = (
-            sorted(d.name for d in path.glob(f"{split}/[!.]*") if d.is_dir()) for split in ("train", "test")
-        )
+        found = (sorted(d.name for d in path.glob(f"{split}/[!.]*") if d.is_dir()) for split in ("train", "test"))
         classes, tested = found
         if missing := sorted(set(tested) - set(classes)):
-            raise ValueError(
-                f"{path}/test has the class {missing[0]!r}, {path}/train lacks it. Use the same names."
-            )
+            raise ValueError(f"{path}/test has the class {missing[0]!r}, {path}/train lacks it. Use the same names.")
         train = [(file, i) for i, c in enumerate(classes) for file in _images_in(path / "train" / c)]
         test = [(file, classes.index(c)) for c in tested for file in _images_in(path / "test" / c)]
     for split, listed in (("training", train), ("test", test)):
@@ -145,9 +131,7 @@ def _list_tiny_imagenet(path: Path) -> tuple[list[str], list[tuple[Path, int]], 
     for number, line in enumerate(annotations.read_text().splitlines(), 1):
         file, wnid = [*line.split(), "", ""][:2]
         if wnid not in index:
-            raise ValueError(
-                f"{annotations}, line {number}: {line!r} is no file name with a class of wnids.txt."
-            )
+            raise ValueError(f"{annotations}, line {number}: {line!r} is no file name with a class of wnids.txt.")
         test.append((path / "val" / "images" / file, index[wnid]))
     return classes, train, test
 
@@ -155,17 +139,13 @@ def _list_tiny_imagenet(path: Path) -> tuple[list[str], list[tuple[Path, int]], 
 def _images_in(folder: Path) -> list[Path]:
     found = sorted(file for file in folder.glob("[!.]*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if not found:
-        raise ValueError(
-            f"{folder} is missing or holds no .png, .jpg or .jpeg. Unpack the set again. {_FOLDER}"
-        )
+        raise ValueError(f"{folder} is missing or holds no .png, .jpg or .jpeg. Unpack the set again. {_FOLDER}")
     return found
 
 
 def data_root(data_dir: str | Path | None) -> Path:
     """The folder of prepared TFDS sets: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return (
-        Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()
-    )
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()
 
 
 def _find_prepared(name: str, data_dir: str | Path | None) -> Path:
@@ -178,8 +158,7 @@ def _find_prepared(name: str, data_dir: str | Path | None) -> Path:
     archive = "FOLDER_OF_THE_FOUR_GZ_FILES" if "mnist" in meant else f"cifar-{meant[5:]}-python.tar.gz"
     options = f"--data-dir {shlex.quote(str(root))}"
     lines = [
-        f"There is no prepared data set {name!r}: looked for "
-        f"{root / stem}/{version or '<version>'}/dataset_info.json.",
+        f"There is no prepared data set {name!r}: looked for {root / stem}/{version or '<version>'}/dataset_info.json.",
         f"Did you mean {meant!r}?" if meant != stem else "",
         f"Prepared in {root}: {', '.join(there)}." if there else "",
         "Loading downloads nothing. Prepare the set once, by one of",
@@ -209,9 +188,7 @@ def read_prepared(folder: Path) -> Raw:
     """
     described = _read_json(folder / "dataset_info.json")
     if (written := described.get("fileFormat", "tfrecord")) != "array_record":
-        raise ValueError(
-            f"{folder} is in {written}; without TensorFlow only array_record is read. {_again(folder)}"
-        )
+        raise ValueError(f"{folder} is in {written}; without TensorFlow only array_record is read. {_again(folder)}")
     columns = []
     try:
         import tensorflow_datasets as tfds
@@ -228,9 +205,7 @@ def read_prepared(folder: Path) -> Raw:
                 columns.append(records.__getitems__(range(len(records))))
     except ImportError as error:
         packages = "pip install tensorflow-datasets array_record importlib_resources pillow (no TensorFlow)"
-        raise ImportError(
-            f"Reading {folder} needs packages that are missing ({error}): {packages}"
-        ) from error
+        raise ImportError(f"Reading {folder} needs packages that are missing ({error}): {packages}") from error
     except Exception as error:  # array_record, protobuf, json and TFDS each raise kinds of their own
         fault = f"{type(error).__name__}: {error}"
         raise ValueError(f"{folder} is broken or incomplete ({fault}). {_again(folder)}") from error
@@ -265,9 +240,7 @@ def decode_images(files: Sequence[Path | bytes], names: Sequence[str], channels:
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
                 if image.mode[0] in "IF":
-                    raise ValueError(
-                        f"mode {image.mode} has more than 8 bits a channel; convert it to 8 bits"
-                    )
+                    raise ValueError(f"mode {image.mode} has more than 8 bits a channel; convert it to 8 bits")
                 modes.add(image.mode)
                 pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
         except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
@@ -277,8 +250,6 @@ def decode_images(files: Sequence[Path | bytes], names: Sequence[str], channels:
             images = np.empty((len(files), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             sizes = f"{pixels.shape[:2]} pixels, {names[0]} has {images.shape[1:3]}"
-            raise ValueError(
-                f"{name} has {sizes}. All images of a set must have one size: resize them first."
-            )
+            raise ValueError(f"{name} has {sizes}. All images of a set must have one size: resize them first.")
         images[i] = pixels
     return images[..., :1].copy() if channels is None and modes <= {"1", "L", "LA"} else images

@@ -28,11 +28,18 @@ def environment() -> dict[str, Any]:
         "n_processes": jax.process_count(),
         "cpu": _cpu_model(),
         "n_cores": os.cpu_count(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "load_average": _load(),
         "python": platform.python_version(),
         "versions": _versions(),
         "x64": bool(jax.config.read("jax_enable_x64")),
     } | _revision()
+
+
+def _load() -> list[float] | None:
+    try:
+        return [round(load, 2) for load in os.getloadavg()]
+    except (AttributeError, OSError):  # Windows has none, and containers may hide it
+        return None
 
 
 def _cpu_model() -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +31,92 @@ def destination(name: str, out: Path | None, record: bool) -> Path:
     """
     if record and out is not None:
         raise ValueError(f"out={str(out)!r} beside --record, which writes into results/{name}: give one of them")
-    return out or Path("results" if record else "runs") / name
+    return out.expanduser() if out else Path("results" if record else "runs") / name
+
+
+def expand(options: Any, *names: str) -> None:
+    """Put the home folder in the place of `~` in settings of a frozen dataclass that are paths, or tuples of them."""
+    for name in names:
+        value = getattr(options, name)
+        if isinstance(value, tuple):
+            object.__setattr__(options, name, tuple(path.expanduser() for path in value))
+        elif value is not None:
+            object.__setattr__(options, name, value.expanduser())
+
+
+def check_place(folder: Path) -> None:
+    """See whether a run can be written into a folder and read again.
+
+    Raises:
+      RunError: for an address such as gs://, for a name that checkpoints are not found under again, and where a file
+        is in the way.
+    """
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(folder)):
+        raise RunError(
+            f"{folder} is an address of {match[1]}, expected a folder of this machine: mount the bucket, as with "
+            "gcsfuse, and give the folder it is mounted to"
+        )
+    if bad := sorted(set("[]*?") & set(str(folder.absolute()))):
+        raise RunError(f"{folder} has {' '.join(bad)} in its name, which checkpoints are not found under: rename it")
+    for place in (folder.absolute(), *folder.absolute().parents):
+        if place.exists() and not place.is_dir():
+            raise RunError(f"{place} is a file, expected the folder of a run, or none yet")
+
+
+def say(text: str) -> None:
+    """One line on standard error; where none can be written, it is left out and nothing else happens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run, or `None` where there is none."""
+    """The manifest of a run, or `None` where there is none.
+
+    Raises:
+      RunError: for one that cannot be read, or that is not what a run writes.
+    """
     path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise RunError(f"{folder} is not a folder: give the folder of a run") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}): {_REPAIR}") from error
+    expected = {"status": str, "config": dict}
+    if not isinstance(manifest, dict):
+        raise RunError(f"{path} holds a {type(manifest).__name__}, expected a record of a run: {_REPAIR}")
+    if wrong := [key for key, kind in expected.items() if not isinstance(manifest.get(key), kind)]:
+        raise RunError(f"{path} lacks {' and '.join(wrong)}, or holds something else there: {_REPAIR}")
+    kinds = {"results": dict, "resumed": list}
+    for key, kind in kinds.items():
+        if not isinstance(manifest.setdefault(key, kind()), kind):
+            raise RunError(f"{path} has {key}={manifest[key]!r}, expected a {kind.__name__}: {_REPAIR}")
+    return manifest
+
+
+_REPAIR = "put back a copy, or start anew with --overwrite"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a run, a dict an epoch; a line cut off by a kill is left out."""
+    """The metrics of a run, a dict an epoch; a line that is damaged, as by a kill, is left out and named."""
     path = folder / "metrics.jsonl"
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    records, damaged = [], []
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("no record of a step")
+            records.append(record)
+        except ValueError:
+            damaged.append(number)
+    if damaged:
+        say(f"{path}: line {', '.join(map(str, damaged[:5]))} of {len(lines)} cannot be read and is left out")
     return records

@@ -103,8 +103,7 @@ def compare(
             if turn < counts[name]:
                 samples[name].append(_seconds(program, args, calls[name]))
     return {
-        name: Measurement(tuple(samples[name]), calls[name], **static[name], output=outputs[name])
-        for name in variants
+        name: Measurement(tuple(samples[name]), calls[name], **static[name], output=outputs[name]) for name in variants
     }
 
 

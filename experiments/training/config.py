@@ -83,8 +83,8 @@ class Config:
         check("adapt", f"one of {', '.join(get_args(AdaptName))}", self.adapt in get_args(AdaptName))
         for name in ("adapt_max_steps", "epochs", "batch_size"):
             check(name, "at least 1", getattr(self, name) >= 1)
-        for name in ("crop_pad", "seed"):
-            check(name, "at least 0", getattr(self, name) >= 0)
+        check("crop_pad", "at least 0", self.crop_pad >= 0)
+        check("seed", "an integer from 0 to 2147483647", 0 <= self.seed <= 2**31 - 1)
         check("weight_decay", "a finite number of at least 0", 0 <= self.weight_decay < math.inf)
         check("learning_rate", "a finite number above 0", 0 < self.learning_rate < math.inf)
         for name in ("validation_fraction", "momentum"):

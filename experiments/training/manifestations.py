@@ -18,13 +18,15 @@ from experiments.records.swaps import Row
 from experiments.training.config import Config
 from experiments.training.run import load_run
 from experiments.training.steps import padded_batches
-from ode_nets import remanifest
+from ode_nets import remanifest, validity
 from ode_nets.integrate import FixedStep
 from ode_nets.remanifest import Manifestation
 
 PyTree = Any
 Batches = Callable[[], Iterator[tuple[jax.Array, jax.Array]]]
 MAX_BATCH_SIZE = 250
+RESTATED_ON = 512
+"""Training images that missing statistics are estimated on."""
 
 
 def score(logits: jax.Array, labels: jax.Array) -> PyTree:
@@ -51,6 +53,20 @@ def loaded(folder: Path, which: str) -> tuple[Config, nn.Module, PyTree, dict[st
     if not isinstance(getattr(net, "solver", None), FixedStep):
         raise RunError(f"the run in {folder} is a {type(net).__name__}: it has no fixed-step solver to exchange")
     return config, net, variables, notes
+
+
+def restated(net: nn.Module, variables: PyTree, dataset: data.Dataset) -> tuple[PyTree, str]:
+    """Variables for solvers and bases that meet other intervals than training did, and in words what was estimated.
+
+    Batch statistics of intervals that no stage of the net's own solver meets are estimated on training images.
+    """
+    if not remanifest.has_intervals(net, variables):
+        return variables, ""
+    images = data.normalize(jnp.asarray(dataset.x_train[:RESTATED_ON]), dataset.mean, dataset.std)
+    if unmet := remanifest.unmet_intervals(net, variables, images):
+        found = remanifest.reestimated(net, variables, images, unmet)
+        return found, validity.say_statistics(unmet, len(images))
+    return variables, ""
 
 
 def make_batches(dataset: data.Dataset, split: str, most: int | None = None) -> tuple[Batches, int]:

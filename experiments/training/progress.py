@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections import deque
-from typing import Any
+from typing import Any, TextIO, cast
 
 import jax
 from rich.console import Console
@@ -34,12 +35,50 @@ class Interrupted(RunError):  # noqa: N818 - it is no fault
         super().__init__(f"stopped by {name} at step {step}; --resume goes on from there")
 
 
+class _Unfailing:
+    """A stream to print to, which is given up in silence when nobody can hear it any more."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text) or 0)
+        except (OSError, ValueError):
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        # What the stream still holds would fail once more at the end of the process.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def unfailing_console(**options: Any) -> Console:
+    """A console on standard output whose failure, as of a closed pipe or a full disk, never reaches the training."""
+    return Console(file=cast(TextIO, _Unfailing(sys.stdout or open(os.devnull, "w"))), **options)
+
+
 class StopSignals:
     """Within it, Ctrl-C, SIGTERM and SIGHUP are noted, so that the loop can save; a second Ctrl-C does not wait."""
 
     def __enter__(self) -> StopSignals:
         self.noted: list[int] = []
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        # Windows has no SIGHUP; and what the process was started to ignore, as by nohup, it goes on to ignore.
+        known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        heard = [s for s in known if signal.getsignal(s) != signal.SIG_IGN]
+        self._previous = {s: signal.signal(s, self._note) for s in heard}
         return self
 
     def _note(self, signum: int, frame: Any) -> None:
@@ -114,9 +153,7 @@ class Bar(Progress):
     def __init__(self, console: Console, config: Config, steps_per_epoch: int):
         text = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
         shown = console.is_terminal and not console.quiet
-        super().__init__(
-            *text, TimeRemainingColumn(), console=console, disable=not shown, speed_estimate_period=300
-        )
+        super().__init__(*text, TimeRemainingColumn(), console=console, disable=not shown, speed_estimate_period=300)
         self.batch_size, self.steps_per_epoch = config.batch_size, steps_per_epoch
         # A step takes time in proportion to N_t, so an epoch weighs as much as its N_t.
         self.weights = [2 ** config.level(epoch) for epoch in range(config.epochs)]

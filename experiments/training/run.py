@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from tensorboardX import SummaryWriter
 
 from experiments.records.environment import environment
-from experiments.records.files import RunError, read_manifest, read_metrics, write_json
+from experiments.records.files import RunError, check_place, read_manifest, read_metrics, say, write_json
+from experiments.records.lock import Lock, check_free
 from experiments.training import adapt, models
+from experiments.training.checkpoints import KEPT, Checkpoints, DamagedError, read_variables, steps_in
 from experiments.training.config import Config, differences
 from experiments.training.devices import is_first, wait_for_all
 from ode_nets.nn import weight_roles
@@ -29,11 +32,12 @@ FOLDERS = ("checkpoints", "tensorboard", "snapshots", "swap")
 class Run:
     """The files of one run. Every process takes part in checkpoints; all else is written by the first alone.
 
-        manifest.json     config, environment, status, results
+        manifest.json     config, environment, data, status, results
         metrics.jsonl     a line an epoch
         tensorboard/      the same as curves
-        checkpoints/      latest/ and best/, by step
+        checkpoints/      latest/ and best/, by step; damaged/ what could not be read
         snapshots/        some weights at the end of each level of refinement
+        lock.json         the process that writes here
 
     Args:
       folder: where they lie.
@@ -41,48 +45,73 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
-        options = {"latest": 2, "best": 1}
-        self._managers = {
-            name: ocp.CheckpointManager(
-                self.folder / "checkpoints" / name,
-                options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-            )
-            for name, keep in options.items()
-        }
+        self.checkpoints = Checkpoints(self.folder)
         self._board: SummaryWriter | None = None
+        self._lock: Lock | None = None
+        self._saved = False
 
     @classmethod
-    def start(cls, folder: Path, config: Config, *, resume: bool, overwrite: bool) -> Run:
-        """Open the folder of a new run, or of an interrupted one to go on with.
+    def start(
+        cls, folder: Path, config: Config, *, resume: bool, overwrite: bool, data: dict[str, Any] | None = None
+    ) -> Run:
+        """Open the folder of a new run, or of an interrupted one to go on with, and hold it.
+
+        Args:
+          folder, config, resume, overwrite: as of `check_start`.
+          data: what to keep about the data; `None` for what is there.
 
         Raises:
           RunError: as `check_start`.
         """
-        manifest = check_start(folder, config, resume=resume, overwrite=overwrite)
-        wait_for_all("all have seen the folder as it was")
-        if not resume and is_first():
-            cls._clear(folder, config)
-        wait_for_all("the folder is ready")
-        run = cls(folder)
+        lock = Lock(folder) if is_first() else None
+        try:
+            manifest = check_start(folder, config, resume=resume, overwrite=overwrite, locked=True)
+            wait_for_all("all have seen the folder as it was")
+            if not resume and is_first():
+                cls._clear(folder, config, data)
+            wait_for_all("the folder is ready")
+            run = cls(folder)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        run._lock = lock
         if resume:
-            run.update(status="running", resumed=[*manifest["resumed"], environment()])
+            changes: dict[str, Any] = {} if data is None else {"data": data}
+            before = stored_config(folder, manifest)
+            if before.epochs != config.epochs:
+                extended = {"epochs": before.epochs, "results": manifest["results"]}
+                changes |= {"config": config.to_json(), "results": {}}
+                changes["extended"] = [*manifest.get("extended", []), extended]
+            run.update(status="running", resumed=[*manifest["resumed"], environment()], **changes)
         return run
 
     @staticmethod
-    def _clear(folder: Path, config: Config) -> None:
+    def _clear(folder: Path, config: Config, data: dict[str, Any] | None) -> None:
         """An empty folder but for the manifest of a run that has just begun."""
-        # The manifest goes first and comes first, so that a kill in between leaves nothing that looks whole.
+        # The manifest goes first and comes last, so that a kill in between leaves nothing that looks whole, and a
+        # manifest without a folder of checkpoints means that these were deleted.
         for name in ("manifest.json", "metrics.jsonl"):
             (folder / name).unlink(missing_ok=True)
         for name in FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
+        for which in KEPT:
+            (folder / "checkpoints" / which).mkdir(parents=True)
         started = {"status": "running", "config": config.to_json(), "environment": environment()}
-        write_json(folder / "manifest.json", started | {"results": {}, "resumed": []})
+        write_json(folder / "manifest.json", started | {"data": data, "results": {}, "resumed": []})
 
     def update(self, **entries: Any) -> None:
-        """Change entries of the manifest."""
+        """Change entries of the manifest.
+
+        Raises:
+          RunError: if it is gone or damaged, as one made of these entries alone would describe no run.
+        """
         if is_first():
-            write_json(self.folder / "manifest.json", (read_manifest(self.folder) or {}) | entries)
+            if (manifest := read_manifest(self.folder)) is None:
+                raise RunError(
+                    f"{self.folder / 'manifest.json'} is gone: put back a copy, or start anew with --overwrite"
+                )
+            write_json(self.folder / "manifest.json", manifest | entries)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line of metrics, in JSON and in TensorBoard."""
@@ -92,16 +121,30 @@ class Run:
             file.write(json.dumps(record) + "\n")
         self._draw([record])
 
-    def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that a resumed run will repeat, and draw the curves anew from the others."""
+    def forget_after(self, step: int, history: list[dict[str, Any]] | None = None) -> None:
+        """Drop metrics of steps that a resumed run will repeat, and draw the curves anew from the others.
+
+        Args:
+          step: where it goes on.
+          history: the lines up to there as the checkpoint knows them, which replace those of the file; what was lost
+            is said.
+        """
         if not is_first():
             return
         lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
         path = self.folder / "metrics.jsonl"
+        if history is not None:
+            if lost := sum(line not in lines for line in history):
+                say(f"{path}: {lost} of {len(history)} lines are lost or differ, and are written from the checkpoint")
+            lines = history
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         os.replace(partial, path)
-        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+        board = self.folder / "tensorboard"
+        if board.exists() and not board.is_dir():
+            say(f"{board} is not a folder: it is replaced by one, with curves from metrics.jsonl")
+            board.unlink()
+        shutil.rmtree(board, ignore_errors=True)
         self._draw(lines)
 
     def _draw(self, records: list[dict[str, Any]]) -> None:
@@ -114,27 +157,35 @@ class Run:
         self._board.flush()
 
     def save(self, which: str, step: int, state: PyTree, notes: dict[str, Any]) -> None:
-        """Save a checkpoint, asynchronously and atomically; a step saved already is left alone."""
-        manager = self._managers[which]
-        if step not in manager.all_steps():
-            if jax.process_count() > 1:
-                # Two saves at once would wait for the other processes under one name, which is an error.
-                self.wait()
-            parts = {"state": ocp.args.StandardSave(state), "notes": ocp.args.JsonSave(notes)}
-            manager.save(step, args=ocp.args.Composite(**parts))
+        """Save a checkpoint with the digests of its arrays, asynchronously and atomically.
 
-    def restore_notes(self, which: str = "latest") -> tuple[int, dict[str, Any]] | None:
-        """Step and notes of the newest whole checkpoint, or `None`."""
-        manager = self._managers[which]
-        step = manager.latest_step()
-        if step is None:
-            return None
-        return step, manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+        A step saved already is left alone. `best` is on disk before a `latest` that comes after it.
 
-    def restore(self, step: int, like: PyTree, which: str = "latest") -> PyTree:
-        """The state saved at `step`, with the shapes, dtypes and placement of `like`."""
-        target = ocp.args.StandardRestore(like)
-        return self._managers[which].restore(step, args=ocp.args.Composite(state=target))["state"]
+        Raises:
+          RunError: where it cannot be written.
+        """
+        self.checkpoints.save(which, step, state, notes)
+        self._note_saved()
+
+    def newest(self, like: Callable[[dict[str, Any]], PyTree]) -> tuple[int, dict[str, Any], PyTree] | None:
+        """Step, notes and state of the newest whole checkpoint; `None` of a run that was ended before its first.
+
+        Args:
+          like: the state with the shapes, dtypes and placement that it is read into, from the notes.
+
+        Raises:
+          RunError: if all that there are are damaged, or there were some and they are gone.
+        """
+        found = self.checkpoints.newest(like)
+        if found is None and (read_manifest(self.folder) or {}).get("saved"):
+            raise RunError(_gone(self.folder))
+        return found
+
+    def _note_saved(self) -> None:
+        # Checkpoints that are deleted later would otherwise look like a run that had none yet.
+        if self.checkpoints.committed and not self._saved and read_manifest(self.folder) is not None:
+            self.update(saved=True)
+            self._saved = True
 
     def snapshot(self, level: int, params: PyTree) -> None:
         """Keep `pick_weights(params)` as snapshots/level_<level>.npz: the weights that a level ended with."""
@@ -150,40 +201,69 @@ class Run:
 
     def wait(self) -> None:
         """Wait until every checkpoint is on disk."""
-        for manager in self._managers.values():
-            manager.wait_until_finished()
+        self.checkpoints.wait()
+        self._note_saved()
 
     def close(self) -> None:
         """Wait until everything is on disk, and let go of it."""
-        self.wait()
-        for manager in self._managers.values():
-            manager.close()
-        if self._board is not None:
-            self._board.close()
+        try:
+            self.checkpoints.close()
+            self._note_saved()
+            if self._board is not None:
+                self._board.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
 
-def check_start(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+def _gone(folder: Path) -> str:
+    return (
+        f"the checkpoints of the run in {folder} are gone: put back {folder / 'checkpoints'}, or start anew with "
+        "--overwrite"
+    )
+
+
+def check_start(folder: Path, config: Config, *, resume: bool, overwrite: bool, locked: bool = False) -> dict[str, Any]:
     """See whether a run can start in a folder, or go on there, without touching anything.
+
+    Args:
+      folder: of the run.
+      config: that is asked for. A run is resumed with its own config, or with more epochs: nothing but their
+        number depends on it, so that it then becomes the run that was started with so many.
+      resume, overwrite: whether to go on with the run that is there, or to delete it.
+      locked: whether this process holds the folder already.
 
     Returns:
       The manifest of the run that lies there; empty if there is none.
 
     Raises:
-      RunError: if the folder holds a run and neither `resume` nor `overwrite` is asked for, or the run to
-        resume was started with another config.
+      RunError: if the folder holds a run and neither `resume` nor `overwrite` is asked for, if another process is
+        at work there, if the run to resume was started with another config, or its checkpoints are gone.
     """
-    manifest = read_manifest(folder)
-    flags = "--overwrite deletes it and starts anew, --run-dir starts elsewhere"
     if resume and overwrite:
         raise RunError("--resume and --overwrite contradict each other; give one of them")
+    if not locked:
+        check_place(folder)
+        check_free(folder)
+    try:
+        manifest = read_manifest(folder)
+    except RunError:
+        if not overwrite:
+            raise
+        manifest = None
+    flags = "--overwrite deletes it and starts anew, --run-dir starts elsewhere"
     if resume:
         if manifest is None:
             raise RunError(f"--resume: there is no run in {folder}; leave --resume out to start one")
-        if changed := differences(stored_config(folder, manifest), config):
+        before = stored_config(folder, manifest)
+        after = dataclasses.replace(config, epochs=before.epochs) if config.epochs > before.epochs else config
+        if differences(before, after):
             raise RunError(
-                f"--resume: the run in {folder} has another config: {'; '.join(changed)}. Repeat the "
-                "settings it was started with, or start another run with --run-dir"
+                f"--resume: the run in {folder} has another config: {'; '.join(differences(before, config))}. Repeat "
+                "the settings it was started with (--epochs may be more), or start another run with --run-dir"
             )
+        if not (folder / "checkpoints").is_dir():
+            raise RunError(_gone(folder))
     elif manifest is not None and not overwrite:
         how = "" if manifest["status"] == "finished" else "--resume goes on with it, "
         raise RunError(f"{folder} holds a run ({manifest['status']}): {how}{flags}")
@@ -230,39 +310,30 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
       which: `latest` or `best` checkpoint.
 
     Returns:
-      Config, network, `{"params", "batch_stats"}`, and the checkpoint's notes with its `step` and `level`.
+      Config, network, `{"params", "batch_stats"}`, and the checkpoint's notes with its `step` and `level`, and the
+      run's `data`, which `data_of_run` takes.
 
     Raises:
-      RunError: if there is no run or no such checkpoint.
+      RunError: if there is no run or no such checkpoint, or it is damaged.
     """
+    folder = folder.expanduser()
     record, checkpoints = read_manifest(folder), (folder / "checkpoints" / which).absolute()
     if record is None:
-        raise RunError(
-            f"there is no run in {folder}: it has no manifest.json; train one with experiments.train"
-        )
-    steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
+        raise RunError(f"there is no run in {folder}: it has no manifest.json; train one with experiments.train")
+    steps = steps_in(checkpoints)
     if not steps:
         raise RunError(f"the run in {folder} has no {which!r} checkpoint yet (status: {record['status']})")
-    path, device = checkpoints / str(max(steps)), jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    handler = ocp.CompositeCheckpointHandler(
-        state=ocp.PyTreeCheckpointHandler(), notes=ocp.JsonCheckpointHandler()
-    )
-    with ocp.Checkpointer(handler) as checkpointer:
-        # The shapes come from the checkpoint, so that no data need be read to know them.
-        saved = checkpointer.metadata(path).item_metadata["state"].tree
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            {name: saved[name] for name in ("params", "batch_stats")},
-        )
-        into = ocp.checkpoint_utils.construct_restore_args(like)
-        parts = {
-            "state": ocp.args.PyTreeRestore(like, restore_args=into, partial_restore=True),
-            "notes": ocp.args.JsonRestore(),
-        }
-        restored = checkpointer.restore(path, args=ocp.args.Composite(**parts))
+    path = checkpoints / str(steps[-1])
+    try:
+        saved, variables = read_variables(path)
+    except DamagedError as error:
+        raise RunError(
+            f"the checkpoint {path} is damaged: {error}. --resume goes back to the newest whole one; --checkpoint "
+            "takes latest or best"
+        ) from error
     config = stored_config(folder, record)
-    notes = restored.notes | {"step": max(steps)}
-    net = models.build(config, like["params"]["head"]["bias"].shape[0], notes["level"])
+    notes = saved | {"step": steps[-1], "data": record.get("data")}
+    net = models.build(config, variables["params"]["head"]["bias"].shape[0], notes["level"])
     if "adapted" in notes:
         net = adapt.settled(net, notes["adapted"])
-    return config, net, dict(restored.state), notes
+    return config, net, variables, notes

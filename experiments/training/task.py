@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.images import data
-from experiments.records.files import RunError
+from experiments.records.files import RunError, say
 from experiments.training import adapt, models
 from experiments.training.config import Config
 from experiments.training.devices import Devices
+from experiments.training.fingerprint import data_of_run
 from experiments.training.progress import NonFiniteError, failures, mean_counts
 from experiments.training.run import Run
 from experiments.training.steps import (
-    dataset_of,
     evaluate_batch,
     init_state,
     make_optimizer,
@@ -33,16 +33,29 @@ PyTree = Any
 class Task:
     """The data of a run, its training images on the devices as uint8, and what follows from their number.
 
+    Args:
+      config: what is trained.
+      n_devices: default all.
+      kept: fingerprint of the data of the run that goes on; `None` for a new run.
+      accept_new_data: whether other data will do.
+
     Raises:
-      RunError: for data that is absent or broken, fewer images than a batch, or a batch that the devices cannot
-        share equally.
+      RunError: for data that is absent, broken or not that of the run, fewer images than a batch, or a batch that the
+        devices cannot share equally.
     """
 
-    def __init__(self, config: Config, n_devices: int | None = None):
+    def __init__(
+        self,
+        config: Config,
+        n_devices: int | None = None,
+        *,
+        kept: dict[str, Any] | None = None,
+        accept_new_data: bool = False,
+    ):
         self.config = config
         try:
             self.devices = Devices.take(n_devices)
-            self.dataset = dataset_of(config)
+            self.dataset = data_of_run(config, kept, accept_new_data)
         except (ValueError, OSError, ImportError) as error:
             raise RunError(str(error)) from error
         n_train = len(self.dataset.x_train)
@@ -82,14 +95,25 @@ class Task:
         return order[: shape[0] * shape[1]].reshape(shape)
 
     def start(self, run: Run) -> tuple[int, dict[str, Any], PyTree]:
-        """Step, notes and state of the newest whole checkpoint of a run, or new ones."""
-        if (found := run.restore_notes()) is None:
+        """Step, notes and state of the newest whole checkpoint of a run, or new ones.
+
+        Raises:
+          RunError: as `Run.newest`.
+        """
+
+        def like(notes: dict[str, Any]) -> PyTree:
+            shapes, there = jax.eval_shape(partial(self.init, notes["level"])), self.devices.everywhere
+            return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=there), shapes)
+
+        if (found := run.newest(like)) is None:
             state = jax.jit(partial(self.init, 0), out_shardings=self.devices.everywhere)()
-            return 0, {"level": 0, "best": -1.0, "seconds": 0.0}, state
-        step, notes = found
-        shapes, there = jax.eval_shape(partial(self.init, notes["level"])), self.devices.everywhere
-        like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=there), shapes)
-        return step, notes, run.restore(step, like)
+            return 0, {"level": 0, "best": -1.0, "seconds": 0.0, "best_step": 0, "history": []}, state
+        step, notes, state = found
+        best = notes.get("best_step", 0)
+        if best and not run.checkpoints.has("best", best):
+            say(f"the best checkpoint so far, of step {best}, is gone: the best of the epochs to come takes its place")
+            notes |= {"best": -1.0, "best_step": 0}
+        return step, notes, state
 
     def evaluate(self, level: int, state: PyTree, split: str) -> tuple[float, float]:
         """Mean loss and accuracy over the validation or the test images.

@@ -162,15 +162,11 @@ def _are_integers(pair: Any, at_least: int) -> bool:
     return two and all(isinstance(entry, int) and entry >= at_least for entry in pair)
 
 
-def _resolve_pads(
-    padding: Padding, image: Sequence[int], window: Sequence[int], strides: Sequence[int]
-) -> Pads:
+def _resolve_pads(padding: Padding, image: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> Pads:
     pairs: Any = padding
     if padding == "SAME" or padding == "VALID":
         pairs = lax.padtype_to_pads(image, window, strides, padding)
-    elif not (
-        isinstance(pairs, Sequence) and [_are_integers(pair, at_least=0) for pair in pairs] == [True] * 2
-    ):
+    elif not (isinstance(pairs, Sequence) and [_are_integers(pair, at_least=0) for pair in pairs] == [True] * 2):
         expected = "expected 'SAME', 'VALID' or non-negative integers ((above, below), (left, right))"
         raise ValueError(f"padding is {padding!r}; {expected}.")
     padded = [n + sum(pair) for n, pair in zip(image, pairs, strict=True)]

@@ -61,9 +61,7 @@ class MLP:
         """No statistics: a perceptron has no batch norm."""
         return {}
 
-    def apply(
-        self, params: PyTree, x: jax.Array, t: Any = 0.0, stats: PyTree = None
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, x: jax.Array, t: Any = 0.0, stats: PyTree = None) -> tuple[jax.Array, PyTree]:
         """f(x) or f([x, t]): `[..., size]` to `[..., size]` in the dtype of `x`, and no statistics."""
         y = jnp.concatenate([x, jnp.full_like(x[..., :1], t)], axis=-1) if self.time_aware else x
         for i, layer in enumerate(params):

@@ -87,9 +87,7 @@ class ResidualUnit:
         """Running statistics of every batch norm before any data."""
         return {f"bn{i}": init_statistics(width) for i, width in enumerate(self._widths, start=1)}
 
-    def apply(
-        self, params: PyTree, x: jax.Array, t: Any = 0.0, stats: PyTree = None
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, x: jax.Array, t: Any = 0.0, stats: PyTree = None) -> tuple[jax.Array, PyTree]:
         """R(x, theta).
 
         Args:

@@ -52,9 +52,7 @@ class _Along(NamedTuple):
     good: jax.Array
 
 
-def replay(
-    problem: Problem, solver: Any, record: Record | None, transform: Transform, dense: bool = False
-) -> Solution:
+def replay(problem: Problem, solver: Any, record: Record | None, transform: Transform, dense: bool = False) -> Solution:
     """The solve as a bounded scan over its steps, which is differentiable in both modes.
 
     Args:

@@ -163,9 +163,7 @@ def take(
     return after, Taken(place, step, counts, after.clock)
 
 
-def loop(
-    problem: Problem, solver: Solver, keeper: Keeper | None = None, dense: bool = False
-) -> tuple[Run, Any]:
+def loop(problem: Problem, solver: Solver, keeper: Keeper | None = None, dense: bool = False) -> tuple[Run, Any]:
     """A solve: its end and outputs, and what the keeper has kept.
 
     A `while_loop` whose predicate is the same for all lanes. Not differentiable in reverse mode: that is the business

@@ -224,5 +224,3 @@ def pad(solver: FixedStep, n_stages: int) -> FixedStep:
     if not isinstance(solver.scheme, RungeKutta):
         raise ValueError(f"scheme={solver.scheme!r}: only a Runge-Kutta scheme can be turned into arrays")
     return FixedStep(pad_scheme(solver.scheme, n_stages), np.asarray(solver.n_steps, np.int32), MANY)
-
-

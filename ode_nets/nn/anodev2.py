@@ -126,9 +126,7 @@ class ANODEV2(nn.Module):
         return _pool(x, 8).reshape(x.shape[0], -1)
 
     def _unit(self, width: int, *, bias: bool = False, **changes: Any) -> ResidualUnit:
-        return ResidualUnit(
-            width, order="conv-bn-relu", skip_init=False, bias=bias, dtype=self.dtype, **changes
-        )
+        return ResidualUnit(width, order="conv-bn-relu", skip_init=False, bias=bias, dtype=self.dtype, **changes)
 
     def _block(self, unit: ResidualUnit, name: str) -> OdeBlock:
         return OdeBlock(

@@ -30,8 +30,7 @@ def join_kernels(unit: Unit, named: Named) -> PyTree:
     """Parameters like `unit.init`'s from leaves by path."""
     like = jax.eval_shape(unit.init, jax.random.key(0))
     names = [
-        jax.tree_util.keystr(path, simple=True, separator=".")
-        for path, _ in jax.tree_util.tree_leaves_with_path(like)
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(like)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), [named[name] for name in names])
 

@@ -147,9 +147,7 @@ class OdeBlock(nn.Module):
             if not train:
                 return self.epsilon * dx, ()
             seen = theta["interval"]
-            by_interval = jax.tree.map(
-                lambda s: seen.reshape(-1, *[1] * s.ndim) * jax.lax.stop_gradient(s), used
-            )
+            by_interval = jax.tree.map(lambda s: seen.reshape(-1, *[1] * s.ndim) * jax.lax.stop_gradient(s), used)
             return self.epsilon * dx, (by_interval, seen)
 
         times: dict[str, Any] = {"t0": self.t0, "t1": self.t1, "ts": self.ts}
@@ -163,9 +161,7 @@ class OdeBlock(nn.Module):
             means = jax.tree.map(lambda s: s / jnp.maximum(count, 1).reshape(-1, *[1] * (s.ndim - 1)), totals)
             running.value = fold(running.value, means, self.momentum, seen=count > 0)
         for name in ("nfe", "n_accepted", "n_rejected", "result"):
-            self.sow(
-                "solution", name, getattr(solution, name), init_fn=lambda: None, reduce_fn=lambda _, new: new
-            )
+            self.sow("solution", name, getattr(solution, name), init_fn=lambda: None, reduce_fn=lambda _, new: new)
         return solution.x[..., :channels] if self.augment and not self.keep_augmented else solution.x
 
     def _measured(self, field: Any, x: jax.Array, weights: Any, options: dict[str, Any]) -> Solution:

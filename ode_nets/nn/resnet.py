@@ -57,9 +57,7 @@ class ResNet(nn.Module):
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="stem_bn")(x))
         for i, width in enumerate(self.widths, start=1):
             if i > 1:
-                down = nn.Conv(
-                    width, (1, 1), 2, use_bias=False, kernel_init=_he_fan_out, name=f"shortcut{i - 1}"
-                )
+                down = nn.Conv(width, (1, 1), 2, use_bias=False, kernel_init=_he_fan_out, name=f"shortcut{i - 1}")
                 unit = PreActivationUnit(width, 2, False, self.momentum, name=f"stitch{i - 1}")
                 x = down(x) + unit(x, train=train)
             for k in range(self.n_units):

@@ -11,6 +11,7 @@ from ode_nets.remanifest.costs import n_parameters, nfe, pareto_front
 from ode_nets.remanifest.export import export_inference
 from ode_nets.remanifest.manifestation import Manifestation
 from ode_nets.remanifest.rebase import interpolate, map_coefficients, project, refine
+from ode_nets.remanifest.statistics import has_intervals, reestimated, restat, unmet_intervals
 from ode_nets.remanifest.swap import Swap, compile_swap, lanes_within, make_swap, run_swap, stack_solvers, swap_solvers
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Swap",
     "compile_swap",
     "export_inference",
+    "has_intervals",
     "interpolate",
     "lanes_within",
     "make_swap",
@@ -26,8 +28,11 @@ __all__ = [
     "nfe",
     "pareto_front",
     "project",
+    "reestimated",
     "refine",
+    "restat",
     "run_swap",
     "stack_solvers",
     "swap_solvers",
+    "unmet_intervals",
 ]

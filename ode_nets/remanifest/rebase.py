@@ -16,6 +16,7 @@ import numpy as np
 
 from ode_nets.integrate import FixedStep
 from ode_nets.nn import weight_roles
+from ode_nets.nn.roles import COEFFICIENTS
 from ode_nets.weights import (
     Basis,
     PiecewiseConstant,
@@ -26,6 +27,8 @@ from ode_nets.weights import (
 )
 
 PyTree = Any
+SECOND_MOMENTS = ("nu", "nu_max", "sum_of_squares", "v", "v_row", "v_col")
+"""What optax calls means of squared gradients in its states, which must never be negative."""
 
 
 def map_coefficients(tree: PyTree, function: Callable[[PyTree], PyTree]) -> PyTree:
@@ -76,7 +79,9 @@ def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Modul
 def project(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
     """The L2 projection of theta(t) onto another basis, without data (ContinuousNet sec. 4.4).
 
-    Batch statistics, which are kept by equal intervals, are averaged over as many new intervals.
+    Batch statistics, which are kept by equal intervals, are averaged over as many new intervals; those that training
+    did not meet are to be estimated before, by `restat`. Second moments of an optimizer, as Adam's, are mapped to an
+    upper bound of what those of mapped gradients are, as a projection has entries of both signs.
 
     Args:
       net, variables: as in `refine`.
@@ -120,6 +125,34 @@ def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray
     intervals = projection_matrix(PiecewiseConstant(_basis_of(net).n_basis), PiecewiseConstant(basis.n_basis))
     changed = {}
     for name, tree in variables.items():
-        change = partial(transform, matrix=intervals if name == "batch_stats" else matrix)
-        changed[name] = map_coefficients(tree, change)
+        if name == "batch_stats":
+            changed[name] = map_coefficients(tree, partial(transform, matrix=intervals))
+        else:
+            changed[name] = jax.tree_util.tree_map_with_path(partial(_changed, matrix), tree, weight_roles(tree))
     return net.clone(basis=basis), changed
+
+
+def _changed(matrix: np.ndarray, path: tuple[Any, ...], leaf: Any, role: str) -> Any:
+    """One array in the new basis; second moments stay at least 0.
+
+    Gradients g that are mapped like the coefficients have a second moment of at most
+
+        E (sum_j A_ij g_j)^2 <= sum_k |A_ik| * sum_j |A_ij| E g_j^2                  (Cauchy-Schwarz)
+
+    whatever their correlations; it is what is taken, and equal to A where rows are weights of an average.
+    """
+    if role != "expansion":
+        return leaf
+    if not _is_second_moment(path):
+        return transform(leaf, matrix)
+    weights = np.abs(matrix)
+    return transform(leaf, weights.sum(1, keepdims=True) * weights)
+
+
+def _is_second_moment(path: tuple[Any, ...]) -> bool:
+    fields = {key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)}
+    if not fields:
+        # A checkpoint restored without a template has dictionaries in place of optax's tuples.
+        names = [getattr(key, "key", None) for key in path]
+        fields = set(names[: names.index(COEFFICIENTS)]) if COEFFICIENTS in names else set()
+    return not fields.isdisjoint(SECOND_MOMENTS)

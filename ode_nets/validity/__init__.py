@@ -36,7 +36,7 @@ from ode_nets.validity.exchange import Exchange, critical_training_step, exchang
 from ode_nets.validity.judge import Judgement, describe, judge
 from ode_nets.validity.quality import Quality
 from ode_nets.validity.report import FACTORS, Report, examine
-from ode_nets.validity.subjects import Subject, of_field, of_model
+from ode_nets.validity.subjects import Subject, of_field, of_model, say_statistics
 
 __all__ = [
     "FACTORS",
@@ -72,6 +72,7 @@ __all__ = [
     "order_changes",
     "orientation",
     "rounding",
+    "say_statistics",
     "segment_crossings",
     "settled_step_adaptation",
     "step_adaptation",

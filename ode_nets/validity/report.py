@@ -46,6 +46,7 @@ class Report:
       exchange: the solver-exchange test; `None`, as convergence and crossings, where nothing could be compared.
       crossings: of each problem that the model solves, under its own steps, or, of a model with an adaptive solver,
         under as many equal ones, which are not its own.
+      statistics: which batch statistics it rests on beside those of training, in words; empty if on these alone.
     """
 
     judgement: Judgement
@@ -54,6 +55,7 @@ class Report:
     dip: Dip | None = None
     exchange: Exchange | None = None
     crossings: list[Crossings] | None = None
+    statistics: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -62,8 +64,8 @@ class Report:
 
     @property
     def sentence(self) -> str:
-        """The verdict in words."""
-        return describe(self.judgement)
+        """The verdict in words, and which statistics it rests on."""
+        return describe(self.judgement) + (f"; {self.statistics}" if self.statistics else "")
 
     @property
     def trained(self) -> Manifestation:
@@ -123,12 +125,16 @@ def examine(
     found = _manifestations(subject, own, schemes, factors)
     trained, failed = found.own, found.failed
     if not bool(jnp.isfinite(own).all()):
-        return Report(Judgement("not finite", "outputs not finite", trained, failed=failed))
+        return Report(
+            Judgement("not finite", "outputs not finite", trained, failed=failed), statistics=subject.statistics
+        )
     if found.finest is None:
-        return Report(Judgement("undecided", "smaller tolerances failed", trained, failed=failed))
+        return Report(
+            Judgement("undecided", "smaller tolerances failed", trained, failed=failed), statistics=subject.statistics
+        )
     measure, flow = _measure(labels, truth), found.outputs[found.finest]
     if measure == "disagreement" and not bool(jnp.isfinite(flow).all()):
-        return Report(Judgement("tied", "flow not finite", trained, finest=found.finest))
+        return Report(Judgement("tied", "flow not finite", trained, finest=found.finest), statistics=subject.statistics)
     reference = flow if truth is None else truth
     scale = scale_of(subject, reference, FixedStep(found.schemes[-1], found.counts[-1]))
     rows = {key: _row(key, out, reference, scale, subject.span, labels) for key, out in found.outputs.items()}
@@ -154,7 +160,7 @@ def examine(
     judgement = judge(test, trained, subject.span, None if labels is None else _least_accuracy(labels))
     judgement = dataclasses.replace(judgement, n_crossings=sum(each.count for each in crossed or ()))
     missing = [_failed_row(at, subject.span, result) for at, result in failed.items()]
-    return Report(judgement, [*rows.values(), *missing], study, dip, test, crossed)
+    return Report(judgement, [*rows.values(), *missing], study, dip, test, crossed, subject.statistics)
 
 
 def _least_accuracy(labels: jax.Array) -> float:
@@ -242,9 +248,7 @@ def _manifestations(
     return _Manifestations(grid, own_key, outputs | more, tried, counts, finest, finer, failed)
 
 
-def _as_exact(
-    outputs: dict[Manifestation, jax.Array], own: Manifestation, finest: jax.Array
-) -> list[Manifestation]:
+def _as_exact(outputs: dict[Manifestation, jax.Array], own: Manifestation, finest: jax.Array) -> list[Manifestation]:
     """Solvers whose outputs are as near to the finest ones as those trained with, from coarse to fine."""
     near = max(distance(outputs[own], finest), rounding(outputs[own], finest))
     return sorted((k for k, out in outputs.items() if k != own and distance(out, finest) <= near), key=fineness)

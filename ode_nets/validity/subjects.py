@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from ode_nets.integrate import (
     make_problem,
     pad,
 )
+from ode_nets.remanifest import has_intervals, reestimated, unmet_intervals
 from ode_nets.validity.convergence import distance, rounding
 from ode_nets.validity.quality import TOLERANCES
 
@@ -49,6 +50,7 @@ class Subject:
       span: |t1 - t0| of each of them.
       path: `path(solver) -> outputs`, `[n_steps + 1, batch, ...]`: from the start to the end; `None` where there are
         none before the end, as of a model of several blocks.
+      statistics: which batch statistics it has where training met none; empty if it met all, or there are none.
     """
 
     run: Callable[[FixedStep | Adaptive], jax.Array]
@@ -56,6 +58,7 @@ class Subject:
     problems: Callable[[FixedStep | Adaptive], list[Problem]]
     span: float = 1.0
     path: Callable[[FixedStep], jax.Array] | None = None
+    statistics: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +97,20 @@ def _by_solver(apply: Callable[[Any, PyTree], jax.Array], inputs: PyTree) -> Cal
     return run
 
 
-def of_model(net: nn.Module, variables: PyTree, inputs: jax.Array, **kwargs: Any) -> Subject:
+def of_model(
+    net: nn.Module, variables: PyTree, inputs: jax.Array, *, restat_on: jax.Array | None = None, **kwargs: Any
+) -> Subject:
     """A Flax model of this library, or any that hands its `solver` to its `OdeBlock`s.
+
+    Batch statistics of intervals that the stages of its own solver do not meet, and other solvers do, are estimated
+    anew (see `remanifest.restat`): what training left there would be taken for a fault of the model.
 
     Args:
       net: with attributes `solver`, a `FixedStep` or `Adaptive`, and `gradient`; `net.apply(variables, inputs)`
         gives an array `[batch, ...]`.
       variables: trained, as `net.init` shapes them.
       inputs: `[batch, ...]`, at least one sample.
+      restat_on: inputs of training to estimate those statistics on; default `inputs`.
       **kwargs: handed on to `net.apply`.
 
     Raises:
@@ -114,7 +123,13 @@ def of_model(net: nn.Module, variables: PyTree, inputs: jax.Array, **kwargs: Any
             "examine its field with of_field otherwise"
         )
     check_batch(inputs)
-    solver = _counted(solver)
+    solver, statistics = _counted(solver), ""
+    # Inside a program, as where a step is adapted while it trains, statistics are what they are.
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, inputs)))
+    if not traced and has_intervals(net, variables):
+        samples = inputs if restat_on is None else restat_on
+        if unmet := unmet_intervals(net, variables, samples):
+            variables, statistics = reestimated(net, variables, samples, unmet), say_statistics(unmet, len(samples))
 
     def apply(solver: Any, inputs: PyTree) -> jax.Array:
         out: Any = net.clone(solver=solver, gradient=Direct()).apply(*inputs, **kwargs)
@@ -125,7 +140,16 @@ def of_model(net: nn.Module, variables: PyTree, inputs: jax.Array, **kwargs: Any
         apply(_Probe(solver, found), (variables, inputs))
         return found
 
-    return Subject(_by_solver(apply, (variables, inputs)), solver, problems)
+    return Subject(_by_solver(apply, (variables, inputs)), solver, problems, statistics=statistics)
+
+
+def say_statistics(unmet: Mapping[str, tuple[int, ...]], n_samples: int) -> str:
+    """Which batch statistics were estimated anew, in words."""
+    where = ", ".join(f"{name or 'the block'}: {', '.join(map(str, which))}" for name, which in unmet.items())
+    return (
+        f"batch statistics of intervals that no stage of training meets ({where}; counted from 0) are estimated on "
+        f"{n_samples} samples"
+    )
 
 
 def of_field(

@@ -129,9 +129,7 @@ class Evolution:
         if not callable(self.q):
             raise ValueError(f"q={self.q!r}: expected a function q(w, p) -> dw/dt")
         if isinstance(self.solver, FlowStep) and not hasattr(self.q, "flow"):
-            raise ValueError(
-                f"solver={self.solver!r}: q={self.q!r} has no flow(w, p, h); use FixedStep or Adaptive"
-            )
+            raise ValueError(f"solver={self.solver!r}: q={self.q!r} has no flow(w, p, h); use FixedStep or Adaptive")
         if isinstance(self.solver, FixedStep) and self.solver.length is None:
             raise ValueError(
                 f"solver={self.solver!r}: expected FlowStep, FixedStep, Adaptive or DiffraxSolver, whose states "
@@ -144,8 +142,7 @@ class Evolution:
         exact = tuple(Fraction(t).limit_denominator(10**6) for t in times)
         if len(exact) != self.basis.n_basis or not all(0 <= t <= 1 for t in exact):
             raise ValueError(
-                f"times={times}: expected {self.basis.n_basis} fractions in [0, 1], one a coefficient of "
-                f"{self.basis!r}"
+                f"times={times}: expected {self.basis.n_basis} fractions in [0, 1], one a coefficient of {self.basis!r}"
             )
         object.__setattr__(self, "domain", (t0, t1))
         object.__setattr__(self, "times", exact)

@@ -60,9 +60,7 @@ class BasisExpansion:
         return ((jax.tree_util.GetAttrKey("coefficients"), self.coefficients),), (self.basis, self.domain)
 
     @classmethod
-    def tree_unflatten(
-        cls, static: tuple[Basis, tuple[float, float]], children: Sequence[Any]
-    ) -> BasisExpansion:
+    def tree_unflatten(cls, static: tuple[Basis, tuple[float, float]], children: Sequence[Any]) -> BasisExpansion:
         """For JAX. Unchecked, because transformations put other things than coefficients in their place."""
         new = object.__new__(cls)
         for name, value in zip(("basis", "domain", "coefficients"), (*static, *children), strict=True):

@@ -60,6 +60,4 @@ class Joint:
 
     def at_node(self, step: Any, n_steps: Any, numerator: Any, denominator: Any) -> PyTree:
         """Every part at one stage node; see `WeightFunction.at_node`."""
-        return {
-            name: part.at_node(step, n_steps, numerator, denominator) for name, part in self.parts.items()
-        }
+        return {name: part.at_node(step, n_steps, numerator, denominator) for name, part in self.parts.items()}

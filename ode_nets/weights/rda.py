@@ -210,8 +210,7 @@ def _check_coefficients(w: jax.Array, diffusion: Any, advection: Any, reaction: 
     ):
         if np.shape(value) not in (head, (*head, out)):
             raise ValueError(
-                f"{name} has shape {np.shape(value)}: expected {head} or {(*head, out)}, one a filter of w "
-                f"{w.shape}"
+                f"{name} has shape {np.shape(value)}: expected {head} or {(*head, out)}, one a filter of w {w.shape}"
             )
     if not isinstance(diffusion, jax.core.Tracer) and not np.min(np.asarray(diffusion)) >= 0:
         raise ValueError(

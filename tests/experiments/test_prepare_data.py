@@ -149,17 +149,13 @@ def test_broken_prepared_sets(prepared, tmp_path):
 
 def test_what_does_not_fit_an_official_set_is_refused(tmp_path):
     path, root = save(tmp_path / "a.npz"), tmp_path / "tfds"
-    with pytest.raises(
-        ValueError, match=r"images \(6, 5, 3\); cifar10 is defined with \(32, 32, 3\).*my_cifar10"
-    ):
+    with pytest.raises(ValueError, match=r"images \(6, 5, 3\); cifar10 is defined with \(32, 32, 3\).*my_cifar10"):
         prepare_data.from_arrays("cifar10", path, root)
     save(path, **make_arrays(12, 12, (28, 28, 1), 11))
     with pytest.raises(ValueError, match="the label 10; mnist has labels below 10"):
         prepare_data.from_arrays("mnist", path, root)
     save(path, **make_arrays(12, 12, (32, 32, 3), 3))
-    with pytest.raises(
-        ValueError, match=r"lacks coarse_label_train.*Add coarse_label_train and coarse_label_test"
-    ):
+    with pytest.raises(ValueError, match=r"lacks coarse_label_train.*Add coarse_label_train and coarse_label_test"):
         prepare_data.from_arrays("cifar100", path, root)
     with pytest.raises(ValueError, match="not a TFDS name"):
         prepare_data.from_arrays("My Set", path, root)

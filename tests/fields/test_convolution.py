@@ -64,9 +64,7 @@ def test_value_gradients_and_tangent_equal_the_plain_convolution(x64, image, win
             jax.jvp(partial(convolve, **options), (x, kernel), (dx, dkernel)),
         )
 
-    got, expected = (
-        jax.jit(partial(everything, c))(x, kernel, dx, dkernel) for c in (convolution, reference)
-    )
+    got, expected = (jax.jit(partial(everything, c))(x, kernel, dx, dkernel) for c in (convolution, reference))
     assert_equal(got, expected)
 
 
@@ -107,9 +105,7 @@ def test_gradient_and_tangent_through_a_scan(x64, rematerialise):
 
     def both(convolve):
         f = scanned(convolve, rematerialise)
-        return jax.jit(
-            lambda x, kernels: (jax.grad(f, (0, 1))(x, kernels), jax.jvp(f, (x, kernels), (x, kernels)))
-        )
+        return jax.jit(lambda x, kernels: (jax.grad(f, (0, 1))(x, kernels), jax.jvp(f, (x, kernels), (x, kernels))))
 
     assert_equal(both(convolution)(x, kernels), both(reference)(x, kernels))
 

@@ -21,8 +21,7 @@ def moved(params):
     keys = jax.random.split(jax.random.key(5), len(jax.tree.leaves(params)))
     leaves, tree = jax.tree.flatten(params)
     return tree.unflatten(
-        leaf.astype(float) + 0.3 * jax.random.normal(k, leaf.shape, float)
-        for leaf, k in zip(leaves, keys, strict=True)
+        leaf.astype(float) + 0.3 * jax.random.normal(k, leaf.shape, float) for leaf, k in zip(leaves, keys, strict=True)
     )
 
 

@@ -145,9 +145,7 @@ def test_a_step_that_the_clock_cannot_resolve_has_a_code():
 
 def test_the_smallest_step_goes_with_the_time_and_not_with_the_goal():
     """x' = -x / (c + t): steps of 1e-5 at the start of a solve to 1e4."""
-    solution = solve(
-        lambda t, x, c: -x / (c + t), 1.0, 1e-3, solver=Adaptive("tsit5", 1e-4, 1e-9), t1=1e4
-    )
+    solution = solve(lambda t, x, c: -x / (c + t), 1.0, 1e-3, solver=Adaptive("tsit5", 1e-4, 1e-9), t1=1e4)
     assert solution.result == Result.SUCCESS
     np.testing.assert_allclose(solution.x, 1e-3 / (1e-3 + 1e4), rtol=1e-2)
     assert solution.n_accepted < 100

@@ -96,9 +96,7 @@ def test_stages_read_the_right_interval_in_reversed_time_and_on_other_domains(x6
     def run():
         common = {"gradient": Direct(), "has_aux": True}
         back = [
-            solve(
-                read_interval, zeros_for(m), one_hot(m), solver=FixedStep("rk4", n), t0=1.0, t1=0.0, **common
-            )
+            solve(read_interval, zeros_for(m), one_hot(m), solver=FixedStep("rk4", n), t0=1.0, t1=0.0, **common)
             for n, m in grids
         ]
         # The second half of a domain [-1, 1], whose intervals there are the later half.
@@ -141,9 +139,7 @@ def test_weights_of_several_bases_are_read_side_by_side(x64):
     for name in parts:
         np.testing.assert_allclose(joint[name], alone[name], rtol=1e-14)
     np.testing.assert_allclose(alone["constant"], 1.7, rtol=1e-14)
-    np.testing.assert_allclose(
-        alone["hats"], np.dot([1 / 6, 1 / 3, 1 / 3, 1 / 6], parts["hats"].coefficients)
-    )
+    np.testing.assert_allclose(alone["hats"], np.dot([1 / 6, 1 / 3, 1 / 3, 1 / 6], parts["hats"].coefficients))
 
 
 def count_calls(run, *arguments):
@@ -165,9 +161,7 @@ def count_calls(run, *arguments):
 @pytest.mark.parametrize("key", ["heun", "bosh3", "dopri5"])
 def test_nfe_is_what_a_counting_field_counts(key):
     """A last stage that only serves an error estimate or the next step is not evaluated."""
-    run = lambda counted, x: solve(
-        counted(lambda t, x, p: -x), x, solver=FixedStep(key, 7), gradient=Direct()
-    )
+    run = lambda counted, x: solve(counted(lambda t, x, p: -x), x, solver=FixedStep(key, 7), gradient=Direct())
     solution, calls = count_calls(run, jnp.ones(2))
     assert int(solution.nfe) == calls == 7 * get_scheme(key).n_evaluations
     assert (int(solution.n_accepted), int(solution.n_rejected)) == (7, 0)
@@ -226,9 +220,7 @@ def test_program_size_does_not_depend_on_the_number_of_steps():
         def run(x, theta):
             weights = BasisExpansion(PiecewiseConstant(n_basis), theta)
             solver = FixedStep("rk4", n_steps)
-            return jnp.sum(
-                solve(lambda t, x, w: jnp.tanh(x @ w), x, weights, solver=solver, gradient=Direct()).x
-            )
+            return jnp.sum(solve(lambda t, x, w: jnp.tanh(x @ w), x, weights, solver=solver, gradient=Direct()).x)
 
         program = jax.grad(run, argnums=1) if gradient else run
         return jax.jit(program).lower(jnp.ones((2, 3)), theta).as_text().count("\n")
@@ -269,9 +261,7 @@ def test_padded_solvers_equal_fixed_steps_for_every_scheme(x64):
     padded = jax.jit(run)
     for key in keys:
         solvers = [FixedStep(key, n) for n in (1, 4, 9)]
-        fixed = jax.jit(lambda weights, solvers=solvers: [run(weights, solver) for solver in solvers])(
-            weights
-        )
+        fixed = jax.jit(lambda weights, solvers=solvers: [run(weights, solver) for solver in solvers])(weights)
         for solver, expected in zip(solvers, fixed, strict=True):
             got = padded(weights, pad(solver, 7))
             # The nodes of Tsitouras, which are no fractions, are rounded to 1 / 32768 in a padded solver.

@@ -36,9 +36,7 @@ def moved(variables):
 
     def leaf(path, value):
         key = jax.random.key(len(jax.tree_util.keystr(path)))
-        return jnp.asarray(value, jnp.float64) + 0.1 * jnp.abs(
-            jax.random.normal(key, value.shape, jnp.float64)
-        )
+        return jnp.asarray(value, jnp.float64) + 0.1 * jnp.abs(jax.random.normal(key, value.shape, jnp.float64))
 
     return jax.tree_util.tree_map_with_path(leaf, variables)
 

@@ -78,10 +78,7 @@ def test_interval_index_is_the_rational_one_for_every_small_grid():
     """
     short = [c for c in NODES if c.denominator < 10**4]
     for dtype, nodes in ((np.int64, short), (object, sorted({*NODES} - {*short}))):
-        p, q = (
-            np.array([getattr(c, name) for c in nodes], dtype)[:, None]
-            for name in ("numerator", "denominator")
-        )
+        p, q = (np.array([getattr(c, name) for c in nodes], dtype)[:, None] for name in ("numerator", "denominator"))
         offsets = {m: np.array([stage_offset(m, c) for c in nodes])[:, None] for m in range(1, 131)}
         for n in range(1, 131):
             k = np.arange(n)
@@ -127,8 +124,7 @@ def test_sections_read_the_coefficient_of_its_interval_bit_by_bit(n, m):
     c = SCHEMES["dopri5"].c
     places = [[m * (k + Fraction(node)) / n for node in c] for k in range(n)]
     expected = [
-        [math.floor(p) if node < 1 else math.ceil(p) - 1 for p, node in zip(row, c, strict=True)]
-        for row in places
+        [math.floor(p) if node < 1 else math.ceil(p) - 1 for p, node in zip(row, c, strict=True)] for row in places
     ]
     weights = BasisExpansion(PiecewiseConstant(m), jnp.arange(m, dtype=jnp.float32))
     assert weights.n_sections(n) == math.gcd(n, m)
@@ -146,9 +142,7 @@ def test_sections_read_the_coefficient_of_its_interval_bit_by_bit(n, m):
         np.testing.assert_array_equal(stages(jnp.arange(n)), expected)
     over_stages = jax.vmap(weights.at_node, (None, None, 0, 0))
     node = jax.jit(jax.vmap(over_stages, (0, None, None, None)))
-    numerators, denominators = (
-        jnp.array([getattr(x, part) for x in c]) for part in ("numerator", "denominator")
-    )
+    numerators, denominators = (jnp.array([getattr(x, part) for x in c]) for part in ("numerator", "denominator"))
     np.testing.assert_array_equal(node(jnp.arange(n), jnp.int32(n), numerators, denominators), expected)
 
 
@@ -215,12 +209,8 @@ def test_bases_are_the_known_functions(x64):
         def phi(basis, compiled=compiled):
             return compiled(basis.evaluate)(u)
 
-        np.testing.assert_allclose(
-            phi(Legendre(6)), np.polynomial.legendre.legvander(2 * u - 1, 5), atol=1e-14
-        )
-        np.testing.assert_allclose(
-            phi(Chebyshev(6)), np.polynomial.chebyshev.chebvander(2 * u - 1, 5), atol=1e-14
-        )
+        np.testing.assert_allclose(phi(Legendre(6)), np.polynomial.legendre.legvander(2 * u - 1, 5), atol=1e-14)
+        np.testing.assert_allclose(phi(Chebyshev(6)), np.polynomial.chebyshev.chebvander(2 * u - 1, 5), atol=1e-14)
         waves = [np.ones_like(u), np.cos(2 * np.pi * u), np.sin(2 * np.pi * u), np.cos(4 * np.pi * u)]
         np.testing.assert_allclose(phi(Fourier(4)), np.stack(waves, 1), atol=1e-14)
         hats = np.stack([np.interp(u, np.linspace(0, 1, 5), row) for row in np.eye(5)], 1)
@@ -323,9 +313,7 @@ def test_refinement_matrices_by_any_factor(basis, factor):
     assert (type(new), new.n_basis) == (type(basis), (basis.n_basis - linear) * factor + linear)
     assert matrix.shape == (new.n_basis, basis.n_basis)
     for side in (1, -1):
-        np.testing.assert_allclose(
-            new.evaluate(TIMES, side) @ matrix, basis.evaluate(TIMES, side), atol=1e-13
-        )
+        np.testing.assert_allclose(new.evaluate(TIMES, side) @ matrix, basis.evaluate(TIMES, side), atol=1e-13)
     np.testing.assert_allclose(projection_matrix(new, basis) @ matrix, np.eye(basis.n_basis), atol=1e-13)
     if factor == 1:
         np.testing.assert_array_equal(matrix, np.eye(basis.n_basis))
@@ -425,12 +413,8 @@ def test_what_is_copied_is_copied_exactly():
 
 
 def test_mass_matrices_are_the_known_ones():
-    np.testing.assert_allclose(
-        gram_matrix(PiecewiseConstant(4), PiecewiseConstant(4)), np.eye(4) / 4, atol=1e-15
-    )
-    np.testing.assert_allclose(
-        gram_matrix(Legendre(6), Legendre(6)), np.diag(1 / (2 * np.arange(6) + 1)), atol=1e-15
-    )
+    np.testing.assert_allclose(gram_matrix(PiecewiseConstant(4), PiecewiseConstant(4)), np.eye(4) / 4, atol=1e-15)
+    np.testing.assert_allclose(gram_matrix(Legendre(6), Legendre(6)), np.diag(1 / (2 * np.arange(6) + 1)), atol=1e-15)
     hats = (np.diag([2, 4, 4, 2]) + np.eye(4, k=1) + np.eye(4, k=-1)) / 18
     np.testing.assert_allclose(gram_matrix(PiecewiseLinear(4), PiecewiseLinear(4)), hats, atol=1e-15)
     waves = gram_matrix(Fourier(129), Fourier(129))
@@ -444,9 +428,7 @@ def test_rewritings_are_jitted_linear_maps_with_the_matrix_as_gradient(x64):
     np.testing.assert_allclose(got.coefficients, np.tensordot(matrix, weights.coefficients, 1), atol=1e-14)
     pulled = jax.vjp(lambda w: w.projected(Legendre(3)), weights)[1](got)[0]
     assert isinstance(pulled, BasisExpansion)
-    np.testing.assert_allclose(
-        pulled.coefficients, np.tensordot(matrix.T, np.asarray(got.coefficients), 1), atol=1e-14
-    )
+    np.testing.assert_allclose(pulled.coefficients, np.tensordot(matrix.T, np.asarray(got.coefficients), 1), atol=1e-14)
 
 
 def test_transform_serves_whatever_is_stacked_alike():
@@ -486,9 +468,7 @@ def test_equal_bases_are_one_static_value():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_basis", [0, -2, 2.0, True])
 def test_sizes_must_be_positive_integers(kind, n_basis):
-    with pytest.raises(
-        ValueError, match=rf"n_basis={n_basis}: {kind.__name__} needs an integer of at least 1"
-    ):
+    with pytest.raises(ValueError, match=rf"n_basis={n_basis}: {kind.__name__} needs an integer of at least 1"):
         kind(n_basis)
 
 
@@ -508,15 +488,11 @@ def test_wrong_leaves_are_named():
         BasisExpansion(PiecewiseConstant(4), {"a": {"b": good[:3]}, "c": good})
     with pytest.raises(ValueError, match=r"coefficients\['s'\] has shape \(\): expected a leading axis of 4"):
         BasisExpansion(Legendre(4), {"s": jnp.float32(1.0)})
-    with pytest.raises(
-        ValueError, match=r"coefficients\['n'\] has dtype int32: expected a floating-point array"
-    ):
+    with pytest.raises(ValueError, match=r"coefficients\['n'\] has dtype int32: expected a floating-point array"):
         BasisExpansion(Legendre(4), {"n": jnp.arange(4)})
     with pytest.raises(ValueError, match=r"tree\['count'\] has dtype int32"):
         transform({"mu": good, "count": jnp.arange(4)}, np.eye(4))
-    with pytest.raises(
-        ValueError, match=r"tree\['mu'\] has shape \(4, 2\): expected a leading axis of 5, as a matrix"
-    ):
+    with pytest.raises(ValueError, match=r"tree\['mu'\] has shape \(4, 2\): expected a leading axis of 5, as a matrix"):
         transform({"mu": good}, np.eye(5))
     with pytest.raises(ValueError, match=r"matrix has shape \(4,\): expected \[n_new, n_old\]"):
         transform({"mu": good}, np.ones(4))
@@ -529,9 +505,7 @@ def test_a_stack_of_expansions_is_refused_where_it_is_read():
         lambda: stacked.sections(2),
         lambda: stacked.at_node(0, 4, 0, 1),
     ):
-        with pytest.raises(
-            ValueError, match=r"coefficients has shape \(3, 4, 2\): expected a leading axis of 4"
-        ):
+        with pytest.raises(ValueError, match=r"coefficients has shape \(3, 4, 2\): expected a leading axis of 4"):
             read()
 
 

@@ -183,9 +183,7 @@ def draw(path, seed, mode="RGB", size=(5, 4)):
 
 def make_folder(root, mode="RGB"):
     pixels = []
-    for i, (split, name) in enumerate(
-        (s, c) for s in ("train", "test") for c in ("cat", "dog") for _ in range(3)
-    ):
+    for i, (split, name) in enumerate((s, c) for s in ("train", "test") for c in ("cat", "dog") for _ in range(3)):
         pixels.append(draw(root / split / name / f"{i:02d}.png", i, mode))
     return np.stack(pixels)
 

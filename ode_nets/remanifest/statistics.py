@@ -1,0 +1,153 @@
+"""Batch statistics of intervals that the stages of a solver do not meet."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ode_nets.gradients import Direct
+from ode_nets.integrate import Adaptive, FixedStep
+from ode_nets.nn import weight_roles
+
+PyTree = Any
+STATS = "batch_stats"
+_UNTOUCHED = -1.0
+
+
+def unmet_intervals(net: nn.Module, variables: PyTree, images: jax.Array) -> dict[str, tuple[int, ...]]:
+    """The intervals of each ODE block in which no stage of the net's own solver lies.
+
+    Batch statistics are kept by M equal intervals in any basis (ContinuousNet A.3), and training writes those alone
+    that its stages meet: Euler's method with 2 steps on M = 4 intervals meets the first and the third. The others
+    stay at what they were, mean 0 and variance 1, though in a basis that is not local the weights there are trained.
+
+    Args:
+      net: a model with `momentum` and `solver`, the `FixedStep` or `Adaptive` that it was trained with.
+      variables: its variables, concrete arrays.
+      images: `[batch, ...]`, what it takes; which intervals adaptive steps meet follows from them.
+
+    Returns:
+      Numbers of intervals, from 0, by the path of a block; blocks whose intervals are all met are left out.
+
+    Raises:
+      ValueError: for a net without `momentum`, or with another kind of solver.
+
+    Cost: compiles one forward pass of training and runs it.
+
+    Example:
+      net = ContinuousNet(basis=Legendre(4), solver=FixedStep("euler", 2))
+      variables = net.init(jax.random.key(0), images)
+      unmet_intervals(net, variables, images)      # {"block1": (1, 3), "block2": (1, 3), "block3": (1, 3)}
+    """
+    _check(net)
+    blank = _where_stacked(lambda leaf: jnp.full_like(leaf, _UNTOUCHED), variables[STATS])
+    after = _estimated(net, variables | {STATS: blank}, images)
+    found: dict[str, tuple[int, ...]] = {}
+    for block, leaves in _by_block(after).items():
+        untouched = np.all([(leaf == _UNTOUCHED).reshape(len(leaf), -1).all(1) for leaf in leaves], axis=0)
+        if untouched.any():
+            found[block] = tuple(int(i) for i in np.flatnonzero(untouched))
+    return found
+
+
+def restat(net: nn.Module, variables: PyTree, images: jax.Array) -> PyTree:
+    """Variables with the batch statistics of unmet intervals re-estimated on images; all else as it is.
+
+    Other solvers and other bases meet intervals that training did not, and take the statistics there for those of
+    training. They are estimated in one forward pass as in training, under the net's scheme with as many steps as it
+    takes to meet every interval: a multiple of its own number and of M.
+
+    Args:
+      net, variables: as of `unmet_intervals`.
+      images: `[batch, ...]`, of training, as many as a batch at least; no labels are needed.
+
+    Returns:
+      Variables like those given.
+
+    Raises:
+      ValueError: as `unmet_intervals`.
+
+    Cost: two compilations and two forward passes, the second of which takes lcm(n_steps, M) steps a block.
+
+    Example:
+      complete = restat(net, variables, x_train[:512])
+      small, coarse = project(net, complete, Legendre(2))
+      logits = net.clone(solver=FixedStep("rk4", 8)).apply(complete, images)
+    """
+    unmet = unmet_intervals(net, variables, images)
+    return reestimated(net, variables, images, unmet) if unmet else variables
+
+
+def reestimated(net: nn.Module, variables: PyTree, images: jax.Array, unmet: dict[str, tuple[int, ...]]) -> PyTree:
+    """`restat` of the intervals that `unmet_intervals` found."""
+    model: Any = net
+    leaves = _by_block(variables[STATS])
+    n_basis = math.lcm(*(len(of_block[0]) for of_block in leaves.values()))
+    own = model.solver
+    # Adaptive steps are replaced by at least eight equal ones.
+    n_steps = math.lcm(int(own.n_steps), n_basis) if isinstance(own, FixedStep) else n_basis * -(-8 // n_basis)
+    finer = _estimated(net.clone(solver=FixedStep(own.scheme, n_steps)), variables, images)
+
+    def merged(path: Any, role: str, old: Any, new: Any) -> Any:
+        wanted = unmet.get(_block_of(path), ())
+        return jnp.asarray(old).at[np.asarray(wanted)].set(new[np.asarray(wanted)]) if wanted else old
+
+    roles = weight_roles(variables[STATS])
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, role, old, new: merged(path, role, old, new) if role == "expansion" else old,
+        roles,
+        variables[STATS],
+        finer,
+    )
+    return variables | {STATS: stats}
+
+
+def has_intervals(net: nn.Module, variables: PyTree) -> bool:
+    """Whether a model keeps statistics by several intervals, and can be asked which of them its solver meets."""
+    stacked = _by_block(variables.get(STATS, {})) if isinstance(variables, dict) else {}
+    several = any(len(leaf) > 1 for leaves in stacked.values() for leaf in leaves)
+    return several and hasattr(net, "momentum") and isinstance(getattr(net, "solver", None), FixedStep | Adaptive)
+
+
+def _check(net: nn.Module) -> None:
+    if not hasattr(net, "momentum"):
+        raise ValueError(
+            f"net is a {type(net).__name__} without momentum: expected a model that keeps batch statistics"
+        )
+    if not isinstance(getattr(net, "solver", None), FixedStep | Adaptive):
+        raise ValueError(f"net.solver={getattr(net, 'solver', None)!r}: expected the FixedStep or Adaptive of training")
+
+
+def _estimated(net: nn.Module, variables: PyTree, images: jax.Array) -> PyTree:
+    """Batch statistics of one forward pass as in training, without a past; unmet intervals as they were."""
+    changes: dict[str, Any] = {"momentum": 0.0} | ({"gradient": Direct()} if hasattr(net, "gradient") else {})
+    model: Any = net.clone(**changes)
+
+    @jax.jit
+    def run(variables: PyTree, images: jax.Array) -> PyTree:
+        return model.apply(variables, images, train=True, mutable=[STATS])[1][STATS]
+
+    return jax.device_get(run(variables, images))
+
+
+def _where_stacked(change: Any, stats: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf, role: change(leaf) if role == "expansion" else leaf, stats, weight_roles(stats))
+
+
+def _by_block(stats: PyTree) -> dict[str, list[Any]]:
+    """The stacked arrays of each block."""
+    found: dict[str, list[Any]] = {}
+    flat, _ = jax.tree_util.tree_flatten_with_path(stats)
+    for (path, leaf), role in zip(flat, jax.tree.leaves(weight_roles(stats)), strict=True):
+        if role == "expansion":
+            found.setdefault(_block_of(path), []).append(leaf)
+    return found
+
+
+def _block_of(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/").partition("coefficients")[0].rstrip("/")

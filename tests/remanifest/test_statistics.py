@@ -1,0 +1,86 @@
+"""Batch statistics of intervals that training did not meet, and second moments that stay second moments."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ode_nets import remanifest, validity
+from ode_nets.integrate import FixedStep
+from ode_nets.weights import Chebyshev, Legendre, PiecewiseConstant, PiecewiseLinear
+from small_nets import IMAGES, model
+
+
+def euler_on_four_intervals():
+    net, variables = model(Legendre(4), dtype="float32")
+    return net.clone(solver=FixedStep("euler", 2)), variables
+
+
+def test_statistics_of_unmet_intervals_alone_are_estimated_and_a_verdict_says_so():
+    net, variables = euler_on_four_intervals()
+    images = jnp.asarray(IMAGES, "float32")
+    assert remanifest.unmet_intervals(net, variables, images) == {"block1": (1, 3)}
+    found = remanifest.restat(net, variables, images)
+    assert jax.tree.structure(found) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, found["params"], variables["params"])
+    old, new = (tree["batch_stats"]["block1"]["coefficients"] for tree in (variables, found))
+    for before, after in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+        np.testing.assert_array_equal(after[::2], before[::2])
+        assert (np.asarray(after[1::2]) != before[1::2]).all()
+    finer = net.clone(solver=FixedStep("euler", 4), momentum=0.0)
+    _, seen = finer.apply(variables, images, train=True, mutable=["batch_stats"])
+    expected = seen["batch_stats"]["block1"]["coefficients"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1::2], b[1::2], rtol=1e-5), new, expected)
+    # Where every interval is met, nothing is to be done.
+    met = net.clone(solver=FixedStep("euler", 4))
+    assert remanifest.restat(met, variables, images) is variables
+
+    subject = validity.of_model(net, variables, images)
+    assert "block1: 1, 3" in subject.statistics
+    assert "6 samples" in subject.statistics
+    assert validity.of_model(met, variables, images).statistics == ""
+    judgement = validity.Judgement("tied", "flow not finite", remanifest.Manifestation("euler", 2))
+    assert validity.Report(judgement, statistics=subject.statistics).sentence.endswith(subject.statistics)
+
+
+def test_a_net_without_momentum_or_a_known_solver_is_refused_by_name():
+    net, variables = euler_on_four_intervals()
+    with pytest.raises(ValueError, match=r"net\.solver='euler'"):
+        remanifest.restat(net.clone(solver="euler"), variables, IMAGES)
+    with pytest.raises(ValueError, match="net is a Dense without momentum"):
+        remanifest.restat(nn.Dense(2), {"batch_stats": {}}, IMAGES)
+
+
+@pytest.mark.parametrize("bases", [(Chebyshev(4), Chebyshev(2)), (PiecewiseLinear(4), PiecewiseLinear(2))])
+def test_second_moments_stay_above_zero_and_bound_those_of_mapped_gradients(bases):
+    old, new = bases
+    net, variables = model(old, dtype="float32")
+    optimizer = optax.adam(1e-3)
+    state, seconds = optimizer.init(variables["params"]), []
+    rng = np.random.default_rng(0)
+    for size in (1e-3, 1.0):
+        gradients = jax.tree.map(
+            lambda leaf, size=size: jnp.asarray(size * rng.normal(size=leaf.shape), "float32"), variables["params"]
+        )
+        _, state = optimizer.update(gradients, state)
+        _, mapped = remanifest.project(net, {"gradients": gradients}, new)
+        seconds.append(mapped["gradients"])
+    small, projected = remanifest.project(net, variables | {"opt_state": state}, new)
+    assert small.basis == new
+    nu = projected["opt_state"][0].nu
+    # The moment of the mapped gradients, as Adam would have taken it.
+    own = jax.tree.map(lambda a, b: 1e-3 * (0.999 * a**2 + b**2), *seconds)
+    jax.tree.map(lambda found, least: np.testing.assert_array_less(least, found * (1 + 1e-4) + 1e-30), nu, own)
+    updates, _ = optimizer.update(projected["params"], projected["opt_state"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+
+
+def test_averages_of_second_moments_are_averages():
+    net, variables = model(PiecewiseConstant(4), dtype="float32")
+    state = optax.adam(1e-3).init(variables["params"])
+    state = (state[0]._replace(nu=jax.tree.map(jnp.square, variables["params"])), *state[1:])
+    _, merged = remanifest.project(net, {"opt_state": state}, PiecewiseConstant(2))
+    old, new = (s[0].nu["block1"]["coefficients"]["conv1"]["kernel"] for s in (state, merged["opt_state"]))
+    np.testing.assert_allclose(new, (old[::2] + old[1::2]) / 2, rtol=1e-5)
