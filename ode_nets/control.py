@@ -34,6 +34,13 @@ class StepController:
 
     Raises:
       ValueError: for values outside these ranges.
+
+    Example:
+        >>> pi = StepController(integral=0.3, proportional=0.4, shrink_accepted=True)
+        >>> round(float(pi.factor(jnp.array(0.01), jnp.array(1.0), 4)), 2)  # 0.9 * 0.01^(-0.7 / 5)
+        1.71
+        >>> Adaptive("dopri5", rtol=1e-5, controller=pi)
+        Adaptive(dopri5, rtol=1e-05, atol=1e-06)
     """
 
     safety: float = 0.9

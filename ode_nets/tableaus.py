@@ -98,6 +98,11 @@ class Tableau:
 
     Raises:
         ValueError: a wrong shape, or the first condition that fails, by name, with the value found.
+
+    Example:
+        >>> heun = Tableau("heun", ((), (1,)), b=(Fraction(1, 2), Fraction(1, 2)), c=(0, 1), order=2)
+        >>> heun, heun.n_stages, heun.fsal
+        (Tableau(heun), 2, False)
     """
 
     name: str
@@ -123,6 +128,9 @@ class Tableau:
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return f"Tableau({self.name})"
 
     @property
     def n_stages(self) -> int:
@@ -342,6 +350,10 @@ def get_tableau(scheme: str | Tableau) -> Tableau:
 
     Raises:
         ValueError: the key is not one of `SCHEMES`.
+
+    Example:
+        >>> get_tableau("rk4").b
+        (Fraction(1, 6), Fraction(1, 3), Fraction(1, 3), Fraction(1, 6))
     """
     if isinstance(scheme, Tableau):
         return scheme

@@ -1,4 +1,4 @@
-"""Every command that README and the scripts' docstrings show is one that its parser takes."""
+"""Every command that pages and the scripts' docstrings show is one that its parser takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SCRIPTS = sorted(path for room in ("experiments", "benchmarks") for path in (ROO
 
 def documented():
     """Module and arguments of each command, once; what follows two spaces is a remark."""
-    found = re.findall(COMMAND, (ROOT / "README.md").read_text())
+    pages = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    found = [command for page in pages for command in re.findall(COMMAND, page.read_text())]
     for path in SCRIPTS:
         found += re.findall(rf"^ *{COMMAND}", ast.get_docstring(ast.parse(path.read_text())) or "", re.MULTILINE)
     commands = [(module, *shlex.split(re.split(r"\s{2,}", rest)[0])) for module, rest in found]

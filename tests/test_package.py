@@ -11,6 +11,7 @@ import sys
 import tomllib
 import types
 import venv
+from operator import attrgetter
 from pathlib import Path
 
 import jax
@@ -25,12 +26,14 @@ import ode_nets
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+TABLE = ROOT / "results" / "README.md"
+PAGES = [ROOT / "README.md", TABLE, *sorted((ROOT / "docs").rglob("*.md"))]  # the table lies in docs by a link
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TEST_COMMAND = "python -m pip install -e '.[test]' && python -m pytest"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def pins() -> dict[str, str]:
@@ -123,18 +126,29 @@ def test_public_names_are_documented():
             assert not (value.__doc__ or f"{name}(").startswith(f"{name}("), name
 
 
-@pytest.mark.parametrize("index", range(len(blocks("python"))))
-def test_readme_examples_run(index):
-    names: dict = {}
-    exec(compile(blocks("python")[index], f"README.md, python block {index}", "exec"), names)
-    computed = [value for value in names.values() if isinstance(value, jax.Array) and value.dtype == "float32"]
-    assert computed
-    assert all(jnp.isfinite(value).all() for value in computed)
+def test_the_readme_is_short():
+    assert len(README.split()) < 900
+    assert README.count("![") == 1
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line]) <= 12
 
 
-def test_readme_commands_name_modules_that_exist():
-    modules = {name for block in blocks("sh") for name in re.findall(r"python -m (\S+)", block)}
-    modules |= set(re.findall(r"`python -m ((?:experiments|benchmarks)(?:\.\w+)+)", README))
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks("python", page.read_text())], ids=lambda page: page.stem
+)
+def test_examples_of_pages_run(page):
+    for index, block in enumerate(blocks("python", page.read_text())):
+        names: dict = {}
+        exec(compile(block, f"{page.name}, python block {index}", "exec"), names)
+        computed = [value for value in names.values() if isinstance(value, jax.Array) and value.dtype == "float32"]
+        # What is shown of a solve that fails is not finite.
+        assert all(jnp.isfinite(value).all() for value in computed)
+
+
+def test_commands_of_pages_name_modules_that_exist():
+    text = "\n".join(page.read_text() for page in PAGES)
+    modules = {name for block in blocks("sh", text) for name in re.findall(r"python -m (\S+)", block)}
+    modules |= set(re.findall(r"`python -m ((?:experiments|benchmarks)(?:\.\w+)+)", text))
     assert {"experiments.quickstart", "experiments.train", "pytest"} <= modules
     missing = [
         name
@@ -148,12 +162,35 @@ def test_readme_commands_name_modules_that_exist():
     assert not missing
 
 
-def test_readme_configs_and_files_exist():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_configs_and_files_that_pages_name_exist(page):
     from experiments.configs import CONFIGS
 
-    assert set(re.findall(r"python -m experiments\.train (\w+)", README)) <= set(CONFIGS)
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    text = page.read_text()
+    assert set(re.findall(r"python -m experiments\.train (\w+)", text)) <= set(CONFIGS)
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_public_name_is_on_a_page():
+    """One each; and every page is in the site's menu."""
+    from ode_nets.interop import diffrax
+
+    text = "\n".join(page.read_text() for page in PAGES)
+    shown = re.findall(r"^::: ode_nets\.(\S+)$", text, re.MULTILINE)
+    # A function called like its module is named with both.
+    shown = [re.sub(r"\.(\w+)\.\1$", r".\1", name) for name in shown]
+    assert len(shown) == len(set(shown))
+    modules = {"problems", "remanifest", "validity"}
+    assert set(ode_nets.__all__) - modules <= set(shown)
+    found = {id(attrgetter(name)(ode_nets)) for name in shown}
+    for room in sorted(modules):
+        module = getattr(ode_nets, room)
+        assert not [name for name in module.__all__ if id(getattr(module, name)) not in found], room
+    assert {f"interop.diffrax.{name}" for name in diffrax.__all__} <= set(shown)
+    menu = re.findall(r"([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text())
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert set(menu) == pages | {"results/README.md"}
 
 
 def test_ci_runs_the_test_command_of_the_readme():

@@ -19,7 +19,14 @@ from ode_nets.fields.second_order import SecondOrder
 
 
 class Unit(Protocol):
-    """A right-hand side with parameters: what an `OdeBlock` integrates. Frozen and hashable."""
+    """A right-hand side with parameters: what an `OdeBlock` integrates. Frozen and hashable.
+
+    Example:
+        >>> unit = MLP(size=3)
+        >>> dx, statistics = unit.apply(unit.init(jax.random.key(0)), jnp.ones((2, 3)))
+        >>> dx.shape, statistics
+        ((2, 3), {})
+    """
 
     def init(self, key: jax.Array) -> Any:
         """Parameters theta at one time."""

@@ -59,6 +59,10 @@ def convolution(
     `x` and `kernel`. With stride 1 a CPU needs temporary memory for `kernel_height` copies of `x` and
     `kernel_width` of `y`. With a larger stride every platform takes the native convolution, whose gradient is
     slow inside a loop on a CPU.
+
+    Example:
+        >>> convolution(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5)), strides=2).shape
+        (2, 4, 4, 5)
     """
     compute_dtype = _check_arrays(x, kernel, dtype)
     stride_pair = _check_strides(strides)

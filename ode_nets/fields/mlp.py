@@ -31,6 +31,12 @@ class MLP:
 
     Raises:
       ValueError: for sizes below 1.
+
+    Example:
+        >>> field = MLP(size=2, hidden=(16,), time_aware=True)
+        >>> theta = field.init(jax.random.key(0))
+        >>> field(0.5, jnp.ones((8, 2)), theta).shape
+        (8, 2)
     """
 
     size: int

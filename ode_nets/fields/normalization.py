@@ -35,6 +35,11 @@ def batch_norm(x: jax.Array, params: Params, stats: Params | None = None) -> tup
     Returns:
       `y` like `x`, and the statistics used: in training the batch's mean and biased variance, float32, to
       be folded into running averages by the caller. No state is read or written.
+
+    Example:
+        >>> y, used = batch_norm(jnp.array([[1.0], [3.0]]), {"scale": jnp.ones(1), "bias": jnp.zeros(1)})
+        >>> y.round(3).tolist(), used["mean"].tolist(), used["var"].tolist()
+        ([[-1.0], [1.0]], [2.0], [1.0])
     """
     if stats is None:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))

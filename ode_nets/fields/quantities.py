@@ -86,6 +86,10 @@ def kinetic_energy(slope: Any, t: Any, x: PyTree, dx: PyTree) -> jax.Array:
     """How fast the state moves, summed over all of its entries.
 
     K = int |f(t, x)|^2 dt                               (RNODE, Finlay et al. 2020)
+
+    Example:
+        >>> float(kinetic_energy(None, 0.0, None, dx=jnp.array([3.0, 4.0])))
+        25.0
     """
     return _squares(dx)
 
@@ -118,7 +122,14 @@ def jacobian_frobenius(key: jax.Array) -> Quantity:
 
 
 def of_steps(slope: Any, t: Any, x: PyTree, dx: PyTree) -> Any:
-    """A quantity that is none of the field: the scheme `Measured` adds it up; under any other it is NaN."""
+    """A quantity that is none of the field: the scheme `Measured` adds it up; under any other it is NaN.
+
+    Example:
+        >>> system = with_quantities(lambda t, x, k: -k * x, local_error=of_steps)
+        >>> solver = FixedStep(Measured("heun_euler"), 4)
+        >>> solve(system, system.start(1.0), 1.0, solver=solver).x.q["local_error"] > 0
+        Array(True, dtype=bool)
+    """
     return jnp.nan
 
 

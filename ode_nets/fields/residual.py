@@ -38,6 +38,12 @@ class ResidualUnit:
 
     Raises:
       ValueError: for sizes below 1 or an unknown order.
+
+    Example:
+        >>> unit = ResidualUnit(4, order="conv-bn-relu")
+        >>> dx, statistics = unit.apply(unit.init(jax.random.key(0)), jnp.ones((2, 8, 8, 4)))
+        >>> dx.shape, sorted(statistics)
+        ((2, 8, 8, 4), ['bn1', 'bn2'])
     """
 
     channels: int

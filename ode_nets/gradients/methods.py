@@ -24,7 +24,12 @@ N_PROGRAMS = 256
 
 @runtime_checkable
 class GradientMethod(Protocol):
-    """How a solve is differentiated: a frozen, hashable value that owns the solve and its backward pass."""
+    """How a solve is differentiated: a frozen, hashable value that owns the solve and its backward pass.
+
+    Example:
+        >>> isinstance(ACA(), GradientMethod), isinstance(FixedStep("rk4", 4), GradientMethod)
+        (True, False)
+    """
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`, differentiable by this method."""
@@ -50,6 +55,7 @@ def solve(
     ts: Any = None,
     has_aux: bool = False,
     dense: bool = False,
+    throw: bool = False,
 ) -> Solution:
     """Solve an initial value problem; field, weight function, solver and gradient method are exchangeable.
 
@@ -68,12 +74,14 @@ def solve(
       has_aux: whether the field reports something beside `dx`; reports of accepted steps are summed.
       dense: whether to keep what the solution is between the steps: `solution.dense(t)`. Takes memory for
         `max_steps` steps of an adaptive solver.
+      throw: whether a failure raises, as `solution.raise_for_result()` does: outside of jit, where the result is known.
 
     Returns:
-      `Solution`. Array values never raise; look at `result`: where it is not `SUCCESS`, states that were not
-      reached and all derivatives are NaN.
+      `Solution`. Array values never raise but with `throw`; look at `result`: where it is not `SUCCESS`, states that
+      were not reached and all derivatives are NaN.
 
     Raises:
+      RuntimeError: with `throw`, for a solve outside of jit that failed.
       ValueError: at trace time, for bad shapes, dtypes, names and known times; see `make_problem`; and for what
         solver and gradient method cannot do together.
 
@@ -89,10 +97,14 @@ def solve(
     field = as_chosen(field) if callable(field) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
     if isinstance(solver, OwnLoop):
-        return standard(mark_failed)(standard(solver.solve)(problem, gradient, dense), problem)
-    method = gradient if gradient is not None else default_gradient(solver)
-    parts, frame = split((dataclasses.replace(problem, field=None), solver))
-    return run_compiled(frame, method, dense, parts)
+        solution = standard(mark_failed)(standard(solver.solve)(problem, gradient, dense), problem)
+    else:
+        method = gradient if gradient is not None else default_gradient(solver)
+        parts, frame = split((dataclasses.replace(problem, field=None), solver))
+        solution = run_compiled(frame, method, dense, parts)
+    if throw:
+        solution.raise_for_result()
+    return solution
 
 
 def run_compiled(frame: Any, method: Any, dense: bool, parts: list[Any]) -> Any:

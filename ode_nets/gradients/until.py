@@ -32,6 +32,12 @@ class Stopped:
       t: time of the event, scalar; t1 where there was none.
       found: boolean scalar, whether there was one.
       solution: the `Solution` up to that time: `solution.x` is the state there.
+
+    Example:
+        >>> field = lambda t, x, k: jnp.full_like(x, k)
+        >>> stopped = solve_until(field, 0.0, 2.0, event=lambda t, x: x - 1, solver=FixedStep("rk4", 5))
+        >>> round(float(stopped.t), 4), bool(stopped.found), round(float(stopped.x), 4)
+        (0.5, True, 1.0)
     """
 
     t: jax.Array

@@ -35,7 +35,12 @@ class TimeDependent(Protocol):
 
 @runtime_checkable
 class WeightFunction(TimeDependent, Protocol):
-    """theta(t): a pytree that can be read at any time and, exactly, on a uniform grid."""
+    """theta(t): a pytree that can be read at any time and, exactly, on a uniform grid.
+
+    Example:
+        >>> isinstance(Constant(1.0), WeightFunction), isinstance({"w": 1.0}, WeightFunction)
+        (True, False)
+    """
 
     def n_sections(self, n_steps: int) -> int:
         """Largest number of equal sections of the grid that share no coefficient; divides `n_steps`."""
@@ -73,6 +78,11 @@ class Problem:
         on (step, stage node) wherever the grid is uniform.
       known_ts: asked times as known fractions of the span, or `None`: what a uniform grid can land on.
       field: what was traced, for problems that are looked at outside of a solve; else `None`.
+
+    Example:
+        >>> problem = make_problem(lambda t, x, k: -k * x, jnp.ones(3), 2.0, t0=1.0, t1=-1.0)
+        >>> float(problem.span), float(problem.sign)
+        (2.0, -1.0)
     """
 
     x0: PyTree
@@ -207,6 +217,11 @@ def make_problem(
       ValueError: at trace time, for states that are not floating point, leaves that are no arrays, times that are not
         scalars, a t1 that rounds onto t0, `ts` that is empty, of the wrong rank, unsorted or outside [t0, t1] (where
         the values are known), and a field whose `dx` differs from `x` in structure, shape or dtype.
+
+    Example:
+        >>> problem = make_problem(lambda t, x, k: -k * x, jnp.ones(3), 2.0, t1=5.0)
+        >>> Checkpointed().run(problem, FixedStep("rk4", 50)).x.shape
+        (3,)
     """
     if not callable(field):
         raise ValueError(f"field={field!r}: expected a function field(t, x, theta) -> dx")

@@ -72,6 +72,12 @@ class ANODEV2(nn.Module):
       gradient: of every block; the default recomputes a block from its input (ANODE), as the paper does.
       momentum: of all running batch statistics.
       dtype: what convolutions compute in, e.g. `"bfloat16"`.
+
+    Example:
+        >>> net = ANODEV2("resnet4", basis=PiecewiseConstant(2), solver=FixedStep("euler", 2))
+        >>> logits, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.ones((2, 32, 32, 3)))
+        >>> logits.shape, variables["params"]["block1"]["coefficients"]["conv1"]["kernel"].shape
+        ((2, 10), (2, 3, 3, 16, 16))
     """
 
     network: Network = "resnet4"
@@ -161,6 +167,14 @@ def anodev2_net(network: Network, form: Form, q: WeightField = RDA(), **changes:
 
     Raises:
       ValueError: for an unknown network or form.
+
+    Example:
+        >>> net = anodev2_net("resnet4", "configuration_2")
+        >>> net.solver, net.evolution.solver
+        (FixedStep(euler, 2), FlowStep(n_steps=10))
+        >>> baseline = anodev2_net("resnet4", "baseline")
+        >>> n_parameters(jax.eval_shape(baseline.init, jax.random.key(0), jnp.ones((1, 32, 32, 3))))
+        7706
     """
     if form not in get_args(Form) or network not in get_args(Network):
         raise ValueError(
@@ -196,6 +210,12 @@ def regularization(params: PyTree, w0: float = 0.0, p: float = 0.0) -> jax.Array
 
     Raises:
       ValueError: for a weight below 0.
+
+    Example:
+        >>> block = {"evolved": {"w0": {"kernel": jnp.ones(4)}, "p": {"tau": jnp.ones(1)}}}
+        >>> params = {"block1": block, "head": jnp.ones(3)}
+        >>> float(regularization(params, w0=0.5))  # 0.5 / 2 * 4
+        1.0
     """
     for name, factor in (("w0", w0), ("p", p)):
         if not isinstance(factor, jax.Array) and not factor >= 0:

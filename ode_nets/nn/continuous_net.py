@@ -39,6 +39,14 @@ class ContinuousNet(nn.Module):
       dtype: what convolutions compute in, e.g. `"bfloat16"`; `None` for that of their inputs.
       evolution: how the kernels of every block evolve in depth (ANODEV2); `None` for kernels in `basis`.
       quantities: what every block integrates in training, see `OdeBlock`.
+
+    Example:
+        >>> net = ContinuousNet(widths=(8,), basis=PiecewiseConstant(2), solver=FixedStep("rk4", 2))
+        >>> logits, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.ones((2, 16, 16, 3)))
+        >>> logits.shape
+        (2, 10)
+        >>> net.clone(solver=FixedStep("midpoint", 1)).solver  # another manifestation of the same variables
+        FixedStep(midpoint, 1)
     """
 
     n_classes: int = 10
@@ -90,6 +98,11 @@ def WideContinuousNet(**changes: Any) -> ContinuousNet:  # noqa: N802 - it reads
 
     Args:
       **changes: attributes of `ContinuousNet` to set otherwise.
+
+    Example:
+        >>> net = WideContinuousNet(n_classes=10)
+        >>> net.widths, net.solver, net.n_classes
+        ((64, 128, 256), FixedStep(rk4, 8), 10)
     """
     defaults: dict[str, Any] = {
         "n_classes": 100,

@@ -75,6 +75,14 @@ class NODE18(nn.Module):
 
     ODE blocks are the modules `ode<stage>_<number>`, and the collection `solution`, where mutable, has their
     counts and result codes.
+
+    Example:
+        >>> net = NODE18(widths=(8, 16))
+        >>> net.solver, net.gradient
+        (Adaptive(heun_euler, rtol=0.01, atol=0.01), ACA(checkpoints='auto'))
+        >>> variables = jax.eval_shape(net.init, jax.random.key(0), jnp.ones((2, 16, 16, 3)))
+        >>> sorted(variables["params"])
+        ['basic1_0', 'basic2_0', 'head', 'ode1_1', 'ode2_1', 'stem']
     """
 
     n_classes: int = 10
@@ -110,6 +118,11 @@ class ResNet18(nn.Module):
     """The discrete twin of `NODE18`: each ODE block is one more `BasicBlock`.
 
     Attributes: as in `NODE18`, where `n_blocks` counts the blocks of each stage after its first.
+
+    Example:
+        >>> variables = jax.eval_shape(ResNet18().init, jax.random.key(0), jnp.ones((2, 32, 32, 3)))
+        >>> n_parameters(variables)
+        11173962
     """
 
     n_classes: int = 10

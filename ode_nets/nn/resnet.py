@@ -42,6 +42,12 @@ class ResNet(nn.Module):
     Attributes:
       n_classes, widths, skip_init, momentum: as in `ContinuousNet`.
       n_units: residual units a block, beside the downsampling unit before each block but the first.
+
+    Example:
+        >>> net = ResNet(widths=(8,), n_units=2)
+        >>> variables = jax.eval_shape(net.init, jax.random.key(0), jnp.ones((2, 16, 16, 3)))
+        >>> sorted(variables["params"])
+        ['block1_unit0', 'block1_unit1', 'head', 'stem', 'stem_bn']
     """
 
     n_classes: int = 10
@@ -75,6 +81,13 @@ def as_resnet(net: ContinuousNet, variables: PyTree) -> tuple[ResNet, PyTree]:
     Raises:
       ValueError: if `net` is no ResNet: another scheme, basis, epsilon, order, stitch scale or dtype, or kernels
         that evolve.
+
+    Example:
+        >>> net = ContinuousNet(widths=(8,), basis=PiecewiseConstant(2), solver=FixedStep("euler", 2), epsilon=2)
+        >>> variables = jax.eval_shape(net.init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+        >>> unrolled = jax.eval_shape(lambda variables: as_resnet(net, variables)[1], variables)
+        >>> n_parameters(unrolled) == n_parameters(variables)
+        True
     """
     m = net.basis.n_basis
     wanted = {

@@ -37,10 +37,13 @@ def weight_roles(tree: PyTree) -> PyTree:
       A tree of the same structure: labels for `optax.multi_transform`, and masks after a comparison.
 
     Example:
-      decay = lambda params: jax.tree.map(lambda role: role != "p", weight_roles(params))
-      optimizer = optax.adamw(1e-3, mask=decay)      # q's parameters do not decay
-      rates = {"w0": 0.1, "p": 0.01, "expansion": 0.1, "other": 0.1}
-      optimizer = optax.multi_transform({role: optax.sgd(rate) for role, rate in rates.items()}, weight_roles)
+        >>> import optax
+        >>> weight_roles({"block1": {"coefficients": jnp.ones(2)}, "head": jnp.ones(3)})
+        {'block1': {'coefficients': 'expansion'}, 'head': 'other'}
+        >>> decay = lambda params: jax.tree.map(lambda role: role != "p", weight_roles(params))
+        >>> optimizer = optax.adamw(1e-3, mask=decay)  # q's parameters do not decay
+        >>> rates = {"w0": 0.1, "p": 0.01, "expansion": 0.1, "other": 0.1}
+        >>> optimizer = optax.multi_transform({role: optax.sgd(rate) for role, rate in rates.items()}, weight_roles)
     """
 
     def role(path: tuple[Any, ...], node: Any) -> Any:

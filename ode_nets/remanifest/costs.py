@@ -14,7 +14,12 @@ PyTree = Any
 
 
 def n_parameters(variables: PyTree) -> int:
-    """Number of trainable parameters in `variables["params"]`."""
+    """Number of trainable parameters in `variables["params"]`.
+
+    Example:
+        >>> n_parameters({"params": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}, "batch_stats": jnp.ones(9)})
+        16
+    """
     return sum(int(leaf.size) for leaf in jax.tree.leaves(variables["params"]))
 
 
@@ -34,6 +39,10 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
     Args:
       points: `(cost, value)`; points with a value that is NaN are never in the front.
+
+    Example:
+        >>> pareto_front([(1, 0.6), (2, 0.5), (4, 0.9)])  # the second costs more than the first and is worse
+        [0, 2]
     """
     best, front = -math.inf, []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):

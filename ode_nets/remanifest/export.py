@@ -35,6 +35,13 @@ def export_inference(
 
     Returns:
       Bytes to write to a file.
+
+    Example:
+        >>> net = ContinuousNet(widths=(2,), basis=PiecewiseConstant(1), solver=FixedStep("euler", 1))
+        >>> variables = jax.jit(net.init)(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+        >>> data = export_inference(net, variables, image_shape=(8, 8, 1), platforms=["cpu"])
+        >>> jax.export.deserialize(bytearray(data)).out_avals[0].shape
+        (batch, 10)
     """
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), dtype)

@@ -24,10 +24,10 @@ class Manifestation:
         above 0, and a uniform grid without steps.
 
     Example:
-      own = Manifestation("rk4", 4)
-      finer = Manifestation.of(FixedStep("rk4", 8))
-      accuracies = {own: 0.98, finer: 0.97, Manifestation("dopri5", 7, rtol=1e-3): 0.97}
-      print(own)                                # rk4 with 4 steps
+        >>> own, finer = Manifestation("rk4", 4), Manifestation.of(FixedStep("rk4", 8))
+        >>> accuracies = {own: 0.98, finer: 0.97, Manifestation("dopri5", 7, rtol=1e-3): 0.97}
+        >>> print(own)
+        rk4 with 4 steps
     """
 
     scheme: str

@@ -65,9 +65,11 @@ def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Modul
         at least 1.
 
     Example:
-      net = ContinuousNet(widths=(8,), basis=PiecewiseConstant(2), solver=FixedStep("rk4", 2))
-      variables = net.init(jax.random.key(0), images)
-      deeper, finer = refine(net, variables)   # M = N_t = 4
+        >>> net = OdeBlock(MLP(2), PiecewiseConstant(2), FixedStep("rk4", 2))
+        >>> variables = {"params": {"coefficients": jnp.array([1.0, 3.0])}}  # as net.init shapes them
+        >>> deeper, finer = refine(net, variables)
+        >>> deeper.basis, deeper.solver, finer["params"]["coefficients"].tolist()
+        (PiecewiseConstant(n_basis=4), FixedStep(rk4, 4), [1.0, 1.0, 3.0, 3.0])
     """
     old = _basis_of(net)
     if not isinstance(net.solver, FixedStep):
@@ -94,8 +96,11 @@ def project(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module,
       ValueError: for a net without a basis.
 
     Example:
-      small, coarse = project(net, variables, PiecewiseConstant(1))
-      logits = small.apply(coarse, images)
+        >>> net = OdeBlock(MLP(2), PiecewiseConstant(2), FixedStep("rk4", 2))
+        >>> variables = {"params": {"coefficients": jnp.array([1.0, 3.0])}}  # as net.init shapes them
+        >>> small, coarse = project(net, variables, PiecewiseConstant(1))
+        >>> small.basis, coarse["params"]["coefficients"].tolist()
+        (PiecewiseConstant(n_basis=1), [2.0])
     """
     return _rebased(net, variables, basis, projection_matrix(_basis_of(net), basis))
 
@@ -106,7 +111,11 @@ def interpolate(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Mod
     Args, results and errors as of `project`.
 
     Example:
-      polynomial, sampled = interpolate(net, variables, Legendre(3))
+        >>> net = OdeBlock(MLP(2), PiecewiseConstant(2), FixedStep("rk4", 2))
+        >>> variables = {"params": {"coefficients": jnp.array([1.0, 3.0])}}  # as net.init shapes them
+        >>> linear, sampled = interpolate(net, variables, PiecewiseLinear(2))
+        >>> linear.basis, sampled["params"]["coefficients"].tolist()
+        (PiecewiseLinear(n_basis=2), [1.0, 3.0])
     """
     return _rebased(net, variables, basis, interpolation_matrix(_basis_of(net), basis))
 

@@ -177,6 +177,16 @@ def swap_solvers(
     ContinuousNet[scheme, n_steps][theta] for each (scheme, n_steps)      (ContinuousNet sec. 5.3, eq. 27)
 
     `compile_swap` and `run_swap` in one; see there for arguments, results and errors.
+
+    Example:
+        >>> net = OdeBlock(MLP(2, (4,)), PiecewiseConstant(2), FixedStep("rk4", 2))
+        >>> x = jnp.ones((3, 2))
+        >>> variables = jax.jit(net.init)(jax.random.key(0), x)
+        >>> score = lambda outputs, batch: jnp.sum(jnp.abs(outputs))
+        >>> solvers = [FixedStep("euler", 8), FixedStep("rk4", 2)]
+        >>> scores, seconds = swap_solvers(net, variables, solvers, lambda: [(x, ())], score)
+        >>> len(scores), bool(abs(scores[0] - scores[1]) < 0.05 * scores[1])
+        (2, True)
     """
     example = next(iter(batches()))
     swap = compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bytes_available)

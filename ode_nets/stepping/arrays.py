@@ -33,6 +33,10 @@ class TracedTableau(OneState):
       n_stages: int32 scalar.
 
     It has no error estimate and no interpolant.
+
+    Example:
+        >>> pad(FixedStep("midpoint", 2), n_stages=4).scheme
+        TracedTableau(<4 stages>)
     """
 
     a: Any

@@ -68,6 +68,11 @@ class Scheme(Protocol):
     without an interpolant, `inverts` where steps cannot be undone. Solvers, outputs and gradient methods ask for what
     is offered, never for a kind of scheme. Where the state is all that goes from step to step, `OneState` has the
     members that say so.
+
+    Example:
+        >>> scheme = get_scheme("dopri5")
+        >>> isinstance(scheme, Scheme), scheme.order, scheme.error_order, scheme.interpolates, scheme.inverts
+        (True, 5, 4, True, False)
     """
 
     @property

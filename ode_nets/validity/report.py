@@ -117,6 +117,13 @@ def examine(
         is not finite, factors that are not above 0, or a negative number of samples.
 
     Cost: one compilation and a forward pass a manifestation, and the crossings.
+
+    Example:
+        >>> from ode_nets.validity import examine, of_field
+        >>> x0 = jnp.array([[1.0], [0.5]])  # one Euler step below is the exact flow of x' = -2 x
+        >>> subject = of_field(lambda t, x, k: k * x, jnp.expm1(-2.0), x0, FixedStep("euler", 1))
+        >>> examine(subject, truth=x0 * jnp.exp(-2.0) + 1e-3).sentence.split(":")[0]
+        'tied to its solver, euler with 1 steps'
     """
     if n_samples < 0 or not all(0 < factor < math.inf for factor in factors):
         raise ValueError(f"n_samples={n_samples}, factors={factors}: expected at least 0, and finite numbers above 0")

@@ -27,6 +27,12 @@ class Basis(ABC):
 
     Raises:
       ValueError: if `n_basis` is not an integer of at least 1.
+
+    Example:
+        >>> PiecewiseConstant(4).n_basis, PiecewiseConstant(4).nodal, PiecewiseConstant(4).continuous
+        (4, True, False)
+        >>> PiecewiseConstant(4) == PiecewiseConstant(4)
+        True
     """
 
     n_basis: int

@@ -24,6 +24,10 @@ class Constant:
 
     Raises:
       ValueError: for a domain without t0 < t1.
+
+    Example:
+        >>> Constant({"w": 2.0}).at(0.3)
+        {'w': 2.0}
     """
 
     theta: PyTree

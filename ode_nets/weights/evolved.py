@@ -32,6 +32,10 @@ class FlowStep:
 
     Raises:
       ValueError: for fewer than one step.
+
+    Example:
+        >>> configuration_1(Still(), 5).solver
+        FlowStep(n_steps=5)
     """
 
     n_steps: int
@@ -43,7 +47,12 @@ class FlowStep:
 
 @dataclasses.dataclass(frozen=True)
 class Still:
-    """q = 0: weights that stay as they are, which makes an evolved network the Neural ODE (ANODEV2 sec. 1)."""
+    """q = 0: weights that stay as they are, which makes an evolved network the Neural ODE (ANODEV2 sec. 1).
+
+    Example:
+        >>> Still().flow({"w": 3.0}, {}, 0.1)
+        {'w': 3.0}
+    """
 
     def init(self, key: jax.Array, w: PyTree) -> PyTree:
         """No parameters."""
@@ -69,6 +78,12 @@ class Flattened:
     Args:
       unit: `init(key) -> p` and `apply(p, x) -> (dx, ...)` on vectors `[n]` of all n weights, e.g.
         `MLP(size=n)`.
+
+    Example:
+        >>> q = Flattened(MLP(size=3))
+        >>> w = {"a": jnp.ones(2), "b": jnp.ones(1)}
+        >>> jax.tree.map(jnp.shape, q(w, q.init(jax.random.key(0), w)))
+        {'a': (2,), 'b': (1,)}
     """
 
     unit: Any
@@ -109,6 +124,11 @@ class Evolution:
       ValueError: for another basis, for times that are not M fractions in [0, 1] or no points of the weight
         grid, for a kernel that does not match that grid, for a `grid` other than the solver's own, for a
         `FlowStep` of a q without `flow`, for a number of steps that is an array, and for a domain without t0 < t1.
+
+    Example:
+        >>> evolution = Evolution(lambda w, p: -p * w, FixedStep("rk4", 4), PiecewiseConstant(2))
+        >>> [round(float(w), 3) for w in evolution.path(1.0, 1.0)]  # exp(-k / 4)
+        [1.0, 0.779, 0.607, 0.472, 0.368]
     """
 
     q: WeightField
@@ -243,6 +263,12 @@ class Evolved:
       evolution: the rest, static.
 
     Cost: one solve of the weight ODE a solve of the state, and memory for its `n_steps + 1` states.
+
+    Example:
+        >>> evolution = Evolution(lambda w, p: p * w, FixedStep("rk4", 8), PiecewiseConstant(2))
+        >>> weights = Evolved(jnp.array(1.0), jnp.array(2.0), evolution)
+        >>> [round(float(w), 3) for w in weights.expanded().coefficients]  # w(0) and w(1/2) = e
+        [1.0, 2.718]
     """
 
     w0: PyTree
@@ -308,6 +334,11 @@ def configuration_1(q: WeightField, n_steps: int = 5, solver: Any = None) -> Evo
       q: the weight field.
       n_steps: N_t, also of the state's solver. With one step w(0) alone is read, and p has no effect.
       solver: of the weights; default `FlowStep(n_steps)`, or explicit Euler steps for a q without `flow`.
+
+    Example:
+        >>> evolution = configuration_1(RDA(), n_steps=4)
+        >>> evolution.basis, evolution.n_steps
+        (PiecewiseConstant(n_basis=4), 4)
     """
     return Evolution(q, solver or _default_solver(q, n_steps), PiecewiseConstant(n_steps))
 
@@ -324,6 +355,11 @@ def configuration_2(q: WeightField, n_steps: int = 2, n_weight_steps: int = 10, 
       n_steps: N_t of the state, also of its solver; with one step p has no effect, as in `configuration_1`.
       n_weight_steps: steps of the weights, a multiple of `n_steps - 1`.
       solver: of the weights; default as in `configuration_1`.
+
+    Example:
+        >>> evolution = configuration_2(RDA())
+        >>> evolution.times, evolution.n_steps
+        ((Fraction(0, 1), Fraction(1, 1)), 10)
     """
     times = default_times(PiecewiseLinear(n_steps))
     return Evolution(q, solver or _default_solver(q, n_weight_steps), PiecewiseConstant(n_steps), times)

@@ -35,10 +35,13 @@ class BasisExpansion:
     piecewise basis touches one coefficient or two, and so does its gradient.
 
     Example:
-      weights = BasisExpansion(PiecewiseConstant(2), {"w": jnp.array([1.0, 3.0])})
-      weights.at(0.75)                          # {"w": 3.0}
-      weights.refined(2)                        # w = [1, 1, 3, 3], the same theta(t)
-      weights.projected(PiecewiseConstant(1))   # w = [2], the least squares
+        >>> weights = BasisExpansion(PiecewiseConstant(2), jnp.array([1.0, 3.0]))
+        >>> float(weights.at(0.75))
+        3.0
+        >>> weights.refined(2).coefficients  # the same theta(t)
+        Array([1., 1., 3., 3.], dtype=float32)
+        >>> weights.projected(PiecewiseConstant(1)).coefficients  # by least squares
+        Array([2.], dtype=float32)
     """
 
     basis: Basis

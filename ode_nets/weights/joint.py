@@ -24,6 +24,12 @@ class Joint:
 
     Raises:
       ValueError: if there is no part or the domains differ.
+
+    Example:
+        >>> force = BasisExpansion(PiecewiseConstant(2), jnp.array([1.0, 3.0]))
+        >>> weights = Joint({"drift": Constant(1.0), "force": force})
+        >>> {name: float(value) for name, value in weights.at(0.75).items()}
+        {'drift': 1.0, 'force': 3.0}
     """
 
     parts: Mapping[str, Any]

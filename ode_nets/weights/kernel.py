@@ -19,7 +19,13 @@ FINER = 16
 
 @dataclasses.dataclass(frozen=True)
 class Dirac:
-    """theta(t) = w(t): no memory (ANODEV2 app. A.1)."""
+    """theta(t) = w(t): no memory (ANODEV2 app. A.1).
+
+    Example:
+        >>> Evolution(Still(), FlowStep(2), PiecewiseConstant(2), kernel=Dirac()).matrix()  # theta(0) and theta(1/2)
+        array([[1., 0., 0.],
+               [0., 1., 0.]])
+    """
 
     def __call__(self, s: Any) -> Any:
         """Not a function: `kernel_matrix` selects w(t) instead."""
@@ -35,6 +41,11 @@ class Box:
 
     Raises:
       ValueError: for a width that is not a finite number above 0.
+
+    Example:
+        >>> evolution = Evolution(Still(), FlowStep(4), PiecewiseConstant(2), times=(0.5, 1), kernel=Box(0.5))
+        >>> Evolved({"w": jnp.ones(1)}, {}, evolution).at(0.75)
+        {'w': Array([1.], dtype=float32)}
     """
 
     width: float
@@ -56,6 +67,10 @@ class Exponential:
 
     Raises:
       ValueError: for a rate that is not a finite number above 0.
+
+    Example:
+        >>> float(Exponential(2.0)(0.0))
+        2.0
     """
 
     rate: float

@@ -50,6 +50,11 @@ def advance_filter(
         time, where their values are known.
 
     Differentiable in all arrays. Cost: two transforms of the filter, independent of batch and image size.
+
+    Example:
+        >>> w = advance_filter(jnp.ones((3, 3, 1, 1)), 1.0, diffusion=0.1, reaction=-1.0)
+        >>> w.shape, round(float(w[0, 0, 0, 0]), 4)  # exp(-1)
+        ((3, 3, 1, 1), 0.3679)
     """
     _check_filter(w, "w")
     known = not any(isinstance(value, jax.core.Tracer) for value in (h, diffusion))
@@ -82,6 +87,12 @@ class RDA:
 
     Raises:
       ValueError: for a diffusion that is not above 0, an unknown sharing, or all terms switched off.
+
+    Example:
+        >>> q = RDA(advection=None)
+        >>> filters = {"kernel": jnp.ones((3, 3, 2, 4))}
+        >>> jax.tree.map(jnp.shape, q(filters, q.init(jax.random.key(0), filters)))
+        {'kernel': (3, 3, 2, 4)}
     """
 
     diffusion: float | None = 0.05

@@ -13,7 +13,12 @@ from ode_nets.weights.intervals import Array, namespace
 
 @dataclasses.dataclass(frozen=True)
 class Chebyshev(Basis):
-    """Shifted Chebyshev polynomials T_b(2u - 1), b < M, of size at most 1."""
+    """Shifted Chebyshev polynomials T_b(2u - 1), b < M, of size at most 1.
+
+    Example:
+        >>> Chebyshev(3).evaluate(jnp.array(1.0))
+        Array([1., 1., 1.], dtype=float32)
+    """
 
     def evaluate(self, u: Array, side: Any = 1) -> Array:
         u = floating(u)

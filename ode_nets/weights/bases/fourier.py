@@ -16,6 +16,10 @@ class Fourier(Basis):
     """1, cos 2 pi u, sin 2 pi u, cos 4 pi u, ..., the first M of them; an even M ends in a lone cosine.
 
     Every theta in it is periodic: theta(0) = theta(1).
+
+    Example:
+        >>> Fourier(4).evaluate(jnp.array(0.0))
+        Array([1., 1., 0., 1.], dtype=float32)
     """
 
     def evaluate(self, u: Array, side: Any = 1) -> Array:

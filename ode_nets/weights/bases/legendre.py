@@ -13,7 +13,12 @@ from ode_nets.weights.intervals import Array, namespace
 
 @dataclasses.dataclass(frozen=True)
 class Legendre(Basis):
-    """Shifted Legendre polynomials P_b(2u - 1), b < M, with phi_b(1) = 1; orthogonal on [0, 1]."""
+    """Shifted Legendre polynomials P_b(2u - 1), b < M, with phi_b(1) = 1; orthogonal on [0, 1].
+
+    Example:
+        >>> Legendre(3).evaluate(jnp.array(0.5))
+        Array([ 1. ,  0. , -0.5], dtype=float32)
+    """
 
     def evaluate(self, u: Array, side: Any = 1) -> Array:
         u = floating(u)

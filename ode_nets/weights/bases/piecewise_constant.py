@@ -14,7 +14,12 @@ from ode_nets.weights.intervals import Array, interval_index, locate, node_offse
 
 @dataclasses.dataclass(frozen=True)
 class PiecewiseConstant(Basis):
-    """Indicators of M equal intervals: the weights of a residual network (ContinuousNet eq. 25)."""
+    """Indicators of M equal intervals: the weights of a residual network (ContinuousNet eq. 25).
+
+    Example:
+        >>> PiecewiseConstant(4).evaluate(jnp.array(0.6))
+        Array([0., 0., 1., 0.], dtype=float32)
+    """
 
     nodal: ClassVar[bool] = True
 

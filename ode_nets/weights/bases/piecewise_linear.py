@@ -14,7 +14,12 @@ from ode_nets.weights.intervals import Array, interval_index, locate, namespace,
 
 @dataclasses.dataclass(frozen=True)
 class PiecewiseLinear(Basis):
-    """Hat functions on M equally spaced knots from 0 to 1, continuous; M = 1 is the constant."""
+    """Hat functions on M equally spaced knots from 0 to 1, continuous; M = 1 is the constant.
+
+    Example:
+        >>> PiecewiseLinear(3).evaluate(jnp.array(0.25))
+        Array([0.5, 0.5, 0. ], dtype=float32)
+    """
 
     nodal: ClassVar[bool] = True
 
