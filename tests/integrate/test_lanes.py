@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ode_nets import ACA, Adaptive, Direct, FixedStep, solve
+from ode_nets.gradients import aca
 
 SOLVER = Adaptive("tsit5", 1e-6, 1e-9, max_steps=300)
 
@@ -30,6 +31,24 @@ def test_lanes_have_the_values_and_gradients_of_single_solves(x64, method):
     np.testing.assert_allclose(value, [v for v, _ in expected], rtol=1e-12)
     np.testing.assert_allclose(slope, [s for _, s in expected], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(summed, slope, rtol=1e-11, atol=1e-11)
+
+
+def test_steps_whose_ends_are_not_recorded_are_found_again(x64, monkeypatch):
+    """By the same search, in which lanes are rejected and accepted as they were."""
+    monkeypatch.setattr(aca, "RECORDED", 8)
+    field = lambda t, x, k: jnp.stack([x[1], k * (1 - x[0] ** 2) * x[1] - x[0]])
+
+    def run(method):
+        def loss(k):
+            solver = Adaptive("bosh3", 1e-3, 1e-3, max_steps=200)
+            solution = solve(field, jnp.array([2.0, 0.0]), k, solver=solver, gradient=method, t1=6.0)
+            return jnp.sum(solution.x**2), solution
+
+        return jax.jit(jax.vmap(jax.value_and_grad(loss, has_aux=True)))(jnp.array([0.5, 3.0, 9.0]))
+
+    (_, solution), gradient = run(ACA(3))
+    assert int(solution.n_accepted.min()) > 16 and int(solution.n_rejected.min()) > 0
+    np.testing.assert_allclose(gradient, run(ACA(None))[1], rtol=1e-11)
 
 
 def test_counts_are_those_of_each_lane(x64):

@@ -89,7 +89,7 @@ def test_fields_that_do_not_fit_the_state_are_refused(field, has_aux, message):
         ({"first_step": 0.0}, "first_step=0.0: expected a number above 0"),
         ({"min_step": -1.0}, "min_step=-1.0: expected a number above 0"),
         ({"max_steps": 0}, "max_steps=0: expected an integer of at least 1"),
-        ({"norm": "worst"}, "norm='worst': expected 'batch', 'sample' or a function"),
+        ({"norm": "worst"}, "norm='worst': expected 'batch' or 'sample'"),
         ({"outputs": "steps"}, "outputs='steps': expected None, 'interpolate' or 'clip'"),
         ({"scheme": "rk4"}, "scheme 'rk4' has no error estimate; use heun_euler, bosh3"),
         ({"scheme": "rk45"}, "scheme must be a Tableau or one of bosh3, dopri5"),
