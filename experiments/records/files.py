@@ -39,9 +39,9 @@ def expand(options: Any, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if isinstance(value, tuple):
-            object.__setattr__(options, name, tuple(path.expanduser() for path in value))
+            object.__setattr__(options, name, tuple(Path(path).expanduser() for path in value))
         elif value is not None:
-            object.__setattr__(options, name, value.expanduser())
+            object.__setattr__(options, name, Path(value).expanduser())
 
 
 def check_place(folder: Path) -> None:

@@ -267,9 +267,14 @@ def check_start(folder: Path, config: Config, *, resume: bool, overwrite: bool, 
     elif manifest is not None and not overwrite:
         how = "" if manifest["status"] == "finished" else "--resume goes on with it, "
         raise RunError(f"{folder} holds a run ({manifest['status']}): {how}{flags}")
-    elif not overwrite and (found := [name for name in FOLDERS if (folder / name).exists()]):
+    elif not overwrite and (found := [name for name in FOLDERS if _holds_files(folder / name)]):
         raise RunError(f"{folder} holds {', '.join(found)} without a manifest.json: {flags}")
     return manifest or {}
+
+
+def _holds_files(folder: Path) -> bool:
+    # Empty folders are what a start that was killed leaves.
+    return any(path.is_file() for path in folder.rglob("*"))
 
 
 def stored_config(folder: Path, manifest: dict[str, Any]) -> Config:

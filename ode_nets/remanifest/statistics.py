@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -111,7 +112,8 @@ def has_intervals(net: nn.Module, variables: PyTree) -> bool:
     """Whether a model keeps statistics by several intervals, and can be asked which of them its solver meets."""
     stacked = _by_block(variables.get(STATS, {})) if isinstance(variables, dict) else {}
     several = any(len(leaf) > 1 for leaves in stacked.values() for leaf in leaves)
-    return several and hasattr(net, "momentum") and isinstance(getattr(net, "solver", None), FixedStep | Adaptive)
+    trains = hasattr(net, "momentum") and "train" in inspect.signature(type(net).__call__).parameters
+    return several and trains and isinstance(getattr(net, "solver", None), FixedStep | Adaptive)
 
 
 def _check(net: nn.Module) -> None:
@@ -125,8 +127,8 @@ def _check(net: nn.Module) -> None:
 
 def _estimated(net: nn.Module, variables: PyTree, images: jax.Array) -> PyTree:
     """Batch statistics of one forward pass as in training, without a past; unmet intervals as they were."""
-    changes: dict[str, Any] = {"momentum": 0.0} | ({"gradient": Direct()} if hasattr(net, "gradient") else {})
-    model: Any = net.clone(**changes)
+    plain = {"gradient": Direct(), "quantities": ()}
+    model: Any = net.clone(momentum=0.0, **{name: value for name, value in plain.items() if hasattr(net, name)})
 
     @jax.jit
     def run(variables: PyTree, images: jax.Array) -> PyTree:

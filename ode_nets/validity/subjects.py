@@ -126,7 +126,7 @@ def of_model(
     solver, statistics = _counted(solver), ""
     # Inside a program, as where a step is adapted while it trains, statistics are what they are.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, inputs)))
-    if not traced and has_intervals(net, variables):
+    if not traced and not kwargs and has_intervals(net, variables):
         samples = inputs if restat_on is None else restat_on
         if unmet := unmet_intervals(net, variables, samples):
             variables, statistics = reestimated(net, variables, samples, unmet), say_statistics(unmet, len(samples))

@@ -40,7 +40,6 @@ def test_statistics_of_unmet_intervals_alone_are_estimated_and_a_verdict_says_so
     subject = validity.of_model(net, variables, images)
     assert "block1: 1, 3" in subject.statistics
     assert "6 samples" in subject.statistics
-    assert validity.of_model(met, variables, images).statistics == ""
     judgement = validity.Judgement("tied", "flow not finite", remanifest.Manifestation("euler", 2))
     assert validity.Report(judgement, statistics=subject.statistics).sentence.endswith(subject.statistics)
 
