@@ -24,9 +24,9 @@ from ode_nets.trees import Packing
 
 PyTree = Any
 RECORDED = 256
-"""Steps whose times are written down, or as many as take no more memory than the states that are kept. Where more are
-taken, states of later ones are recomputed by searching for their steps again, so that no memory grows with the bound on
-their number."""
+"""Steps whose times are written down, or as many as take a sixteenth of the memory of a state. Where more are taken,
+states of later ones are recomputed by searching for their steps again, so that no memory grows with the bound on their
+number."""
 
 FEW, MANY, MEBIBYTE = 32, 128, 2**20
 """States that `ACA()` keeps: of large ones few, of small ones many, as long as they fit into a mebibyte."""
@@ -109,12 +109,12 @@ def _size(problem: Problem, solver: Solver) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in carried)
 
 
-def _recorded(problem: Problem, solver: Solver, slots: int) -> int:
-    return min(max(RECORDED, slots * _size(problem, solver) // problem.span.dtype.itemsize), solver.bound)
+def _recorded(problem: Problem, solver: Solver) -> int:
+    return min(max(RECORDED, _size(problem, solver) // (16 * problem.span.dtype.itemsize)), solver.bound)
 
 
 def _keeper(problem: Problem, solver: Solver, slots: int) -> Keeper:
-    n = _recorded(problem, solver, slots)
+    n = _recorded(problem, solver)
 
     def begin(clock: Clock, x: PyTree) -> Kept:
         store = treeverse.new_store(_packing(clock, x).pack(Point(clock, x)), slots)

@@ -105,7 +105,9 @@ class Backsolve:
             part = solver.among(problem, begin, end)
             own = {name: value for name in ("rtol", "atol") if (value := getattr(self, name)) is not None}
             if solver.estimates:
-                part = dataclasses.replace(part, **own)
+                every = {name: own.get(name, getattr(part, name)) for name in ("rtol", "atol")}
+                tolerances = {name: _of_all(value, augmented) for name, value in every.items()}
+                part = dataclasses.replace(part, **tolerances)
             after = integrate(back, part).x
             gradient = like(gradient, after.gradient)
             return (after.adjoint, gradient), _time_cotangent(problem, end, x, ct)
@@ -133,6 +135,16 @@ class _Augmented(NamedTuple):
     adjoint: PyTree
     gradient: Any
     """Of the weights and of what the field closed over."""
+
+
+def _of_all(tolerance: Any, state: _Augmented) -> Any:
+    """A tolerance of the state as one of the augmented state: its own for the costate, its least for the integrals."""
+    if all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(tolerance)) and len(jax.tree.leaves(tolerance)) == 1:
+        return tolerance
+    same: Any = jax.tree.structure(state.x)
+    each = tolerance if jax.tree.structure(tolerance) == same else jax.tree.map(lambda _: tolerance, state.x)
+    least = jnp.min(jnp.stack([jnp.min(jnp.asarray(leaf)) for leaf in jax.tree.leaves(each)]))
+    return _Augmented(each, each, jax.tree.map(lambda _: least, state.gradient))
 
 
 @jax.tree_util.register_dataclass

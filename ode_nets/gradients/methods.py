@@ -100,7 +100,10 @@ def solve(
         solution = standard(mark_failed)(standard(solver.solve)(problem, gradient, dense), problem)
     else:
         method = gradient if gradient is not None else default_gradient(solver)
-        parts, frame = split((dataclasses.replace(problem, field=None), solver))
+        # Known fractions of the span are for grids that may land on them; elsewhere they would only tell programs
+        # apart.
+        known_ts = problem.known_ts if solver.length is not None else None
+        parts, frame = split((dataclasses.replace(problem, field=None, known_ts=known_ts), solver))
         solution = run_compiled(frame, method, dense, parts)
     if throw:
         solution.raise_for_result()
@@ -152,7 +155,7 @@ def _compiled(frame: Any, method: Any, dense: bool) -> Callable:
     def run(parts: list[Any]) -> Solution:
         problem, solver = frame.fill(parts)
         solution = method.run(problem, solver, dense) if dense else method.run(problem, solver)
-        return mark_failed(solution, problem)
+        return mark_failed(solution, (problem, solver))
 
     return run
 

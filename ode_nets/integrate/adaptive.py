@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ode_nets.control import Norm, StepController, initial_step, scaled_norm
-from ode_nets.integrate.problem import Place, Problem, evaluator, unresolved
+from ode_nets.integrate.problem import Place, Problem, evaluator, in_order, unresolved
 from ode_nets.integrate.solution import Result
 from ode_nets.integrate.uniform import Clock, check_count
 from ode_nets.stepping import START, Step, all_finite, get_scheme
@@ -130,7 +130,7 @@ class Adaptive:
         good = jnp.all(jnp.stack(positive))
         good &= jnp.isfinite(h) & jnp.isfinite(span) & jnp.isfinite(problem.t0) & all_finite(problem.x0)
         result = jnp.where(good, Result.SUCCESS, Result.NON_FINITE)
-        result = jnp.where(_in_order(problem), result, Result.UNSORTED_TIMES)
+        result = jnp.where(in_order(problem), result, Result.UNSORTED_TIMES)
         count = jnp.int32(0)
         error = jnp.ones((), scaled_norm(problem.x0, problem.x0, problem.x0, self.rtol, self.atol).dtype)
         h = jnp.where(span <= 0, -1, h)
@@ -225,11 +225,3 @@ def _check_number(name: str, value: Any, allowed: str, good: Any) -> None:
         out_of_range = known(leaf) and not np.all(good(np.asarray(leaf)))
         if out_of_range or jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise ValueError(f"{name}={value}: expected a number {allowed}")
-
-
-def _in_order(problem: Problem) -> jax.Array:
-    """Whether the asked times lie in order between t0 and t1."""
-    if problem.ts is None:
-        return jnp.asarray(True)
-    times = jnp.concatenate([jnp.zeros_like(problem.ts[:1]), problem.ts, problem.span[None]])
-    return jnp.all(jnp.diff(times) >= 0)

@@ -296,7 +296,7 @@ def interpolation(problem: Problem, solver: Solver, rows: Any, n: jax.Array) -> 
         h=jnp.where(used, problem.sign * h, 0),
         n=n,
     )
-    return Interpolation(solver.scheme, steps, x, inside, problem.t0, problem.sign)
+    return Interpolation(solver.scheme, steps, jnp.where(used, tau, jnp.inf), x, inside, problem.t0, problem.sign)
 
 
 def integrate(problem: Problem, solver: Solver, dense: bool = False) -> Solution:

@@ -236,6 +236,8 @@ def make_problem(
     sign = direction_of(t0, t1)
     span = sign * _difference(t1, t0, end - start)
     asked = None if ts is None else sign * _difference(ts, t0, jnp.asarray(ts, time_dtype()) - start)
+    if asked is not None and known_ts is None:
+        asked = _within(asked, span, start, end)
     exact = covers_domain(t0, t1, getattr(weights, "domain", None))
     pair = field if has_aux else lambda t, x, theta: (field(t, x, theta), ())
 
@@ -268,6 +270,23 @@ def pose(
     """A problem from parts that are known to fit; `field` returns `(dx, aux)`."""
     program, consts = close_over(field, t0, x0, _theta_shapes(weights, t0))
     return Problem(x0, weights, t0, span, sign, ts, consts, program, exact, known_ts)
+
+
+def _within(asked: jax.Array, span: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+    """Asked times that rounding has put beyond an end of the interval, or before one another, as those."""
+    slack = 4 * jnp.finfo(asked.dtype).eps * jnp.maximum(jnp.abs(start), jnp.abs(end))
+    asked = jnp.where((asked < 0) & (asked >= -slack), 0, asked)
+    asked = jnp.where((asked > span) & (asked <= span + slack), span, asked)
+    sorted_ = jax.lax.cummax(asked)
+    return jnp.where(sorted_ - asked <= slack, sorted_, asked)
+
+
+def in_order(problem: Problem) -> jax.Array:
+    """Whether the asked times lie in order between t0 and t1."""
+    if problem.ts is None:
+        return jnp.asarray(True)
+    times = jnp.concatenate([jnp.zeros_like(problem.ts[:1]), problem.ts, problem.span[None]])
+    return jnp.all(jnp.diff(times) >= 0)
 
 
 def _theta_shapes(weights: PyTree, t0: Any) -> PyTree:

@@ -33,7 +33,11 @@ class Program:
     def __call__(self, consts: Any, t: Any, x: PyTree, theta: PyTree) -> PyTree:
         """What the field returns."""
         closed = core.ClosedJaxpr(self.jaxpr, list(consts))
-        return jax.tree.unflatten(self.structure, core.jaxpr_as_fun(closed)(*jax.tree.leaves((t, x, theta))))
+        out = core.jaxpr_as_fun(closed)(*jax.tree.leaves((t, x, theta)))
+        # What is a constant of the program comes as a number of Python's.
+        shapes = jax.tree.leaves(self.shapes)
+        out = [v if isinstance(v, jax.Array) else jnp.asarray(v, s.dtype) for v, s in zip(out, shapes, strict=True)]
+        return jax.tree.unflatten(self.structure, out)
 
     @property
     def reads_time(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ode_nets.integrate.problem import Place, Problem
+from ode_nets.integrate.problem import Place, Problem, in_order
 from ode_nets.integrate.solution import Result, Solution
 from ode_nets.integrate.uniform import Clock
 from ode_nets.stepping import Scheme, Step, all_finite, get_scheme
@@ -112,6 +112,7 @@ class Recorded:
         last = self.place(problem, jnp.maximum(self.n_steps - 1, 0), None, None, None)
         stuck = (self.n_steps > 0) & (last.h <= 0) & (problem.span > 0)
         result = jnp.where(stuck & (self.result == Result.SUCCESS), Result.STEP_UNDERFLOW, self.result)
+        result = jnp.where(in_order(problem), result, Result.UNSORTED_TIMES)
         return Clock(zero, zero, none, self.rejected, zero, none, result.astype(jnp.int32)), None, none
 
     def running(self, clock: Clock) -> jax.Array:
@@ -120,7 +121,8 @@ class Recorded:
 
     def arrived(self, clock: Clock) -> jax.Array:
         """Whether the last step has been taken, of a search that reached t1."""
-        failed = (clock.result == Result.STEP_UNDERFLOW) | (self.result != Result.SUCCESS)
+        failed = clock.result == Result.STEP_UNDERFLOW
+        failed |= (clock.result == Result.UNSORTED_TIMES) | (self.result != Result.SUCCESS)
         return (clock.step >= self.n_steps) & ~failed
 
     def place(self, problem: Problem, step: Any, tau: Any, end: Any, cursor: Any) -> Place:

@@ -68,7 +68,7 @@ class Steps:
     n: jax.Array
 
 
-@pytree("steps", "x", "inside", "t0", "sign")
+@pytree("steps", "tau", "x", "inside", "t0", "sign")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interpolation:
     """The solution at any time between t0 and t1: what `solve(..., dense=True)` keeps of every step.
@@ -83,6 +83,8 @@ class Interpolation:
 
     scheme: Any
     steps: Steps
+    tau: jax.Array
+    """Where the steps start, as |t - t0|; infinite behind the last."""
     x: PyTree
     inside: PyTree
     t0: Any
@@ -98,13 +100,17 @@ class Interpolation:
         if t.ndim:
             states: PyTree = jax.vmap(self)(t)
             return states
-        passed = jnp.searchsorted(self.sign * self.steps.t, self.sign * t, side="right").astype(jnp.int32)
+        # As far from t0 as the clock of the solve says, which does not feel how far t0 is from zero.
+        tau = self.sign * (t - self.t0)
+        slack = 8 * jnp.finfo(time).eps * jnp.maximum(jnp.abs(t), jnp.abs(self.t0))
+        tau = jnp.where((tau < 0) & (tau >= -slack), 0, tau)
+        passed = jnp.searchsorted(self.tau, tau, side="right").astype(jnp.int32)
         i = jnp.clip(passed - 1, 0, jnp.maximum(self.steps.n - 1, 0))
-        start, h = self.steps.t[i], self.steps.h[i]
-        s = jnp.where(h == 0, 0, t - start) / jnp.where(h == 0, 1, h)
+        start, h = self.tau[i], self.steps.h[i]
+        size = jnp.abs(h)
+        s = jnp.where(h == 0, 0, tau - start) / jnp.where(h == 0, 1, size)
         state = self.scheme.interpolate(read(self.inside, i), read(self.x, i), h, s)
-        slack = 8 * jnp.finfo(time).eps
-        outside = (passed == 0) | (s > 1 + slack)
+        outside = (passed == 0) | (tau - start > size * (1 + 8 * jnp.finfo(time).eps) + slack)
         return jax.tree.map(lambda leaf: jnp.where(outside, jnp.nan, leaf).astype(leaf.dtype), state)
 
 

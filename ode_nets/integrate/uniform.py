@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.integrate.problem import Place, Problem, WeightFunction, unresolved
+from ode_nets.integrate.problem import Place, Problem, WeightFunction, in_order, unresolved
 from ode_nets.integrate.solution import Result
 from ode_nets.stepping import RungeKutta, Scheme, Step, all_finite, get_scheme, pad_scheme
 from ode_nets.tableaus import Tableau
@@ -125,6 +125,7 @@ class FixedStep:
         stuck = unresolved(problem, 0 * h, h) | unresolved(problem, problem.span - h, problem.span)
         result = jnp.where(stuck & (problem.span != 0), Result.STEP_UNDERFLOW, Result.SUCCESS)
         result = jnp.where(jnp.isfinite(problem.span) & jnp.isfinite(problem.t0), result, Result.NON_FINITE)
+        result = jnp.where(in_order(problem), result, Result.UNSORTED_TIMES)
         result = jnp.where((wanted >= 1) & (wanted <= self.bound), result, Result.MAX_STEPS)
         zero = jnp.int32(0)
         clock = Clock(
@@ -149,7 +150,7 @@ class FixedStep:
 
     def arrived(self, clock: Clock) -> jax.Array:
         """Whether the last step has been taken."""
-        failed = (clock.result == Result.MAX_STEPS) | (clock.result == Result.STEP_UNDERFLOW)
+        failed = (clock.result != Result.SUCCESS) & (clock.result != Result.NON_FINITE)
         return (clock.step >= self.count()) & ~failed
 
     def place(self, problem: Problem, step: Any, tau: Any, end: Any, cursor: Any) -> Place:

@@ -127,7 +127,7 @@ def _check(net: nn.Module) -> None:
 
 def _estimated(net: nn.Module, variables: PyTree, images: jax.Array) -> PyTree:
     """Batch statistics of one forward pass as in training, without a past; unmet intervals as they were."""
-    plain = {"gradient": Direct(), "quantities": ()}
+    plain: dict[str, Any] = {"gradient": Direct(), "quantities": ()}
     model: Any = net.clone(momentum=0.0, **{name: value for name, value in plain.items() if hasattr(net, name)})
 
     @jax.jit

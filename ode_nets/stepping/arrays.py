@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.lanes import any_lane, room, vary, write
+from ode_nets.lanes import any_lane, room, select, this_lane, vary, write
 from ode_nets.stepping.runge_kutta import RungeKutta, all_finite, weighted_sum
 from ode_nets.stepping.scheme import Evaluate, OneState, PyTree, Stage, Step
 from ode_nets.trees import pytree
@@ -75,31 +75,36 @@ class TracedTableau(OneState):
     ) -> Step:
         """One step, a loop over its stages; see `Scheme.step`."""
         size = jnp.shape(self.b)[-1]
+        # Like the entries of a static tableau, and under every gradient method.
+        a, b = (jax.lax.stop_gradient(jnp.asarray(v, jnp.result_type(float))) for v in (self.a, self.b))
 
         def along(row: Any, slopes: PyTree) -> PyTree:
-            return jax.tree.map(lambda a, k: a + weighted_sum((h * row).astype(a.dtype), k), x, slopes)
+            return jax.tree.map(lambda x, k: x + weighted_sum((h * row).astype(x.dtype), k), x, slopes)
 
         def body(carry: Any, inputs: Any) -> Any:
             i, row, node = inputs
 
+            mine = this_lane(i < self.n_stages)
+
             def evaluated(slopes: PyTree, total: PyTree, good: Any) -> Any:
                 dx, aux = evaluate(node, along(row, slopes))
-                return write(slopes, i, dx), jax.tree.map(jnp.add, total, aux), good & all_finite(dx)
+                dx = select(mine, dx, jax.tree.map(jnp.zeros_like, dx))
+                total = select(mine, jax.tree.map(jnp.add, total, aux), total)
+                return write(slopes, i, dx), total, good & all_finite(dx)
 
             return jax.lax.cond(any_lane(i < self.n_stages), evaluated, lambda *same: same, *carry), None
 
         shapes = jax.eval_shape(lambda: evaluate((0, 1), x)[1])
         total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         slopes = jax.tree.map(jnp.zeros_like, room(size - 1, x))
-        time = jnp.result_type(float)
         rows = (
             jnp.arange(size, dtype=jnp.int32),
-            jnp.asarray(self.a, time),
+            a,
             (jnp.asarray(self.numerators), jnp.asarray(self.denominators)),
         )
         carried = vary((slopes, total, jnp.asarray(True)), x)
         (slopes, total, good), _ = jax.lax.scan(body, carried, rows)
-        end = along(jnp.asarray(self.b, time), slopes)
+        end = along(b, slopes)
         return Step(end, None, total, (), good, carry, carry, jnp.asarray(self.n_stages, jnp.int32))
 
     def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: Any = False) -> tuple[PyTree, PyTree]:

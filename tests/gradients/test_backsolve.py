@@ -107,15 +107,3 @@ def test_the_seminorm_leaves_errors_of_the_parameters_cotangent_out():
     np.testing.assert_allclose([semi[0], full[0]], np.exp(-1), rtol=1e-3)
     np.testing.assert_allclose(full[1], expected, atol=1e-4)
     assert abs(semi[1] - expected) > 1e-3
-
-
-def test_an_adaptive_solver_can_look_at_a_part_of_its_state(x64):
-    """Steps are those of the part alone, which tolerances by leaf follow."""
-    field = lambda t, x, w: {"slow": -x["slow"], "fast": -30 * x["fast"]}
-    n = []
-    slow = lambda x: x["slow"]
-    for norm, rtol in (("batch", 1e-4), (slow, 1e-4), (slow, {"slow": 1e-4, "fast": 1e-9})):
-        solver = Adaptive("bosh3", rtol, 1e-6, norm=norm, max_steps=300)
-        n.append(int(solve(field, {"slow": 1.0, "fast": 1.0}, solver=solver, gradient=Direct()).n_accepted))
-    alone = solve(lambda t, x, w: -x, 1.0, solver=Adaptive("bosh3", 1e-4, 1e-6), gradient=Direct())
-    assert n[0] > n[1] == n[2] == int(alone.n_accepted)

@@ -32,7 +32,7 @@ from settings import arguments, changed
         ("epochs", 0, "at least 1"),
         ("batch_size", 0, "at least 1"),
         ("crop_pad", -1, "at least 0"),
-        ("seed", -1, "at least 0"),
+        ("seed", -1, "from 0 to 2147483647"),
         ("weight_decay", -1e-4, "at least 0"),
         ("learning_rate", 0.0, "above 0"),
         ("learning_rate", math.nan, "above 0"),
