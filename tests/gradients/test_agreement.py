@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from agreement import relative
 from ode_nets import ACA, Adaptive, Backsolve, Direct, solve
 
 
+@pytest.mark.slow
 def test_backsolve_approaches_the_others_as_its_tolerance_goes_to_zero(x64):
     keys = jax.random.split(jax.random.key(0), 2)
     w, x0 = jax.random.normal(keys[0], (4, 4)), jax.random.normal(keys[1], (3, 4))

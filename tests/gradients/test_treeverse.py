@@ -30,6 +30,7 @@ def test_split_costs_the_fewest_steps():
         assert m + fewest(length - m, s - 1) + fewest(m, s) == fewest(length, s)
 
 
+@pytest.mark.slow
 def test_split_of_long_chains_does_not_overflow():
     lengths = np.array([10**6, 10**6, 10**6, 10**6, 999_999, 4096, 4096])
     slots = np.array([2, 32, 180, 1413, 5000, 2, 4095])

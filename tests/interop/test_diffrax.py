@@ -85,6 +85,7 @@ def test_gradients_are_those_of_diffrax(x64, scheme):
     assert relative(got, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_every_number_of_checkpoints_gives_the_same(x64):
     steps = diffrax.SaveAt(steps=True, t0=True, t1=True)
     expected, stats = gradient(REFERENCE, diffrax.Bosh3(), steps)

@@ -129,6 +129,7 @@ def test_a_linen_module_is_the_right_hand_side_that_it_writes_down(x64):
         assert relative(other, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_linen_module_can_be_trained_refined_projected_and_swapped():
     x = jax.random.normal(jax.random.key(1), (4, 4, 4, 2))
     block = OdeBlock(Convolutions(2), PiecewiseConstant(2), FixedStep("midpoint", 2))

@@ -68,6 +68,7 @@ def test_distance_is_relative_to_the_truth():
     assert distance(np.array([3.0, 4.0]), np.array([0.0, 4.0])) == 0.75
 
 
+@pytest.mark.slow
 def test_gradient_report_reads_a_module_and_writes_its_tables(tmp_path, monkeypatch, capsys):
     (tmp_path / "of_mine.py").write_text(
         "import jax.numpy as jnp\n"

@@ -29,6 +29,7 @@ def test_networks_have_the_published_numbers_of_parameters(name, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == n_parameters({"params": params}) == count
 
 
+@pytest.mark.slow
 def test_untrained_networks_classify_like_each_other_under_every_solver():
     task = dataclasses.replace(TASKS["spheres3"], test_chunk=30)
     _, (x, y) = task.load(0, 10, 60, None)
