@@ -112,7 +112,7 @@ def test_what_is_saved_is_restored_and_can_be_read_by_itself(folder):
 
 
 DAMAGES = {
-    "no data": lambda step: shutil.rmtree(step / "state" / "ocdbt.process_0"),
+    "no data": lambda step: [shutil.rmtree(path) for path in list((step / "state").rglob("d"))],
     "no notes": lambda step: shutil.rmtree(step / "notes"),
     "notes of another": lambda step: (step / "notes" / "metadata").write_text('{"level": 3, "sha256": "0"}'),
     "no state": lambda step: shutil.rmtree(step / "state"),
