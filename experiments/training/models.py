@@ -5,6 +5,7 @@ A new one is a dataclass here with `build`, and a line in `ARCHITECTURES`; its k
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -61,7 +62,7 @@ GRADIENTS: dict[str, GradientMethod] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(abc.ABC):
     """Settings of one architecture.
 
     Attributes:
@@ -74,9 +75,9 @@ class ModelSettings:
     ADAPTS: ClassVar[bool] = False
     INTEGRATES: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def build(self, n_classes: int, level: int = 0) -> nn.Module:
         """The network after `level` refinements."""
-        raise NotImplementedError
 
     def check(self, name: str, allowed: str, good: bool) -> None:
         """Refuse a value.

@@ -47,7 +47,7 @@ def round_of(kept: Any, clock: Clock) -> jax.Array:
 
 
 class Cotangents(NamedTuple):
-    """What accumulates on the way back."""
+    """What accumulates on the way back over the steps of a solve, last to first: cotangents of all that moves."""
 
     x: PyTree
     tau: Any

@@ -161,9 +161,11 @@ def _compiled(frame: Any, method: Any, dense: bool) -> Callable:
 
 
 def check_kinds(solver: Any, gradient: Any, dense: bool = False) -> None:
-    """Raises:
-    ValueError: for a solver or a gradient method that is none, or in the other's place; for `dense` where the solver's
-      scheme has no interpolant.
+    """Refuse what is no solver and no gradient method.
+
+    Raises:
+      ValueError: for a solver or a gradient method that is none, or in the other's place; for `dense` where the
+        solver's scheme has no interpolant.
     """
     is_solver = isinstance(solver, Solver | OwnLoop) and not isinstance(solver, type)
     if not is_solver:
@@ -174,8 +176,8 @@ def check_kinds(solver: Any, gradient: Any, dense: bool = False) -> None:
     wrong = isinstance(gradient, type) or not isinstance(gradient, GradientMethod)
     if gradient is not None and (wrong or isinstance(gradient, Solver | OwnLoop)):
         raise ValueError(
-            f"gradient={gradient!r}: expected Direct(), Checkpointed(), ACA() or Backsolve(), or None for the "
-            "solver's default"
+            f"gradient={gradient!r}: expected Direct(), Checkpointed(), ACA(), Reversible(), Backsolve() or Naive(), "
+            "or None for the solver's default"
         )
     if dense and isinstance(solver, Solver) and not solver.scheme.interpolates:
         raise ValueError(f"dense=True: scheme {solver.scheme.name!r} has no interpolant; choose another, or ask for ts")

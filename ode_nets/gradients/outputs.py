@@ -70,24 +70,26 @@ def follow_times(problem: Problem, solver: Solver, solution: Solution) -> Soluti
     Cost: nothing, unless times are differentiated and some t_j is such a time; then one evaluation an asked
     time, in the derivative alone.
     """
-    if solver.recorded and solver.lands(problem):
+    if solver.length is not None and solver.lands(problem):
         return solution
     single = problem.ts is None
     asked = problem.span[None] if single else problem.ts
     lands = solver.lands(problem)
+    # A step of size 0 follows t1 all the same.
+    stood = (asked <= 0) & (solution.n_accepted == 0) if single else asked <= 0
 
     @jax.custom_jvp
-    def same(x: PyTree, asked: Any, problem: Problem) -> PyTree:
+    def same(x: PyTree, asked: Any, stood: Any, problem: Problem) -> PyTree:
         return x
 
     @partial(same.defjvp, symbolic_zeros=True)
     @standard
     def derivative(primals: Any, tangents: Any) -> Any:
-        x, asked, problem = primals
+        x, asked, here, problem = primals
         dx = jax.tree.map(_materialized, x, tangents[0])
         if isinstance(tangents[1], SymbolicZero):
             return x, dx
-        d_asked, here = tangents[1], asked <= 0
+        d_asked = tangents[1]
         own = jnp.arange(len(asked))
         shared = jnp.searchsorted(asked, asked, side="left") if lands else own
         # A state at t0 follows t0 already, in which tau = 0.
@@ -108,7 +110,7 @@ def follow_times(problem: Problem, solver: Solver, solution: Solution) -> Soluti
         return x, jax.tree.map(moved, dx, slopes)
 
     states = jax.tree.map(lambda leaf: leaf[None], solution.x) if single else solution.x
-    states = same(states, asked, problem)
+    states = same(states, asked, stood, problem)
     return dataclasses.replace(solution, x=jax.tree.map(lambda leaf: leaf[0], states) if single else states)
 
 

@@ -30,7 +30,7 @@ def perturbed(tree: PyTree) -> tuple[PyTree, Moving]:
 
 
 def instantiate(cotangents: PyTree) -> PyTree:
-    """The same cotangents as arrays."""
+    """The same cotangents as arrays: those that are known to be zero come as symbols, of the shapes of primals."""
     is_zero = lambda leaf: isinstance(leaf, SymbolicZero)
     array = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if is_zero(leaf) else leaf
     return jax.tree.map(array, cotangents, is_leaf=is_zero)

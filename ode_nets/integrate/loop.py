@@ -19,7 +19,7 @@ PyTree = Any
 
 
 class State(NamedTuple):
-    """Where a solve stands between two steps."""
+    """Where a solve stands between two steps: the clock of its grid, and what its scheme hands from one to the next."""
 
     clock: Clock
     x: PyTree
@@ -256,7 +256,7 @@ def _write(
 
 
 def within(problem: Problem, solver: Solver, place: Place, x: PyTree, inside: PyTree, tau: Any) -> PyTree:
-    """The state inside a step, at `tau`."""
+    """The state inside a step at `tau`, a scalar between its ends, by the interpolant of the scheme."""
     s = (tau - place.tau) / jnp.where(place.h == 0, 1, place.h)
     return solver.scheme.interpolate(inside, x, place.shift(problem), s)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.integrate.inputs import check_field, checked_state, checked_weights
 from ode_nets.integrate.program import Program, close_over
 from ode_nets.integrate.times import check_times, covers_domain, direction_of, time_dtype
 from ode_nets.lanes import vary
@@ -134,7 +135,7 @@ class Problem:
 
 
 class Place(NamedTuple):
-    """A step about to be taken."""
+    """A step about to be taken: scalars of the dtype of times, measured from t0 in the direction of integration."""
 
     tau: Any
     """Where it starts."""
@@ -225,12 +226,12 @@ def make_problem(
     """
     if not callable(field):
         raise ValueError(f"field={field!r}: expected a function field(t, x, theta) -> dx")
-    x0 = _state(x0)
+    x0 = checked_state(x0)
     is_expandable = lambda part: isinstance(part, Expandable)
     weights = jax.tree.map(
         lambda part: part.expanded() if is_expandable(part) else part, weights, is_leaf=is_expandable
     )
-    weights = _arrays(weights)
+    weights = checked_weights(weights)
     ts, known_ts = check_times(t0, t1, ts)
     start, end = (jnp.asarray(t, time_dtype()) for t in (t0, t1))
     sign = direction_of(t0, t1)
@@ -251,7 +252,7 @@ def make_problem(
     varied = vary(arrays, (arrays, problem.consts))
     if any(a is not b for a, b in zip(jax.tree.leaves(varied), jax.tree.leaves(arrays), strict=True)):
         problem = posed(varied)
-    _check_field(problem, has_aux)
+    check_field(problem.x0, problem.program.shapes)
     return dataclasses.replace(problem, field=pair)
 
 
@@ -298,63 +299,6 @@ def _difference(a: Any, b: Any, traced: Any) -> Any:
     if any(isinstance(v, jax.core.Tracer) for v in (a, b)):
         return traced
     return jnp.asarray(np.asarray(a, np.float64) - np.asarray(b, np.float64), time_dtype())
-
-
-def _state(x0: PyTree) -> PyTree:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(x0):
-        _check_leaf("x0", path, leaf)
-    # With a dtype, so that a Python number turns into an array that promotes like any other.
-    x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), x0)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(x0):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(
-                f"x0{jax.tree_util.keystr(path)} has dtype {leaf.dtype}: a state must be floating point; "
-                "convert it, e.g. with .astype(jnp.float32)"
-            )
-    if not jax.tree.leaves(x0):
-        raise ValueError("x0 holds no array: expected a pytree of floating-point arrays")
-    return x0
-
-
-def _arrays(weights: PyTree) -> PyTree:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        _check_leaf("weights", path, leaf)
-    return jax.tree.map(jnp.asarray, weights)
-
-
-def _check_leaf(name: str, path: Any, leaf: Any) -> None:
-    numbers = (jax.Array, np.ndarray, np.generic, int, float, complex)
-    if isinstance(leaf, numbers) and not isinstance(leaf, bool) and getattr(leaf, "dtype", None) != np.dtype(object):
-        return
-    where = f"{name}{jax.tree_util.keystr(path)}"
-    if isinstance(leaf, (bool, str)):
-        advice = "a setting is no weight: let the field close over it"
-    else:
-        advice = (
-            "only arrays go through a solve; split the model into arrays and the rest, as "
-            "arrays, rest = equinox.partition(model, equinox.is_array) does, give the arrays, and let the field "
-            "close over the rest"
-        )
-    raise ValueError(f"{where} is {leaf!r}, a {type(leaf).__name__}: {advice}")
-
-
-def _check_field(problem: Problem, has_aux: bool) -> None:
-    out = problem.program.shapes
-    if not (isinstance(out, tuple) and len(out) == 2):
-        raise ValueError(f"with has_aux the field must return (dx, aux): got {type(out).__name__}")
-    dx, expected = out[0], jax.eval_shape(lambda: problem.x0)
-    structure: Any = jax.tree.structure(expected)
-    if jax.tree.structure(dx) != structure:
-        raise ValueError(
-            f"the field returned the structure {jax.tree.structure(dx)}: expected that of the state, "
-            f"{structure} (with has_aux=True a field may return (dx, aux))"
-        )
-    for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(dx), jax.tree.leaves(expected), strict=True):
-        if (got.shape, got.dtype) != (want.shape, want.dtype):
-            raise ValueError(
-                f"the field returned dx{jax.tree_util.keystr(path)} of shape {got.shape} and dtype {got.dtype}: "
-                f"expected {want.shape} and {want.dtype}, those of the state"
-            )
 
 
 def unresolved(problem: Problem, tau: Any, end: Any) -> jax.Array:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from ode_nets.integrate.problem import Place, Problem, in_order
 from ode_nets.integrate.solution import Result, Solution
-from ode_nets.integrate.uniform import Clock
-from ode_nets.stepping import Scheme, Step, all_finite, get_scheme
+from ode_nets.integrate.uniform import Clock, KnownSteps
+from ode_nets.stepping import Scheme, get_scheme
 from ode_nets.tableaus import Tableau
 from ode_nets.trees import pytree
 
@@ -20,7 +20,7 @@ PyTree = Any
 
 @pytree("scheme", "ends", "n_steps", "rejected", "result")
 @dataclasses.dataclass(frozen=True, eq=False)
-class Recorded:
+class Recorded(KnownSteps):
     """The accepted steps of an earlier solve, taken again: many values and gradients at frozen steps.
 
     Every gradient method goes with it, and none searches: a step costs its evaluations and no error estimate. Sizes of
@@ -82,10 +82,6 @@ class Recorded:
 
     length = None
     """Number of steps: it is not known at trace time."""
-    estimates = False
-    """Whether steps are judged by an error."""
-    recorded = True
-    """Whether steps are known before they are taken."""
 
     @property
     def bound(self) -> int:
@@ -138,13 +134,6 @@ class Recorded:
         """The step to take next."""
         return self.place(problem, clock.step, None, None, None)
 
-    def judge(self, problem: Problem, clock: Clock, place: Place, x: PyTree, step: Step) -> tuple[Clock, Any]:
-        """The clock after a step, and that it counts."""
-        result = clock.result
-        if step.good is not None:
-            result = jnp.where(step.good | (result != Result.SUCCESS), result, Result.NON_FINITE).astype(jnp.int32)
-        return clock._replace(tau=place.end, step=clock.step + 1, result=result), True
-
     def passed(self, problem: Problem, j: Any, clock: Clock) -> jax.Array:
         """Whether asked time j lies behind the clock, or at it."""
         return problem.ts[j] <= clock.tau
@@ -156,8 +145,3 @@ class Recorded:
         within = (jnp.arange(self.bound) < self.n_steps) & (starts > begin) & (starts < end)
         mirrored = jnp.sort(jnp.where(within, end - starts, jnp.inf))
         return Recorded.at(self.scheme, mirrored, jnp.sum(within) + 1)
-
-    def outcome(self, clock: Clock, x: PyTree, aux: PyTree) -> jax.Array:
-        """The `Result` of a solve after its loop."""
-        good = all_finite(x, aux)
-        return jnp.where((clock.result == Result.SUCCESS) & ~good, Result.NON_FINITE, clock.result).astype(jnp.int32)

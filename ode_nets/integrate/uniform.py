@@ -36,9 +36,30 @@ class Clock(NamedTuple):
     result: jax.Array
 
 
+class KnownSteps:
+    """What grids have in common whose steps are known before they are taken: none is judged, and every one counts."""
+
+    estimates = False
+    """Whether steps are judged by an error."""
+    recorded = True
+    """Whether steps are known before they are taken."""
+
+    def judge(self, problem: Problem, clock: Clock, place: Place, x: PyTree, step: Step) -> tuple[Clock, Any]:
+        """The clock after a step, and that it counts."""
+        result = clock.result
+        if step.good is not None:
+            result = jnp.where(step.good | (result != Result.SUCCESS), result, Result.NON_FINITE).astype(jnp.int32)
+        return clock._replace(tau=place.end, step=clock.step + 1, result=result), True
+
+    def outcome(self, clock: Clock, x: PyTree, aux: PyTree) -> jax.Array:
+        """The `Result` of a solve after its loop."""
+        good = all_finite(x, aux)
+        return jnp.where((clock.result == Result.SUCCESS) & ~good, Result.NON_FINITE, clock.result).astype(jnp.int32)
+
+
 @pytree("scheme", "n_steps")
 @dataclasses.dataclass(frozen=True)
-class FixedStep:
+class FixedStep(KnownSteps):
     """`n_steps` equal steps of a scheme.
 
         x_{n+1} = x_n + h * sum_i b_i k_i,  h = (t1 - t0) / n_steps          (ContinuousNet eq. 11)
@@ -83,11 +104,6 @@ class FixedStep:
     def bound(self) -> int:
         """Most steps."""
         return self.length or self.max_steps
-
-    estimates = False
-    """Whether steps are judged by an error."""
-    recorded = True
-    """Whether steps are known before they are taken."""
 
     def lands(self, problem: Problem) -> bool:
         """Whether asked times are met by ends of steps, so that nothing is interpolated.
@@ -168,13 +184,6 @@ class FixedStep:
         """The step to take next."""
         return self.place(problem, clock.step, None, None, None)
 
-    def judge(self, problem: Problem, clock: Clock, place: Place, x: PyTree, step: Step) -> tuple[Clock, Any]:
-        """The clock after a step, and that it counts."""
-        result = clock.result
-        if step.good is not None:
-            result = jnp.where(step.good | (result != Result.SUCCESS), result, Result.NON_FINITE).astype(jnp.int32)
-        return clock._replace(tau=place.end, step=clock.step + 1, result=result), True
-
     def passed(self, problem: Problem, j: Any, clock: Clock) -> jax.Array:
         """Whether asked time j lies behind the clock, or at it."""
         if problem.known_ts is not None and self.length is not None and self.lands(problem):
@@ -187,11 +196,6 @@ class FixedStep:
         share = jnp.where(problem.span == 0, 0, span / jnp.where(problem.span == 0, 1, problem.span))
         steps = jnp.ceil(share * n.astype(share.dtype) - 1e-2)
         return FixedStep(self.scheme, jnp.maximum(steps, 1).astype(jnp.int32), self.bound)
-
-    def outcome(self, clock: Clock, x: PyTree, aux: PyTree) -> jax.Array:
-        """The `Result` of a solve after its loop."""
-        good = all_finite(x, aux)
-        return jnp.where((clock.result == Result.SUCCESS) & ~good, Result.NON_FINITE, clock.result).astype(jnp.int32)
 
 
 def check_count(name: str, value: Any) -> None:

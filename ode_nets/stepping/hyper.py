@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.lanes import read
-from ode_nets.stepping.runge_kutta import as_runge_kutta
+from ode_nets.stepping.runge_kutta import OfTableau, as_runge_kutta
 from ode_nets.stepping.scheme import START, Evaluate, OneState, PyTree, Stage, Step
+from ode_nets.tableaus import Tableau
 from ode_nets.trees import pytree
 
 Correction = Callable[[PyTree, Any, PyTree, PyTree], PyTree]
@@ -20,7 +21,7 @@ Correction = Callable[[PyTree, Any, PyTree, PyTree], PyTree]
 
 @pytree("params")
 @dataclasses.dataclass(frozen=True, eq=False)
-class Hyper(OneState):
+class Hyper(OfTableau, OneState):
     """A Runge-Kutta scheme whose steps are corrected (Poli et al. 2020).
 
         x_{n+1} = x_n + h * sum_i b_i k_i + h^(p+1) g(t_n, x_n, k_1),   p the order of the scheme
@@ -65,24 +66,15 @@ class Hyper(OneState):
         return repr(self)
 
     @property
-    def order(self) -> int:
-        """That of the tableau: a correction makes errors smaller, and is seldom exact."""
-        return self.scheme.order
-
-    @property
-    def error_order(self) -> int | None:
-        """That of the tableau."""
-        return self.scheme.error_order
-
-    @property
-    def interpolates(self) -> bool:
-        """Whether the tableau does."""
-        return self.scheme.interpolates
+    def tableau(self) -> Tableau:
+        """That of the scheme."""
+        tableau: Tableau = self.scheme.tableau
+        return tableau
 
     @property
     def n_evaluations(self) -> int:
         """Stages of the tableau."""
-        return self.scheme.tableau.n_stages
+        return self.tableau.n_stages
 
     def start(self, evaluate: Evaluate, x: PyTree, first: Stage | None, smooth: bool) -> tuple[PyTree, int]:
         """What the scheme of the tableau starts with."""

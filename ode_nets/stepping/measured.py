@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ode_nets.stepping.runge_kutta import as_runge_kutta, combine
+from ode_nets.stepping.runge_kutta import OfTableau, as_runge_kutta, combine
 from ode_nets.stepping.scheme import Evaluate, OneState, PyTree, Stage, Step
+from ode_nets.tableaus import Tableau
 from ode_nets.trees import Unjudged
 
 LOCAL_ERROR, STIFFNESS = "local_error", "stiffness"
@@ -47,7 +48,7 @@ class Quantified:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Measured(OneState):
+class Measured(OfTableau, OneState):
     """A Runge-Kutta scheme that integrates estimates of its own steps beside the state (after Pal et al. 2021).
 
         local_error += |h| * ||h * sum_i (b_i - bhat_i) k_i||
@@ -88,24 +89,15 @@ class Measured(OneState):
         return repr(self)
 
     @property
-    def order(self) -> int:
-        """That of the tableau."""
-        return self.scheme.order
-
-    @property
-    def error_order(self) -> int | None:
-        """That of the tableau."""
-        return self.scheme.error_order
-
-    @property
-    def interpolates(self) -> bool:
-        """Whether the tableau does."""
-        return self.scheme.interpolates
+    def tableau(self) -> Tableau:
+        """That of the scheme."""
+        tableau: Tableau = self.scheme.tableau
+        return tableau
 
     @property
     def n_evaluations(self) -> int:
         """All stages: estimates are made of those too that the state does not depend on."""
-        return self.scheme.tableau.n_stages
+        return self.tableau.n_stages
 
     def start(self, evaluate: Evaluate, x: PyTree, first: Stage | None, smooth: bool) -> tuple[PyTree, int]:
         """What the scheme of the tableau starts with."""
@@ -136,7 +128,7 @@ class Measured(OneState):
             added[LOCAL_ERROR] = _size(step.error.x)
         if STIFFNESS in x.q:
             i, j = self._twins()
-            a, slopes = self.scheme.tableau.a, [k.x for k in step.inside]
+            a, slopes = self.tableau.a, [k.x for k in step.inside]
             between = jax.tree.map(
                 jnp.subtract, combine(None, h, a[j], slopes), combine(None, h, a[i], slopes) if any(a[i]) else 0
             )
@@ -147,7 +139,7 @@ class Measured(OneState):
 
     def _twins(self) -> tuple[int, int]:
         """The last two stages at one time."""
-        c = self.scheme.tableau.c
+        c = self.tableau.c
         pairs = [(i, j) for j in range(len(c)) for i in range(j) if c[i] == c[j]]
         if not pairs:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ode_nets.stepping.runge_kutta import RungeKutta, all_finite, combine, node_of
+from ode_nets.stepping.runge_kutta import OfTableau, RungeKutta, all_finite, combine, node_of
 from ode_nets.stepping.scheme import Evaluate, Node, PyTree, Stage, Step
 from ode_nets.tableaus import Tableau, get_tableau
 
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Coupled:
+class Coupled(OfTableau):
     """The reversible scheme of an explicit tableau: of its order, and every step of it can be undone.
 
         x_{n+1} = lambda x_n + (1 - lambda) z_n + Psi_h(t_n, z_n)
@@ -76,21 +76,6 @@ class Coupled:
         """That of the tableau, and that it is coupled."""
         return f"coupled {self.tableau.name}"
 
-    @property
-    def order(self) -> int:
-        """That of the tableau."""
-        return self.tableau.order
-
-    @property
-    def error_order(self) -> int | None:
-        """Order of the embedded weights."""
-        return self.tableau.embedded_order
-
-    @property
-    def interpolates(self) -> bool:
-        """Whether the tableau has `b_dense`."""
-        return self.tableau.b_dense is not None
-
     inverts = True
     """Whether a step can be undone."""
 
@@ -101,7 +86,7 @@ class Coupled:
 
     @property
     def _n_stages(self) -> int:
-        return max(i for i, b in enumerate(self.tableau.b) if b != 0) + 1
+        return RungeKutta(self.tableau).n_evaluations
 
     def lift(self, x: PyTree) -> Pair:
         """The state, twice."""

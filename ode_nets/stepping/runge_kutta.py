@@ -23,9 +23,33 @@ class Held(NamedTuple):
     known: jax.Array
 
 
+class OfTableau:
+    """What a scheme that is made from a tableau has of it."""
+
+    tableau: Any
+    """Static, exact."""
+
+    @property
+    def order(self) -> int:
+        """Order of `b`."""
+        order: int = self.tableau.order
+        return order
+
+    @property
+    def error_order(self) -> int | None:
+        """Order of the embedded weights, or `None`."""
+        order: int | None = self.tableau.embedded_order
+        return order
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether the tableau has `b_dense`."""
+        return self.tableau.b_dense is not None
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class RungeKutta(OneState):
+class RungeKutta(OfTableau, OneState):
     """The scheme of a tableau.
 
         k_i = f(t + c_i h, x + h * sum_{j<i} a_ij k_j)
@@ -53,21 +77,6 @@ class RungeKutta(OneState):
     def name(self) -> str:
         """That of the tableau."""
         return self.tableau.name
-
-    @property
-    def order(self) -> int:
-        """Order of `b`."""
-        return self.tableau.order
-
-    @property
-    def error_order(self) -> int | None:
-        """Order of the embedded weights."""
-        return self.tableau.embedded_order
-
-    @property
-    def interpolates(self) -> bool:
-        """Whether the tableau has `b_dense`."""
-        return self.tableau.b_dense is not None
 
     @property
     def n_evaluations(self) -> int:

@@ -130,18 +130,10 @@ def examine(
     own = subject.run(subject.solver)
     _check(own, labels, truth)
     found = _manifestations(subject, own, schemes, factors)
-    trained, failed = found.own, found.failed
-    if not bool(jnp.isfinite(own).all()):
-        return Report(
-            Judgement("not finite", "outputs not finite", trained, failed=failed), statistics=subject.statistics
-        )
-    if found.finest is None:
-        return Report(
-            Judgement("undecided", "smaller tolerances failed", trained, failed=failed), statistics=subject.statistics
-        )
-    measure, flow = _measure(labels, truth), found.outputs[found.finest]
-    if measure == "disagreement" and not bool(jnp.isfinite(flow).all()):
-        return Report(Judgement("tied", "flow not finite", trained, finest=found.finest), statistics=subject.statistics)
+    trained, failed, measure = found.own, found.failed, _measure(labels, truth)
+    if (at_once := _at_once(found, own, measure)) is not None:
+        return Report(at_once, statistics=subject.statistics)
+    flow = found.outputs[found.finest]  # type: ignore[index]
     reference = flow if truth is None else truth
     scale = scale_of(subject, reference, FixedStep(found.schemes[-1], found.counts[-1]))
     rows = {key: _row(key, out, reference, scale, subject.span, labels) for key, out in found.outputs.items()}
@@ -168,6 +160,17 @@ def examine(
     judgement = dataclasses.replace(judgement, n_crossings=sum(each.count for each in crossed or ()))
     missing = [_failed_row(at, subject.span, result) for at, result in failed.items()]
     return Report(judgement, [*rows.values(), *missing], study, dip, test, crossed, subject.statistics)
+
+
+def _at_once(found: _Manifestations, own: jax.Array, measure: str) -> Judgement | None:
+    """What is said of a model before anything is compared; `None` where something is to be."""
+    if not bool(jnp.isfinite(own).all()):
+        return Judgement("not finite", "outputs not finite", found.own, failed=found.failed)
+    if found.finest is None:
+        return Judgement("undecided", "smaller tolerances failed", found.own, failed=found.failed)
+    if measure == "disagreement" and not bool(jnp.isfinite(found.outputs[found.finest]).all()):
+        return Judgement("tied", "flow not finite", found.own, finest=found.finest)
+    return None
 
 
 def _least_accuracy(labels: jax.Array) -> float:

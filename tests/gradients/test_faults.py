@@ -5,7 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ode_nets import ACA, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, Result, solve
+from ode_nets import (
+    ACA,
+    Adaptive,
+    Backsolve,
+    Checkpointed,
+    Direct,
+    FixedStep,
+    Recorded,
+    Result,
+    get_scheme,
+    pad,
+    solve,
+    solve_until,
+)
 from ode_nets.gradients import methods
 
 METHODS = [Direct(), Checkpointed(), ACA(2), Backsolve()]
@@ -223,3 +236,67 @@ def test_dense_output_is_the_solution_at_any_time_and_differentiable(x64):
             np.testing.assert_allclose(slope[0], np.sum(-2 * ts * np.exp(-0.7 * ts)), rtol=1e-4)
             np.testing.assert_allclose(slope[1], -1.4 * np.exp(-0.7 * ts), rtol=2e-2)
             assert np.isnan(jax.jit(values)(0.7, np.array([1.5]))).all()
+
+
+@pytest.mark.parametrize("solver", [FixedStep("rk4", 4), Adaptive("bosh3")], ids=repr)
+@pytest.mark.parametrize("method", [Direct(), ACA(3)], ids=repr)
+def test_asked_times_that_only_show_at_run_time_are_checked(solver, method):
+    """Out of order, before t0, after t1: NaN and a code; off by a rounding: taken for the end that is meant."""
+    run = jax.jit(lambda ts: solve(lambda t, x, k: -k * x, 1.0, 1.0, solver=solver, gradient=method, ts=ts))
+    for ts in ([0.9, 0.1, 1.0], [-0.5, 0.1, 1.0], [0.1, 0.5, 3.0]):
+        solution = run(jnp.array(ts))
+        assert int(solution.result) == Result.UNSORTED_TIMES
+        assert np.isnan(solution.x).all()
+    found = run(jnp.array([0.1, 0.9, np.nextafter(np.float32(1), np.float32(2))]))
+    assert int(found.result) == Result.SUCCESS
+    np.testing.assert_allclose(found.x, np.exp([-0.1, -0.9, -1.0]), rtol=1e-2)
+
+
+def test_lanes_of_padded_schemes_report_their_own_stages_alone():
+    field = lambda t, x, k: (-k * x, jnp.ones(()))
+    lanes = jax.tree.map(lambda *v: jnp.stack(v), *(pad(FixedStep(scheme, 2), 4) for scheme in ("euler", "rk4")))
+    solution = jax.vmap(lambda solver: solve(field, 1.0, 1.0, solver=solver, has_aux=True))(lanes)
+    np.testing.assert_array_equal(solution.aux, [2, 8])
+    np.testing.assert_array_equal(solution.nfe, [2, 8])
+
+
+def test_dense_output_reaches_its_ends_far_from_time_zero():
+    solver = Adaptive("dopri5", 1e-6, 1e-6)
+    solution = solve(lambda t, x, k: -k * x, 1.0, 1.0, solver=solver, dense=True, t0=1000.0, t1=1001.0)
+    states = solution.dense(jnp.linspace(1000.0, 1001.0, 101))
+    # Times there are multiples of 6e-5.
+    np.testing.assert_allclose(states, np.exp(-np.linspace(0, 1, 101)), rtol=2e-4)
+    assert np.isnan(solution.dense(jnp.array([999.0, 1002.0]))).all()
+
+
+@pytest.mark.parametrize("method", [Direct(), ACA(3)], ids=repr)
+def test_reports_may_be_constants_of_any_kind(method):
+    field = lambda t, x, k: (-k * x, (jnp.ones((), jnp.int32), jnp.array(True)))
+    count, flag = solve(field, 1.0, 1.0, solver=FixedStep("rk4", 4), gradient=method, has_aux=True).aux
+    assert int(count) == 16
+    assert flag.dtype == bool
+
+
+def test_the_continuous_adjoint_takes_tolerances_by_component(x64):
+    field = lambda t, x, k: {"a": -k * x["a"], "b": -x["b"]}
+    for atol in ({"a": 1e-8, "b": 1e-9}, np.float64(1e-8)):
+        for seminorm in (True, False):
+            solver, method = Adaptive("dopri5", 1e-8, atol), Backsolve(seminorm=seminorm)
+            end = lambda k: solve(field, {"a": 1.0, "b": 1.0}, k, solver=solver, gradient=method).x["a"]  # noqa: B023
+            np.testing.assert_allclose(jax.grad(end)(1.0), -np.exp(-1), rtol=1e-6)
+
+
+def test_a_failed_search_for_an_event_has_gradient_nan_in_what_the_event_closes_over():
+    solver = Adaptive("bosh3", 1e-8, 1e-8, max_steps=5)
+    end = lambda c: solve_until(lambda t, x, k: -k * x, 1.0, 1.0, event=lambda t, x: x - c, solver=solver).solution.x
+    assert np.isnan(jax.grad(end)(0.5))
+
+
+@pytest.mark.parametrize("method", [Direct(), ACA(2)], ids=repr)
+def test_a_solve_of_no_length_has_its_derivatives_in_both_times(x64, method):
+    """x(t1) moves by f where t1 moves, on recorded steps of which there are none too."""
+    for solver in (Recorded.at(get_scheme("bosh3"), jnp.array([1.0]), 0), FixedStep("rk4", 4), Adaptive("bosh3")):
+        end = lambda t0, t1: solve(
+            lambda t, x, k: -k * x, 1.0, 2.0, solver=solver, gradient=method, t0=t0, t1=t1  # noqa: B023
+        ).x
+        np.testing.assert_allclose(jax.grad(end, (0, 1))(0.3, 0.3), (2.0, -2.0), rtol=1e-12)
