@@ -90,6 +90,9 @@ def solve_until(
       ValueError: as `solve`; for an event that is no scalar, a direction that is none of the three, and solvers with a
         loop of their own.
 
+    Weights that jump are read at the floating-point times of stages, also on a uniform grid over their whole domain,
+    where `solve` reads them exactly: the last step ends where the event is.
+
     Cost: two solves up to the event, the first without a gradient.
 
     Example:

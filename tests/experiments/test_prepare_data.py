@@ -19,23 +19,9 @@ import pytest
 
 from experiments import prepare_data
 from experiments.images.data import load
+from image_arrays import make_arrays, save
 
 ROOT = Path(__file__).parents[2]
-
-
-def make_arrays(n_train=40, n_test=20, size=(6, 5, 3), n_classes=4, seed=0):
-    """Random images, every class in both splits."""
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for split, n in (("train", n_train), ("test", n_test)):
-        arrays[f"x_{split}"] = rng.integers(0, 256, (n, *size), dtype=np.uint8)
-        arrays[f"y_{split}"] = rng.permutation(np.arange(n) % n_classes)
-    return arrays
-
-
-def save(path, **changes):
-    np.savez(path, **{**make_arrays(), **changes})
-    return path
 
 
 GOOD = make_arrays()

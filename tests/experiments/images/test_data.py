@@ -13,24 +13,10 @@ import pytest
 from PIL import Image
 
 from experiments.images.data import augment, epoch_permutation, load, normalize
+from image_arrays import make_arrays, save
 
 ROOT = Path(__file__).parents[3]
 SPLITS = ("train", "validation", "test")
-
-
-def make_arrays(n_train=40, n_test=20, size=(6, 5, 3), n_classes=4, seed=0):
-    """Random images, every class in both splits."""
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for split, n in (("train", n_train), ("test", n_test)):
-        arrays[f"x_{split}"] = rng.integers(0, 256, (n, *size), dtype=np.uint8)
-        arrays[f"y_{split}"] = rng.permutation(np.arange(n) % n_classes)
-    return arrays
-
-
-def save(path, **changes):
-    np.savez(path, **{**make_arrays(), **changes})
-    return path
 
 
 def test_digits_are_split_by_class_and_lose_no_image():
