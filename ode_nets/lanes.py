@@ -94,7 +94,7 @@ mlir.register_lowering(_apart, mlir.lower_fun(_apart_lanes, multiple_results=Fal
 
 def select(wanted: Any, new: PyTree, old: PyTree) -> PyTree:
     """`new` where `wanted`, a boolean scalar, else `old`."""
-    return jax.tree.map(lambda a, b: jnp.where(wanted, a, b), new, old)
+    return jax.tree.map(lambda a, b: jax.lax.select(wanted, a, b), new, old)
 
 
 def room(n: int, like: PyTree) -> PyTree:

@@ -169,7 +169,7 @@ def reverse(
             i, height, _, x, cotangents = carry
             cotangents = select(this_lane(i < n_steps), pull(i, x, cotangents), cotangents)
             slot = slots[jnp.maximum(height - 1, 0)]
-            ready = (i - 1 < n_steps) & (height > 0) & (store.steps[slot] == i - 1)
+            ready = this_lane(i - 1 < n_steps) & (height > 0) & (store.steps[slot] == i - 1)
             x = select(ready, read(store.states, slot), x)
             return i - 1, height - ready.astype(jnp.int32), ready, x, cotangents
 
@@ -178,7 +178,8 @@ def reverse(
 
     def body(carry: Any) -> Any:
         (i, height, ready, x, cotangents), store = carry
-        needs = (i < n_steps) & ~ready
+        # Of a single solve: whenever it comes here.
+        needs = this_lane((i < n_steps) & ~ready)
         lower, store, found = _recompute(i, needs, height - 1, slots, store, max_steps, advance)
         x, height = select(needs, (found, lower), (x, height))
         return pull_stored((i, height, ready | needs, x, cotangents), store), store

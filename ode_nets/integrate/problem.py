@@ -160,6 +160,7 @@ def evaluator(problem: Problem, place: Place, weights: PyTree = None) -> Evaluat
       weights: those to read in place of the problem's, for instance of one section.
     """
     weights = problem.weights if weights is None else weights
+    clocked = problem.clocked
 
     def is_exact(node: Node) -> bool:
         return all(isinstance(part, int) for part in node)
@@ -173,7 +174,8 @@ def evaluator(problem: Problem, place: Place, weights: PyTree = None) -> Evaluat
 
     def slope(node: Node, x: PyTree) -> Stage:
         numerator, denominator = node
-        t, last = time(node), True if is_exact(node) and node == END else numerator >= denominator
+        t = time(node) if clocked else problem.t0
+        last = True if is_exact(node) and node == END else numerator >= denominator
         if place.exact is not None and isinstance(weights, WeightFunction):
             step, n_steps = place.exact
             theta = weights.at_node(step, n_steps, numerator, denominator)

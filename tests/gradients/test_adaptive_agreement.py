@@ -108,7 +108,9 @@ def test_methods_agree_where_steps_land_on_asked_times(x64, method):
     check_all_spans("clip", solver, METHODS[method], asks=True)
 
 
-@pytest.mark.parametrize("method", ["checkpointed by step", "aca, 3", pytest.param("aca", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["aca, 3", *(pytest.param(m, marks=pytest.mark.slow) for m in ("checkpointed by step", "aca"))]
+)
 def test_methods_agree_on_dense_outputs(x64, method):
     """Cotangents then reach every stage of a step, the last of an FSAL pair included."""
     solver = Adaptive("bosh3", 1e-3, 1e-3, first_step=1.0, max_steps=80, outputs="interpolate")

@@ -79,7 +79,9 @@ def test_a_rejected_trial_that_leaves_the_domain_leaves_no_trace(x64, method):
     np.testing.assert_allclose([value, slope], [(1 - 0.95) ** 2, -1.9 * (1 - 0.95)], rtol=1e-2)
 
 
-@pytest.mark.parametrize("setting", ["debug_nans", "strict", "ranks"])
+@pytest.mark.parametrize(
+    "setting", ["debug_nans", *(pytest.param(s, marks=pytest.mark.slow) for s in ("strict", "ranks"))]
+)
 def test_settings_of_jax_that_forbid_things_forbid_them_in_users_code_alone(setting):
     guard = {
         "debug_nans": lambda: jax.debug_nans(True),
@@ -121,7 +123,9 @@ def test_programs_that_differ_in_a_constant_are_not_mistaken():
     np.testing.assert_allclose(values, np.exp([-1.0, -2.0]), rtol=1e-2)
 
 
-@pytest.mark.parametrize(("t0", "span"), [(0.0, 1.0), (100.0, 1.0), (1000.0, 1.0), (1e7, 1.0)])
+@pytest.mark.parametrize(
+    ("t0", "span"), [(0.0, 1.0), pytest.param(100.0, 1.0, marks=pytest.mark.slow), (1000.0, 1.0), (1e7, 1.0)]
+)
 def test_a_solve_far_from_time_zero_is_as_accurate(t0, span):
     """x' = 100 J x, a rotation, in float32; and its derivative."""
     field = lambda t, x, w: w * jnp.stack([-x[1], x[0]])
@@ -186,6 +190,7 @@ def test_tolerances_are_numbers_arrays_and_trees():
         solve(decay, jnp.ones(2), solver=Adaptive("bosh3", 1e-3, jnp.ones(3)))
 
 
+@pytest.mark.slow
 def test_complex_weights_of_a_real_state_have_their_gradient(x64):
     def end(w, method):
         field = lambda t, x, w: jnp.real(w * jnp.exp(1j * t)) * x
@@ -221,21 +226,26 @@ def test_samples_need_an_axis_in_every_leaf():
         solve(decay, {"a": jnp.ones(3), "b": jnp.ones(())}, solver=Adaptive("bosh3", norm="sample"))
 
 
-def test_dense_output_is_the_solution_at_any_time_and_differentiable(x64):
+@pytest.mark.parametrize("grid", ["uniform", pytest.param("adaptive", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method",
+    [ACA(3), *(pytest.param(m, marks=pytest.mark.slow) for m in (Direct(), ACA(None), Checkpointed()))],
+    ids=repr,
+)
+def test_dense_output_is_the_solution_at_any_time_and_differentiable(x64, grid, method):
     ts = np.array([0.0, 0.13, 0.5, 0.99, 1.0])
-    for solver in (FixedStep("rk4", 16), Adaptive("tsit5", 1e-8, 1e-8, max_steps=40)):
-        for method in (Direct(), ACA(3), ACA(None), Checkpointed()):
+    solver = FixedStep("rk4", 16) if grid == "uniform" else Adaptive("tsit5", 1e-8, 1e-8, max_steps=40)
 
-            def values(k, t, solver=solver, method=method):
-                dense = solve(lambda t, x, k: -k * x, 2.0, k, solver=solver, gradient=method, dense=True).dense
-                return jax.vmap(dense)(t)
+    def values(k, t):
+        dense = solve(lambda t, x, k: -k * x, 2.0, k, solver=solver, gradient=method, dense=True).dense
+        return jax.vmap(dense)(t)
 
-            got = jax.jit(values)(0.7, ts)
-            np.testing.assert_allclose(got, 2 * np.exp(-0.7 * ts), rtol=2e-5)
-            slope = jax.jit(jax.grad(lambda k, t: jnp.sum(values(k, t)), (0, 1)))(0.7, ts)
-            np.testing.assert_allclose(slope[0], np.sum(-2 * ts * np.exp(-0.7 * ts)), rtol=1e-4)
-            np.testing.assert_allclose(slope[1], -1.4 * np.exp(-0.7 * ts), rtol=2e-2)
-            assert np.isnan(jax.jit(values)(0.7, np.array([1.5]))).all()
+    got = jax.jit(values)(0.7, ts)
+    np.testing.assert_allclose(got, 2 * np.exp(-0.7 * ts), rtol=2e-5)
+    slope = jax.jit(jax.grad(lambda k, t: jnp.sum(values(k, t)), (0, 1)))(0.7, ts)
+    np.testing.assert_allclose(slope[0], np.sum(-2 * ts * np.exp(-0.7 * ts)), rtol=1e-4)
+    np.testing.assert_allclose(slope[1], -1.4 * np.exp(-0.7 * ts), rtol=2e-2)
+    assert np.isnan(jax.jit(values)(0.7, np.array([1.5]))).all()
 
 
 @pytest.mark.parametrize("solver", [FixedStep("rk4", 4), Adaptive("bosh3")], ids=repr)
@@ -296,7 +306,15 @@ def test_a_failed_search_for_an_event_has_gradient_nan_in_what_the_event_closes_
 def test_a_solve_of_no_length_has_its_derivatives_in_both_times(x64, method):
     """x(t1) moves by f where t1 moves, on recorded steps of which there are none too."""
     for solver in (Recorded.at(get_scheme("bosh3"), jnp.array([1.0]), 0), FixedStep("rk4", 4), Adaptive("bosh3")):
-        end = lambda t0, t1: solve(
-            lambda t, x, k: -k * x, 1.0, 2.0, solver=solver, gradient=method, t0=t0, t1=t1  # noqa: B023
-        ).x
+        end = lambda t0, t1: (
+            solve(
+                lambda t, x, k: -k * x,
+                1.0,
+                2.0,
+                solver=solver,  # noqa: B023
+                gradient=method,
+                t0=t0,
+                t1=t1,
+            ).x
+        )
         np.testing.assert_allclose(jax.grad(end, (0, 1))(0.3, 0.3), (2.0, -2.0), rtol=1e-12)

@@ -19,7 +19,7 @@ def end(rho, method=None, solver=SOLVER, **options):
     return solve(lorenz, jnp.array([1.0, 0.0, 0.0]), rho, solver=solver, gradient=method, **options)
 
 
-@pytest.mark.parametrize("method", [ACA(), ACA(4), ACA(None)], ids=repr)
+@pytest.mark.parametrize("method", [pytest.param(ACA(), marks=pytest.mark.slow), ACA(4), ACA(None)], ids=repr)
 def test_lanes_have_the_values_and_gradients_of_single_solves(x64, method):
     """`vmap` of `grad` and `grad` of `vmap`, of lanes that take different numbers of steps."""
     rho, ts = jnp.array([0.0, 14.0, 28.0]), jnp.array([0.3, 0.31, 1.0])

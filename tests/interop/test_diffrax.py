@@ -71,8 +71,13 @@ def everything(mu):
     )
 
 
-SLOW = [pytest.param(solver, marks=pytest.mark.slow) for solver in (diffrax.Bosh3(), diffrax.Tsit5(), diffrax.Dopri5())]
-SOLVERS = [diffrax.Heun(), *SLOW, diffrax.Dopri8()]
+SOLVERS = [
+    diffrax.Heun(),
+    *(
+        pytest.param(solver, marks=pytest.mark.slow)
+        for solver in (diffrax.Bosh3(), diffrax.Tsit5(), diffrax.Dopri5(), diffrax.Dopri8())
+    ),
+]
 
 
 @pytest.mark.parametrize("scheme", SOLVERS, ids=lambda s: type(s).__name__)
@@ -104,7 +109,7 @@ CONTROLLERS = {
 }
 
 
-LONG = ("constant", "times given")
+LONG = ("constant", "times given", "last trial rejected", "times to stop at")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +131,7 @@ def test_gradients_of_times_are_those_of_diffrax(x64, case):
     assert relative(of_times(AdaptiveCheckpointAdjoint()), expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_gradients_under_vmap(x64):
     settings = (diffrax.Bosh3(), diffrax.SaveAt(t1=True))
     scales = jnp.array([1.0, 1.5, 0.2])

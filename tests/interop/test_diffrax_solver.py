@@ -129,6 +129,7 @@ def test_failures_have_a_code_and_no_gradient(x64):
         assert not jnp.isfinite(value)
 
 
+@pytest.mark.slow
 def test_block_evaluates_and_trains(x64):
     """On one grid a block with diffrax's midpoint rule is the block with ours, batch statistics included."""
     foreign = DiffraxSolver(diffrax.Midpoint(), dt0=0.25)
@@ -190,7 +191,7 @@ HALF = DiffraxSolver(diffrax.HalfSolver(diffrax.Heun()), PID)
     [
         pytest.param(HEUN, Checkpointed(), (Direct(), FixedStep("heun", 6)), True, 1e-12, id="reports"),
         pytest.param(KVAERNO, ACA(4), (Checkpointed(), KVAERNO), False, 1e-4, id="implicit ACA"),
-        pytest.param(HALF, Direct(), (Checkpointed(), HALF), False, 1e-12, id="HalfSolver"),
+        pytest.param(HALF, Direct(), (Checkpointed(), HALF), False, 1e-12, id="HalfSolver", marks=pytest.mark.slow),
         pytest.param(HEUN, OwnMethod(), (Direct(), HEUN), False, 1e-12, id="own method"),
     ],
 )

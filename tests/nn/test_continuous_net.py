@@ -151,7 +151,9 @@ def test_statistics_of_an_interval_are_the_mean_over_its_stages(x64):
     ("changes", "shape", "channels"),
     [
         ({"widths": (3,), "order": "conv-bn-relu", "skip_init": False, "n_classes": 7}, (9, 5), 1),
-        ({"widths": (2, 3, 4), "order": "conv-relu-bn", "basis": Legendre(2)}, (8, 12), 4),
+        pytest.param(
+            {"widths": (2, 3, 4), "order": "conv-relu-bn", "basis": Legendre(2)}, (8, 12), 4, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_sizes_orders_and_bases_are_free(changes, shape, channels):

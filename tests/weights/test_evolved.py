@@ -271,7 +271,7 @@ FIXED, ADAPTIVE = FixedStep("heun", 4), Adaptive("heun_euler", rtol=1e-2, atol=1
     ("solver", "kernel", "methods"),
     [
         (FIXED, Exponential(2.0), (Checkpointed("block"), ACA(2))),
-        (ADAPTIVE, Dirac(), (ACA(),)),
+        pytest.param(ADAPTIVE, Dirac(), (ACA(),), marks=pytest.mark.slow),
         pytest.param(FIXED, Dirac(), (Checkpointed(), Checkpointed("block"), ACA(2)), marks=pytest.mark.slow),
         pytest.param(ADAPTIVE, Exponential(2.0), (Checkpointed(), ACA()), marks=pytest.mark.slow),
     ],
