@@ -27,7 +27,7 @@ class Paths(NamedTuple):
         (3, 7, 4)
     """
 
-    z0: Gaussian
+    z0: Any
     x: jax.Array
 
 
