@@ -37,7 +37,7 @@ class SeriesConfig:
     gradient: GradientName = "aca"
     """Gradient method of the generator."""
     observed: float = 0.5
-    """Share of the observed times of each series that the encoder sees, redrawn every batch; all are to be predicted."""
+    """Share of the times of each series that the encoder sees, redrawn every batch; all are to be predicted."""
     scale: Literal["range", "max"] = "range"
     """Values are (x - min) / (max - min) of each feature, or (x - min) / max, as in the MuJoCo experiments."""
     span: float = 1.0

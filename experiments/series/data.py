@@ -109,7 +109,8 @@ def prepare(arrays: dict[str, np.ndarray], config: SeriesConfig) -> Series:
     low, high = np.nanmin(seen, (0, 1)), np.nanmax(seen, (0, 1))
     if (constant := low == high).any():
         raise RunError(
-            f"feature {np.flatnonzero(constant).tolist()} is constant in the training series: there is nothing to learn; drop it"
+            f"feature {np.flatnonzero(constant).tolist()} is constant in the training series, and tells "
+            "nothing: drop it"
         )
     scale = high - low if config.scale == "range" else high
     if (scale == 0).any():

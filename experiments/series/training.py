@@ -14,11 +14,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments.records.files import RunError, read_metrics
+from experiments.records.files import RunError
 from experiments.series.config import SeriesConfig
 from experiments.series.data import Series
 from experiments.series.steps import evaluate_batch, init_state, train_step
-from experiments.training.checkpoints import read_variables
+from experiments.training.checkpoints import read_variables, steps_in
 from experiments.training.progress import Interrupted, NonFiniteError, StopSignals
 from experiments.training.run import Run, check_start
 
@@ -150,8 +150,8 @@ def read(metrics: PyTree) -> float:
     """
     if bad := int(metrics["bad_step"]):
         raise NonFiniteError(
-            f"the loss or the weights were not finite at step {bad}; no checkpoint was written from there on. A smaller "
-            "--learning-rate, a larger --max-steps or --sigma may help, with --overwrite or another --run-dir"
+            f"the loss or the weights were not finite at step {bad}; no checkpoint was written from there on. A "
+            "smaller --learning-rate, a larger --max-steps or --sigma may help, with --overwrite or another --run-dir"
         )
     return float(metrics["loss"])
 
@@ -177,12 +177,5 @@ def evaluate(config: SeriesConfig, params: PyTree, data: PyTree, index: np.ndarr
 
 def best_of(folder: Path) -> PyTree:
     """The parameters of the best epoch of a run."""
-    newest = max(
-        (folder / "checkpoints" / "best").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1
-    )
-    return read_variables(newest, ("params",))[1]["params"]
-
-
-def curve(folder: Path) -> list[dict[str, Any]]:
-    """What a run logged, a record an epoch."""
-    return read_metrics(folder)
+    best = (folder / "checkpoints" / "best").absolute()
+    return read_variables(best / str(steps_in(best)[-1]), ("params",))[1]["params"]

@@ -162,7 +162,7 @@ def differences(stored: Any, wanted: Any) -> list[str]:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """All settings by the names that the command line has for them, the architecture, if there is a choice, as `model`."""
+    """All settings by the names that the command line has for them, an architecture as `model`."""
     record = config.to_json()
     model = record.pop("model", None)
     if model is None:

@@ -219,6 +219,7 @@ def test_asked_times_before_the_first_give_no_plausible_answer():
         assert np.isnan(apply(jnp.array(asked)).x).any()
 
 
+@pytest.mark.slow
 def test_gradient_methods_agree(x64):
     """All of one model, encoder included, to rounding; Backsolve and Naive to the tolerance of the solve."""
     values, mask = (a.astype(d) for a, d in zip(series(), (jnp.float64, bool), strict=True))
