@@ -228,8 +228,9 @@ def check_start(folder: Path, config: Any, *, resume: bool, overwrite: bool, loc
 
     Args:
       folder: of the run.
-      config: that is asked for, a `Config` or another dataclass with `epochs`, `to_json` and `from_json`. A run is resumed with
-        its own config, or with more epochs: nothing but their number depends on it, so that it then becomes the run that was started with so many.
+      config: that is asked for, a `Config` or another dataclass with `epochs`, `to_json` and `from_json`. A run is
+        resumed with its own config, or with more epochs: nothing but their number depends on it, so that it then
+        becomes the run that was started with so many.
       resume, overwrite: whether to go on with the run that is there, or to delete it.
       locked: whether this process holds the folder already.
 
