@@ -187,7 +187,8 @@ def test_a_filled_up_batch_counts_each_series_once():
 
 def test_the_tool_fits_and_draws(tmp_path):
     np.savez(tmp_path / "data.npz", **arrays(20))
-    small = [
+    sizes = {"latent": 2, "size": 2, "width": 4, "depth": 1, "units": 3, "epochs": 1, "batch-size": 4, "sigma": 0.1}
+    small = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
         "--latent",
         "2",
         "--size",
