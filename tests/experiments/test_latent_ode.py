@@ -189,23 +189,6 @@ def test_the_tool_fits_and_draws(tmp_path):
     np.savez(tmp_path / "data.npz", **arrays(20))
     sizes = {"latent": 2, "size": 2, "width": 4, "depth": 1, "units": 3, "epochs": 1, "batch-size": 4, "sigma": 0.1}
     small = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-        "--latent",
-        "2",
-        "--size",
-        "2",
-        "--width",
-        "4",
-        "--depth",
-        "1",
-        "--units",
-        "3",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "4",
-        "--sigma",
-        "0.1",
-    ]
     command = [sys.executable, "-m", "experiments.latent_ode", str(tmp_path / "data.npz"), *small]
     done = subprocess.run([*command, "--run-dir", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
