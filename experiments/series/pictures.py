@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -26,8 +27,6 @@ def draw(config: SeriesConfig, params: PyTree, series: Series, index: np.ndarray
     Dots were seen by the encoder, circles were not. The band is two deviations of the samples and the noise together;
     behind the last time, by `beyond` of the span, the latent ODE extrapolates. A baseline predicts at the times alone.
     """
-    import dataclasses
-
     from matplotlib.figure import Figure
 
     many = dataclasses.replace(config, n_samples=N_BAND)

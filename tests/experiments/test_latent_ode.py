@@ -70,7 +70,7 @@ def put(index, value):
         (change(times=np.zeros_like), "all times of a series are the same"),
         (change(times=lambda t: t[:3]), r"times have shape \(3,\) beside values"),
         (change(values=lambda v: np.full_like(v, np.nan)), "all values are missing"),
-        (change(values=put(3, np.nan)), r"1 of 12 series have no observed value, \[3\]"),
+        (change(values=put(3, np.nan)), r"series \[3\] of 12 have no observed value"),
         (change(values=put((..., 1), np.nan)), r"feature \[1\] is never observed"),
         (change(values=put((..., 1), 4.0)), r"feature \[1\] is constant"),
         (change(values=put((0, 0, 0), np.inf)), "infinite"),
