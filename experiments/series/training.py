@@ -167,7 +167,8 @@ def evaluate(config: SeriesConfig, params: PyTree, data: PyTree, index: np.ndarr
         part = index[start : start + size]
         # The last batch is filled up with its own series again, which do not count.
         padded, counts = part[np.arange(size) % len(part)], np.arange(size) < len(part)
-        key = jax.random.fold_in(jax.random.key(config.seed), -1 - i)
+        # Steps of training are numbered from 0 upwards.
+        key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1 - i)
         totals.append(evaluate_batch(config, params, data, padded, counts, key))
     error, n = np.sum(jax.device_get(totals), axis=0, dtype=np.float64)
     if not np.isfinite(error):
