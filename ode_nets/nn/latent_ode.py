@@ -136,7 +136,7 @@ def latent_ode(
         >>> rngs = {"params": jax.random.key(0), "latent": jax.random.key(1)}
         >>> from ode_nets import n_parameters
         >>> n_parameters(net.init(rngs, times, values, values > 0))
-        617823
+        617619
     """
     right_hand_side = lambda n: MLP(n, (width,) * depth, deviation=0.1)
     cell = GaussianGRU(units)
