@@ -14,6 +14,7 @@ interpolates, and extrapolates behind the dotted line, into --run-dir (default r
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -45,25 +46,23 @@ def run(data: Path, config: SeriesConfig, options: Options, console: Console) ->
     console.print(f"test MSE {error}; best epoch {results['best_epoch']}; run in {escape(str(folder))}", soft_wrap=True)
 
 
-def command(
-    data: Annotated[Path, tyro.conf.Positional],
-    config: Annotated[SeriesConfig, tyro.conf.OmitArgPrefixes] = SeriesConfig(),  # noqa: B008
-    options: Annotated[Options, tyro.conf.OmitArgPrefixes] = Options(),  # noqa: B008
-) -> None:
-    """The command line.
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """The command line."""
 
-    Args:
-      data: the .npz file.
-      config: what is trained.
-      options: how.
-    """
-    run(data.expanduser(), config, options, unfailing_console(highlight=False))
+    data: Annotated[Path, tyro.conf.Positional]
+    """The .npz file."""
+    config: Annotated[SeriesConfig, tyro.conf.OmitArgPrefixes] = SeriesConfig()
+    """What is trained."""
+    options: Annotated[Options, tyro.conf.OmitArgPrefixes] = Options()
+    """How."""
 
 
 def main() -> None:
     """Errors are said in a line."""
     try:
-        tyro.cli(command, prog="python -m experiments.latent_ode", description=__doc__)
+        asked = tyro.cli(Command, prog="python -m experiments.latent_ode", description=__doc__)
+        run(asked.data.expanduser(), asked.config, asked.options, unfailing_console(highlight=False))
     except Interrupted as stop:
         say(f"\n{stop}")
         sys.exit(128 + stop.signum)
