@@ -52,9 +52,9 @@ class Command:
 
     data: Annotated[Path, tyro.conf.Positional]
     """The .npz file."""
-    config: Annotated[SeriesConfig, tyro.conf.OmitArgPrefixes] = SeriesConfig()
+    config: Annotated[SeriesConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=SeriesConfig)
     """What is trained."""
-    options: Annotated[Options, tyro.conf.OmitArgPrefixes] = Options()
+    options: Annotated[Options, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=Options)
     """How."""
 
 
