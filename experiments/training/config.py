@@ -151,7 +151,7 @@ class Config:
         return cls(**keys, model=kind(**stored))
 
 
-def differences(stored: Config, wanted: Config) -> list[str]:
+def differences(stored: Any, wanted: Any) -> list[str]:
     """What two configs differ in, a sentence a key."""
     before, after = flat(stored), flat(wanted)
     return [
@@ -161,10 +161,12 @@ def differences(stored: Config, wanted: Config) -> list[str]:
     ]
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """All settings by the names that the command line has for them, the architecture as `model`."""
+def flat(config: Any) -> dict[str, Any]:
+    """All settings by the names that the command line has for them, an architecture as `model`."""
     record = config.to_json()
-    model = record.pop("model")
+    model = record.pop("model", None)
+    if model is None:
+        return dict(record)
     return record | {"model": model.pop("architecture")} | {f"model.{key}": value for key, value in model.items()}
 
 

@@ -52,7 +52,7 @@ class Run:
 
     @classmethod
     def start(
-        cls, folder: Path, config: Config, *, resume: bool, overwrite: bool, data: dict[str, Any] | None = None
+        cls, folder: Path, config: Any, *, resume: bool, overwrite: bool, data: dict[str, Any] | None = None
     ) -> Run:
         """Open the folder of a new run, or of an interrupted one to go on with, and hold it.
 
@@ -78,7 +78,7 @@ class Run:
         run._lock = lock
         if resume:
             changes: dict[str, Any] = {} if data is None else {"data": data}
-            before = stored_config(folder, manifest)
+            before = stored_config(folder, manifest, type(config))
             if before.epochs != config.epochs:
                 extended = {"epochs": before.epochs, "results": manifest["results"]}
                 changes |= {"config": config.to_json(), "results": {}}
@@ -87,7 +87,7 @@ class Run:
         return run
 
     @staticmethod
-    def _clear(folder: Path, config: Config, data: dict[str, Any] | None) -> None:
+    def _clear(folder: Path, config: Any, data: dict[str, Any] | None) -> None:
         """An empty folder but for the manifest of a run that has just begun."""
         # The manifest goes first and comes last, so that a kill in between leaves nothing that looks whole, and a
         # manifest without a folder of checkpoints means that these were deleted.
@@ -223,13 +223,14 @@ def _gone(folder: Path) -> str:
     )
 
 
-def check_start(folder: Path, config: Config, *, resume: bool, overwrite: bool, locked: bool = False) -> dict[str, Any]:
+def check_start(folder: Path, config: Any, *, resume: bool, overwrite: bool, locked: bool = False) -> dict[str, Any]:
     """See whether a run can start in a folder, or go on there, without touching anything.
 
     Args:
       folder: of the run.
-      config: that is asked for. A run is resumed with its own config, or with more epochs: nothing but their
-        number depends on it, so that it then becomes the run that was started with so many.
+      config: that is asked for, a `Config` or another dataclass with `epochs`, `to_json` and `from_json`. A run is
+        resumed with its own config, or with more epochs: nothing but their number depends on it, so that it then
+        becomes the run that was started with so many.
       resume, overwrite: whether to go on with the run that is there, or to delete it.
       locked: whether this process holds the folder already.
 
@@ -255,7 +256,7 @@ def check_start(folder: Path, config: Config, *, resume: bool, overwrite: bool, 
     if resume:
         if manifest is None:
             raise RunError(f"--resume: there is no run in {folder}; leave --resume out to start one")
-        before = stored_config(folder, manifest)
+        before = stored_config(folder, manifest, type(config))
         after = dataclasses.replace(config, epochs=before.epochs) if config.epochs > before.epochs else config
         if differences(before, after):
             raise RunError(
@@ -277,14 +278,14 @@ def _holds_files(folder: Path) -> bool:
     return any(path.is_file() for path in folder.rglob("*"))
 
 
-def stored_config(folder: Path, manifest: dict[str, Any]) -> Config:
-    """The config of a run.
+def stored_config(folder: Path, manifest: dict[str, Any], kind: Any = Config) -> Any:
+    """The config of a run, of one kind.
 
     Raises:
       RunError: if it cannot be read, as that of a later version.
     """
     try:
-        return Config.from_json(manifest["config"])
+        return kind.from_json(manifest["config"])
     except ValueError as error:
         raise RunError(f"{folder}/manifest.json: {error}") from error
 

@@ -28,9 +28,11 @@ class MLP:
       hidden: widths of the hidden layers.
       activation: `jax.nn` or `jax.numpy` function, applied after each hidden layer.
       time_aware: append t to the input.
+      deviation: of initial weights, normal with biases of 0, as latent ODEs have them; `None` draws both uniform
+        within 1 / sqrt(inputs).
 
     Raises:
-      ValueError: for sizes below 1.
+      ValueError: for sizes below 1, and a deviation that is not above 0.
 
     Example:
         >>> field = MLP(size=2, hidden=(16,), time_aware=True)
@@ -43,24 +45,28 @@ class MLP:
     hidden: tuple[int, ...] = (50,)
     activation: Callable[[jax.Array], jax.Array] = jnp.tanh
     time_aware: bool = False
+    deviation: float | None = None
 
     def __post_init__(self) -> None:
         if min((self.size, *self.hidden)) < 1:
             raise ValueError(f"size={self.size}, hidden={self.hidden}: expected sizes of at least 1")
+        if self.deviation is not None and not self.deviation > 0:
+            raise ValueError(f"deviation={self.deviation!r}: expected None or a number above 0")
 
     def init(self, key: jax.Array) -> PyTree:
-        """Parameters: weights and biases uniform within 1 / sqrt(inputs), float32; a tuple, a layer each."""
+        """Parameters, float32: a tuple, a layer each."""
         sizes = (self.size + self.time_aware, *self.hidden, self.size)
         layers = []
         for key_i, n_in, n_out in zip(jax.random.split(key, len(sizes) - 1), sizes, sizes[1:], strict=False):
             weight_key, bias_key = jax.random.split(key_i)
-            bound = n_in**-0.5
-            layers.append(
-                {
-                    "kernel": jax.random.uniform(weight_key, (n_in, n_out), minval=-bound, maxval=bound),
-                    "bias": jax.random.uniform(bias_key, (n_out,), minval=-bound, maxval=bound),
-                }
-            )
+            if self.deviation is None:
+                bound = n_in**-0.5
+                kernel = jax.random.uniform(weight_key, (n_in, n_out), minval=-bound, maxval=bound)
+                bias = jax.random.uniform(bias_key, (n_out,), minval=-bound, maxval=bound)
+            else:
+                kernel = self.deviation * jax.random.normal(weight_key, (n_in, n_out))
+                bias = jnp.zeros(n_out)
+            layers.append({"kernel": kernel, "bias": bias})
         return tuple(layers)
 
     def init_stats(self) -> PyTree:

@@ -1,0 +1,137 @@
+"""One training step's loss and gradient of the latent ODE at the paper's sizes, beside the same model in diffrax.
+
+    python -m benchmarks.latent_ode
+    python -m benchmarks.latent_ode --repeats 3 --batch 10
+
+50 series of 100 times and 14 values, 10 % of the times observed, 3 samples, Dopri5 at rtol 1e-3 and atol 1e-4, random
+values and initial weights. In diffrax the encoder's Euler steps are written out in a scan, the fairest for it, and the
+generator runs under `RecursiveCheckpointAdjoint`, with the same parameters; how far loss and gradient are apart is
+recorded. Writes benchmarks/results/latent_ode_<platform>.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import tyro
+
+from benchmarks import harness
+from experiments.series.steps import observe
+from ode_nets import (
+    ACA,
+    Backsolve,
+    Checkpointed,
+    Direct,
+    Gaussian,
+    LatentODE,
+    gaussian_kl,
+    gaussian_log_likelihood,
+    importance_bound,
+    latent_ode,
+    recur,
+)
+
+PyTree = Any
+METHODS = {"ACA": ACA(), "Checkpointed": Checkpointed(), "Direct": Direct(), "Backsolve": Backsolve()}
+PEER = "diffrax RecursiveCheckpointAdjoint"
+N_SAMPLES, MAX_STEPS = 3, 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    batch: int = 50
+    """Series."""
+    observed: float = 0.1
+    """Share of the times that the encoder sees."""
+    repeats: int = 10
+    """Samples of each program."""
+    methods: tuple[str, ...] = ("ACA", "Checkpointed", "Backsolve")
+    """Of ours, beside diffrax."""
+    out: Path | None = None
+    """Where the JSON goes; default benchmarks/results/latent_ode_<platform>.json."""
+
+
+def objective(z0: Gaussian, x: jax.Array, values: jax.Array) -> jax.Array:
+    """The loss of a batch."""
+    return -importance_bound(gaussian_log_likelihood(x, values, None, 1e-3).mean(1), gaussian_kl(*z0).mean(), 0.5)
+
+
+def peer(net: LatentODE, params: PyTree, times: Any, values: Any, seen: Any, key: jax.Array) -> jax.Array:
+    """The same loss with diffrax in the generator and Euler steps written out in the encoder."""
+    encoder, of = net.encoder, params["encoder"]
+    zeros = jnp.zeros((len(values), encoder.size))
+    move = lambda state, t, gap: state._replace(mean=state.mean + gap * encoder.unit.apply(of["field"], state.mean)[0])
+    update = lambda state, x: encoder.cell.apply({"params": of["update"]}, state, x)
+    state, _ = recur(update, move, Gaussian(zeros, zeros), times, values, seen, backward=True)
+    first, second = of["head"]["Dense_0"], of["head"]["Dense_1"]
+    y = jnp.tanh(jnp.concatenate(state, -1) @ first["kernel"] + first["bias"]) @ second["kernel"] + second["bias"]
+    mean, std = jnp.split(y, 2, axis=-1)
+    z0 = Gaussian(mean, jnp.abs(std) + 1e-6)
+    noise = jax.random.normal(key, (N_SAMPLES, *mean.shape))
+    # The norm over the whole state, and the interpolant, are what ours has.
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, z, theta: net.unit.apply(theta, z)[0]),
+        diffrax.Dopri5(),
+        times[0],
+        times[-1],
+        None,
+        z0.mean + z0.std * noise,
+        params["field"],
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=diffrax.PIDController(rtol=1e-3, atol=1e-4),
+        adjoint=diffrax.RecursiveCheckpointAdjoint(),
+        max_steps=MAX_STEPS,
+    )
+    z = jnp.moveaxis(solution.ys, 0, -2)
+    return objective(z0, z @ params["decoder"]["kernel"] + params["decoder"]["bias"], values)
+
+
+def own(net: LatentODE, params: PyTree, times: Any, values: Any, seen: Any, key: jax.Array) -> jax.Array:
+    """The loss by the module, with the same draws."""
+    variables = {"params": params}
+    z0: Any = net.apply(variables, times, values, seen, method="encode")
+    noise = jax.random.normal(key, (N_SAMPLES, *z0.mean.shape))
+    z: Any = net.apply(variables, z0.mean + z0.std * noise, times[0], times, method="generate")
+    x: Any = net.apply(variables, z, method="decode")
+    return objective(z0, x, values)
+
+
+def main(options: Options) -> None:
+    """Measure, print, and write the record."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    times, values = jnp.arange(100) / 200, jax.random.normal(keys[0], (options.batch, 100, 14))
+    seen = observe(keys[1], jnp.ones(values.shape, bool), options.observed)
+    base = latent_ode(14)
+    solver = dataclasses.replace(base.solver, max_steps=MAX_STEPS)
+    params = base.init({"params": keys[2], "latent": keys[3]}, times, values, seen)["params"]
+    nets = {name: base.clone(solver=solver, gradient=METHODS[name]) for name in options.methods}
+    programs = {name: jax.value_and_grad(lambda *a, net=net: own(net, *a)) for name, net in nets.items()}
+    programs[PEER] = jax.value_and_grad(lambda *a: peer(base, *a))
+    found = harness.compare(programs, params, times, values, seen, keys[4], repeats=options.repeats)
+
+    reference, rows, records = found[PEER].output, [], {}
+    for name, measurement in found.items():
+        loss, slope = measurement.output
+        far = [float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (slope, reference[1])), strict=True)]
+        apart = max(far) / max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(reference[1]))
+        ratio = found[PEER].median / measurement.median
+        differs = {"loss": float(loss), "gradient_apart": apart, "times_faster": ratio}
+        records[name] = measurement.record() | differs
+        megabytes = (measurement.temporary_bytes or 0) / 2**20
+        rows.append([name, 1e3 * measurement.median, ratio, measurement.compile_seconds, megabytes, apart])
+    title = f"loss and gradient of a batch of {options.batch}"
+    harness.show(title, ("", "ms", "times faster", "compile s", "MiB", "gradient apart"), rows)
+    path = options.out or harness.default_path("latent_ode")
+    results = {"settings": {"batch": options.batch, "observed": options.observed}, "programs": records}
+    print("written to", harness.write(path, "latent_ode", results))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

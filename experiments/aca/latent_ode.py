@@ -1,0 +1,178 @@
+"""The latent ODE on MuJoCo's hopper: gradient methods beside each other (ACA sec. 4.3, Table 4, Figs 10-12).
+
+    python -m experiments.aca.hopper    first: the data, with the extra mujoco
+    python -m experiments.aca.latent_ode --observed 0.1 --gradient aca
+    python -m experiments.aca.latent_ode --observed 0.1 0.2 0.5 --gradient aca backsolve naive direct --resume
+
+Sizes, tolerances, loss, optimizer and data are the paper's (experiments/series/config.py and experiments/aca/hopper.py
+name them); 300 epochs of 8,000 trajectories are too. The best epoch is chosen on a tenth of the training trajectories,
+which the paper does not say of its own. Every cell is a run of experiments/series in a folder of its own, and is
+finished, interrupted and resumed alone. --net rnn and --net gru are the baselines of Table 4, which the paper quotes.
+What two cores allow is a reduction, the same for every cell: --limit and --epochs, with --width for smaller networks.
+How long the full table takes has not been measured; a cell is 300 epochs of 144 steps, and every row of the record has
+its seconds.
+
+Writes latent_ode.json, latent_ode.png (test MSE is read once; the curves are of the validation part) and series.png
+into --out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments.aca import hopper
+from experiments.records.environment import environment
+from experiments.records.files import RunError, destination, expand, read_manifest, read_metrics, say, write_json
+from experiments.series.config import GradientName, NetName, SeriesConfig
+from experiments.series.data import prepare, read
+from experiments.series.pictures import draw
+from experiments.series.training import Options as RunOptions
+from experiments.series.training import best_of, train
+from experiments.training.progress import Interrupted, unfailing_console
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+PAPER = {
+    "backsolve": {0.1: 0.47, 0.2: 0.44, 0.5: 0.40},
+    "naive": {0.1: 0.36, 0.2: 0.30, 0.5: 0.29},
+    "aca": {0.1: 0.31, 0.2: 0.27, 0.5: 0.26},
+    "rnn": {0.1: 2.45, 0.2: 1.71, 0.5: 0.79},
+    "gru": {0.1: 1.97, 0.2: 1.42, 0.5: 0.75},
+}
+"""Table 4: test MSE in hundredths; naive, RNN and GRU are quoted there from Rubanova et al. (2019)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which cells of the table, and how far."""
+
+    data: Path = hopper.DEFAULT
+    """What experiments.aca.hopper wrote."""
+    observed: tuple[float, ...] = (0.1,)
+    """Shares of the times that the encoder sees."""
+    gradient: tuple[GradientName, ...] = ("aca",)
+    """Gradient methods of the latent ODE."""
+    net: NetName = "latent_ode"
+    """`latent_ode`, or a baseline, to which the gradient is nothing."""
+    epochs: int = 300
+    """Passes over the training trajectories."""
+    limit: int | None = None
+    """Use this many training trajectories only."""
+    width: int = 300
+    """Hidden layers of both right-hand sides."""
+    seed: int = 0
+    """Of everything but the data."""
+    resume: bool = False
+    """Go on with the runs that are there, and start the others."""
+    overwrite: bool = False
+    """Start all of them anew."""
+    runs: Path = Path("runs") / "aca_latent_ode"
+    """Where the runs are kept, a folder a cell."""
+    out: Path | None = None
+    """Folder of the results; default runs/aca/latent_ode."""
+    record: bool = False
+    """Write into results/aca/latent_ode, which git keeps, instead."""
+
+    def __post_init__(self) -> None:
+        expand(self, "data", "runs", "out")
+        for name in ("observed", "gradient"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}=(): expected at least one")
+
+    def config(self, observed: float, gradient: GradientName) -> SeriesConfig:
+        """The paper's settings of one cell."""
+        return SeriesConfig(
+            net=self.net,
+            gradient=gradient,
+            observed=observed,
+            scale="max",
+            span=(hopper.WINDOW - 1) / 200,
+            width=self.width,
+            sigma=1e-3,
+            epochs=self.epochs,
+            limit=self.limit,
+            seed=self.seed,
+        )
+
+
+def cell(options: Options, observed: float, gradient: GradientName, arrays: Any, console: Console) -> Row:
+    """Train one cell, unless it is there; its row."""
+    config = options.config(observed, gradient)
+    name = gradient if options.net == "latent_ode" else options.net
+    folder, series = options.runs / f"{name}_{observed:g}", prepare(arrays, config)
+    resume = options.resume and read_manifest(folder) is not None
+    console.print(f"{name}, {100 * observed:g} % observed")
+    results = train(config, series, RunOptions(resume=resume, overwrite=options.overwrite), folder, console)
+    row = {"method": name, "observed": observed, "paper": PAPER.get(name, {}).get(observed)}
+    return row | {"config": config.to_json(), "curve": read_metrics(folder)} | results
+
+
+def print_table(rows: list[Row], console: Console) -> None:
+    """Ours beside the paper's."""
+    title = "Test MSE in hundredths, all times, values and samples"
+    table = Table(title=title, title_justify="left")
+    for column in ("method", "observed", "ours", "paper", "epochs", "best epoch", "trajectories", "minutes"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        paper = "-" if row["paper"] is None else f"{row['paper']:.2f}"
+        counts = (str(len(row["curve"])), str(row["best_epoch"]), str(row["n_train"]))
+        share = f"{100 * row['observed']:g} %"
+        minutes = f"{row['train_seconds'] / 60:.1f}"
+        table.add_row(row["method"], share, f"{100 * row['test_mse']:.3f}", paper, *counts, minutes)
+    console.print(table)
+
+
+def draw_curves(rows: list[Row]) -> Figure:
+    """Figs 10-12: error against epochs, a panel a share of observed times."""
+    from matplotlib.figure import Figure
+
+    shares = sorted({row["observed"] for row in rows})
+    figure = Figure(figsize=(1 + 3.6 * len(shares), 3.4), layout="constrained")
+    for axes, share in zip(figure.subplots(1, len(shares), squeeze=False, sharey=True)[0], shares, strict=True):
+        for row in (row for row in rows if row["observed"] == share):
+            points = [(point["epoch"], 100 * point["validation_mse"]) for point in row["curve"]]
+            axes.semilogy(*zip(*points, strict=True), marker=".", lw=1.2, label=row["method"])
+        axes.set_title(f"{100 * share:g} % observed", fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    figure.axes[0].set_ylabel("validation MSE [1e-2]")
+    return figure
+
+
+def main() -> None:
+    """The command line."""
+    try:
+        options = tyro.cli(Options, prog="python -m experiments.aca.latent_ode", description=__doc__)
+        out, console = destination("aca/latent_ode", options.out, options.record), unfailing_console(highlight=False)
+        digest, arrays = hopper.verified(options.data), read(options.data)
+        methods = options.gradient if options.net == "latent_ode" else options.gradient[:1]
+        cells = [(share, method) for share in options.observed for method in methods]
+        rows = [cell(options, *which, arrays, console) for which in cells]
+    except Interrupted as stop:
+        say(f"\n{stop}")
+        sys.exit(128 + stop.signum)
+    except (RunError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print_table(rows, console)
+    record = {"data_sha256": digest, "environment": environment(), "rows": rows}
+    write_json(out / "latent_ode.json", record)
+    draw_curves(rows).savefig(out / "latent_ode.png", dpi=130)
+    config = options.config(*cells[0])
+    series = prepare(arrays, config)
+    params = best_of(options.runs / f"{rows[0]['method']}_{cells[0][0]:g}")
+    draw(config, params, series, series.split(config)["test"][:3], beyond=0).savefig(out / "series.png", dpi=110)
+    console.print(f"written: {out}/latent_ode.json, latent_ode.png, series.png")
+
+
+if __name__ == "__main__":
+    main()

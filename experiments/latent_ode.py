@@ -1,0 +1,75 @@
+"""Fit a latent ODE to irregular series with missing values, and draw what it makes of them.
+
+    python -m experiments.latent_ode DATA.npz
+    python -m experiments.latent_ode DATA.npz --observed 0.3 --epochs 100 --gradient backsolve
+    python -m experiments.latent_ode DATA.npz --net gru  a baseline
+    python -m experiments.latent_ode DATA.npz --resume
+
+DATA.npz holds `times`, `[times]` or a row a series; `values`, `[series, times, features]`, NaN where missing; and maybe
+`mask`, like values, true where observed. Series shorter than others are padded with their last time and NaN. The last
+series validate and test. Of each series the encoder sees a share of the times; all of its values are to be predicted,
+so that what is asked of it is interpolation. Writes manifest.json, metrics.jsonl, checkpoints, and series.png, which
+interpolates, and extrapolates behind the dotted line, into --run-dir (default runs/series/<name of the file>).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from experiments.records.files import RunError, say
+from experiments.series.config import SeriesConfig
+from experiments.series.data import prepare, read
+from experiments.series.pictures import draw
+from experiments.series.training import Options, best_of, train
+from experiments.training.progress import Interrupted, unfailing_console
+
+
+def run(data: Path, config: SeriesConfig, options: Options, console: Console) -> None:
+    """Train, and draw a few test series.
+
+    Raises:
+      RunError: for bad data, and as `train`.
+    """
+    series = prepare(read(data), config)
+    folder = (options.run_dir or Path("runs") / "series" / data.stem).expanduser()
+    results = train(config, series, options, folder, console)
+    shown = series.split(config)["test"][:3]
+    draw(config, best_of(folder), series, shown).savefig(folder / "series.png", dpi=130)
+    error = f"{results['test_mse']:.4g} on {results['n_test']} series, of scaled values"
+    console.print(f"test MSE {error}; best epoch {results['best_epoch']}; run in {escape(str(folder))}", soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """The command line."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """The .npz file."""
+    config: Annotated[SeriesConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=SeriesConfig)
+    """What is trained."""
+    options: Annotated[Options, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=Options)
+    """How."""
+
+
+def main() -> None:
+    """Errors are said in a line."""
+    try:
+        asked = tyro.cli(Command, prog="python -m experiments.latent_ode", description=__doc__)
+        run(asked.data.expanduser(), asked.config, asked.options, unfailing_console(highlight=False))
+    except Interrupted as stop:
+        say(f"\n{stop}")
+        sys.exit(128 + stop.signum)
+    except (RunError, ValueError, OSError) as error:
+        say(f"error: {error}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

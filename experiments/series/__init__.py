@@ -1,0 +1,1 @@
+"""Irregular series with missing values: data, and the training of latent ODEs and recurrent networks on them."""

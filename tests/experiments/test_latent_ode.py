@@ -1,0 +1,231 @@
+"""The tool for series: bad data, what an encoder sees, runs that are interrupted, and hopper's file."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agreement import assert_agree
+from experiments.aca import hopper
+from experiments.records.files import RunError, read_manifest, read_metrics
+from experiments.series.config import SeriesConfig
+from experiments.series.data import prepare, read
+from experiments.series.steps import evaluate_batch, observe
+from experiments.series.training import Options, best_of, train
+from experiments.training.progress import Interrupted, unfailing_console
+
+ROOT = Path(__file__).parents[2]
+SMALL = SeriesConfig(latent=2, size=2, width=4, depth=1, units=3, epochs=2, batch_size=4, kl_wait=0, sigma=0.1)
+QUIET = unfailing_console(quiet=True)
+
+
+def arrays(n=12, own=False):
+    """Waves with a random phase, a quarter of them missing."""
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.uniform(2.0, 7.0, (n, 6) if own else (6,)), axis=-1)
+    phase = rng.uniform(0, 6, (n, 1))
+    values = np.stack([np.sin(times + phase), 5 + 3 * np.cos(times + phase)], -1)
+    values[rng.random(values.shape) < 0.25] = np.nan
+    values[:, 0] = 1.0 + rng.random((n, 2))
+    return {"times": times, "values": values}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------
+
+
+def change(**changes):
+    def changed():
+        found = arrays()
+        for name, how in changes.items():
+            found[name] = how(found[name])
+        return found
+
+    return changed
+
+
+def put(index, value):
+    def at(array):
+        array = array.copy()
+        array[index] = value
+        return array
+
+    return at
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (change(times=lambda t: t[::-1]), r"not sorted: they fall after \[0\]"),
+        (change(times=put(2, np.nan)), "not all finite: pad short series"),
+        (change(times=lambda t: t[:1], values=lambda v: v[:, :1]), "one time point"),
+        (change(times=np.zeros_like), "all times of a series are the same"),
+        (change(times=lambda t: t[:3]), r"times have shape \(3,\) beside values"),
+        (change(values=lambda v: np.full_like(v, np.nan)), "all values are missing"),
+        (change(values=put(3, np.nan)), r"series \[3\] of 12 have no observed value"),
+        (change(values=put((..., 1), np.nan)), r"feature \[1\] is never observed"),
+        (change(values=put((..., 1), 4.0)), r"feature \[1\] is constant"),
+        (change(values=put((0, 0, 0), np.inf)), "infinite"),
+        (change(values=lambda v: v[0]), "cut one long series into windows"),
+        (change(values=lambda v: v[:4]), "fewer than batch_size=4"),
+        (lambda: arrays() | {"mask": np.ones((12, 6))}, "the mask has shape"),
+        (lambda: arrays() | {"mask": np.full((12, 6, 2), 0.5)}, "of true and false"),
+    ],
+)
+def test_bad_data_is_named(bad, said):
+    with pytest.raises(RunError, match=said):
+        prepare(bad(), SMALL)
+
+
+def test_a_file_that_is_no_npz_is_named(tmp_path):
+    path = tmp_path / "data.npz"
+    path.write_text("no archive")
+    with pytest.raises(RunError, match="cannot be read"):
+        read(path)
+    np.savez(path, values=np.zeros(3))
+    with pytest.raises(RunError, match="has no times"):
+        read(path)
+
+
+@pytest.mark.parametrize("scale", ["range", "max"])
+def test_scaled_values_and_times_come_back(scale):
+    """And the scale is of the training series alone: others may leave it."""
+    found = arrays()
+    series = prepare(found, dataclasses.replace(SMALL, scale=scale, span=0.5))
+    mask = ~np.isnan(found["values"])
+    np.testing.assert_array_equal(series.mask, mask)
+    back = series.low + series.scale * series.values
+    np.testing.assert_allclose(back[mask], found["values"][mask], rtol=1e-5)
+    np.testing.assert_allclose(series.t0 + series.unit * series.times, found["times"], rtol=1e-5)
+    assert (float(series.times[0]), float(series.times[-1])) == (0.0, 0.5)
+    train = series.split(SMALL)["train"]
+    seen = np.where(mask, found["values"], np.nan)[train]
+    low, high = np.nanmin(seen, (0, 1)), np.nanmax(seen, (0, 1))
+    np.testing.assert_allclose(series.scale, high - low if scale == "range" else high)
+
+
+def test_a_mask_and_nan_say_the_same():
+    found = arrays()
+    mask = ~np.isnan(found["values"])
+    other = found | {"values": np.where(mask, found["values"], 1e6), "mask": mask}
+    one, two = prepare(found, SMALL), prepare(other, SMALL)
+    np.testing.assert_array_equal(one.values, two.values)
+    assert one.fingerprint() == two.fingerprint()
+
+
+def test_parts_are_disjoint_and_the_last_test():
+    parts = prepare(arrays(20), SMALL).split(SMALL)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 14, "validation": 2, "test": 4}
+    np.testing.assert_array_equal(np.concatenate(list(parts.values())), np.arange(20))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_encoder_sees_its_share_of_the_observed_times():
+    mask = jnp.asarray(np.random.default_rng(0).random((40, 20, 3)) < 0.4)
+    seen = observe(jax.random.key(0), mask, 0.25)
+    assert not (seen & ~mask).any()
+    there = mask.any(-1)
+    np.testing.assert_array_equal(seen.any(-1).sum(-1), np.maximum(1, np.round(0.25 * there.sum(-1))))
+    # A time is seen as a whole or not at all, and other draws see other times.
+    np.testing.assert_array_equal(seen.any(-1)[..., None] & mask, seen)
+    assert (observe(jax.random.key(1), mask, 0.25) != seen).any()
+    np.testing.assert_array_equal(observe(jax.random.key(0), mask, 1.0), mask)
+
+
+@pytest.mark.parametrize(("own", "net"), [(False, "latent_ode"), (True, "latent_ode"), (True, "gru"), (False, "rnn")])
+def test_an_interrupted_run_goes_on_bitwise(tmp_path, monkeypatch, own, net):
+    """Stopped inside an epoch, it ends as the one that never was; times of their own and shared ones, and baselines."""
+    from experiments.series import training
+
+    config, series = dataclasses.replace(SMALL, net=net), prepare(arrays(20, own), SMALL)
+    whole = train(config, series, Options(), tmp_path / "whole", QUIET)
+
+    class Told(training.StopSignals):
+        def __enter__(self):
+            told = super().__enter__()
+            told.noted.append(15)
+            return told
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "StopSignals", Told)
+        with pytest.raises(Interrupted, match="SIGTERM at step 1"):
+            train(config, series, Options(), tmp_path / "cut", QUIET)
+    assert read_manifest(tmp_path / "cut")["status"] == "interrupted"
+    resumed = train(config, series, Options(resume=True), tmp_path / "cut", QUIET)
+    assert_agree(best_of(tmp_path / "cut"), best_of(tmp_path / "whole"), 0)
+    drop = lambda record: {key: value for key, value in record.items() if "seconds" not in key}
+    assert drop(resumed) == drop(whole)
+    first, second = (list(map(drop, read_metrics(tmp_path / name))) for name in ("whole", "cut"))
+    assert first == second
+    assert np.isfinite(whole["test_mse"])
+    with pytest.raises(RunError, match="the data is not that of the run"):
+        train(config, prepare(arrays(24, own), SMALL), Options(resume=True), tmp_path / "cut", QUIET)
+
+
+def test_a_filled_up_batch_counts_each_series_once():
+    series = prepare(arrays(20), SMALL)
+    data = tuple(map(jnp.asarray, (series.times, series.values, series.mask)))
+    from experiments.series.steps import init_state
+
+    params = init_state(SMALL, data)["params"]
+    index, counts = np.array([0, 1, 0, 1]), np.array([True, True, False, False])
+    _, n = evaluate_batch(SMALL, params, data, index, counts, jax.random.key(0))
+    assert int(n) == SMALL.n_samples * series.mask[:2].sum()
+
+
+def test_the_tool_fits_and_draws(tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays(20))
+    sizes = {"latent": 2, "size": 2, "width": 4, "depth": 1, "units": 3, "epochs": 1, "batch-size": 4, "sigma": 0.1}
+    small = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "experiments.latent_ode", str(tmp_path / "data.npz"), *small]
+    done = subprocess.run([*command, "--run-dir", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "test MSE" in done.stdout
+    assert (tmp_path / "run" / "series.png").stat().st_size > 10_000
+    again = subprocess.run([*command, "--run-dir", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "holds a run (finished)" in again.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Hopper
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_hopper_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dm_control", None)
+    with pytest.raises(RunError, match=r"pip install -e '\.\[mujoco\]'"):
+        hopper.generate(1, 0)
+
+
+def test_a_damaged_file_of_hopper_is_refused(tmp_path):
+    path = tmp_path / "hopper.npz"
+    with pytest.raises(RunError, match="generates it, with the extra mujoco"):
+        hopper.verified(path)
+    digest = hopper.write(path, np.zeros((2, hopper.WINDOW, 14)))
+    assert hopper.verified(path) == digest
+    assert read(path)["times"].shape == (hopper.WINDOW,)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(RunError, match="generate it again"):
+        hopper.verified(path)
+
+
+@pytest.mark.slow
+def test_trajectories_are_those_of_their_seed():
+    pytest.importorskip("dm_control")
+    one = hopper.generate(2, 5)
+    np.testing.assert_array_equal(one, hopper.generate(2, 5))
+    assert one.shape == (2, hopper.WINDOW, 14)
+    assert (one != hopper.generate(2, 6)).any()
