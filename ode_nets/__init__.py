@@ -17,8 +17,10 @@ from ode_nets.fields import (
     batch_norm,
     convolution,
     jacobian_frobenius,
+    kaiming_layer,
     kinetic_energy,
     of_steps,
+    uniform_layer,
     with_quantities,
 )
 from ode_nets.gradients import (
@@ -180,6 +182,7 @@ __all__ = [
     "hyper_loss",
     "interpolate",
     "jacobian_frobenius",
+    "kaiming_layer",
     "kinetic_energy",
     "make_problem",
     "n_parameters",
@@ -194,6 +197,7 @@ __all__ = [
     "solve",
     "solve_until",
     "swap_solvers",
+    "uniform_layer",
     "validity",
     "weight_roles",
     "with_quantities",
