@@ -35,7 +35,7 @@ class Row:
       ours: what was measured, with places `{path|operation|...:format}`, see `fill`.
       reduced: what is smaller than in the paper; empty if it was run in full.
       seeds, minutes: how many seeds, and how long it took.
-      command: that measures it.
+      command: that measures it; empty where there is none yet.
       why: a sentence where ours contradicts the paper, as far as an experiment shows it.
       takes: why it was not run, and how long it would take.
     """
@@ -166,5 +166,5 @@ def line(row: Row, root: Path) -> str:
         parts += [device, revision[:7]]
         here = f"[{fill(row.ours, record)}]({link})" + (f". {row.why}" if row.why else "")
         how = "; ".join(parts)
-    cells = [f"**{row.of}** {row.what}", row.paper, here, how, f"`{row.command}`"]
+    cells = [f"**{row.of}** {row.what}", row.paper, here, how, f"`{row.command}`" if row.command else "none yet"]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
