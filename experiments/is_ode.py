@@ -10,7 +10,8 @@ On two cores the three take 3 minutes, 75 s and 90 s, and the verdicts are tied,
 Each network is evaluated on test images under its own solver and under others, its trajectories are searched for
 crossings, and `validity.examine` says from the measures alone whether it is an ODE. Prints a table with a line a
 network and the sentences, and writes is_ode.json and is_ode.png into --out: accuracy of all manifestations, and the
-distance of their outputs from those of the finest one.
+distance of their outputs from those of the finest one. A verdict says its standard errors over the test images, and
+whether it would be another within two of them; another seed of training is another network, and may differ by more.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ def examine(options: Options, folder: Path) -> Record:
     }
     if report.exchange is not None:
         record["exchange"] = dataclasses.asdict(report.exchange)
+    if (sure := report.judgement.uncertainty) is not None:
+        record["uncertainty"] = dataclasses.asdict(sure)
     if report.convergence is not None:
         record["slopes"] = {scheme: slope.order for scheme, slope in report.convergence.slopes.items()}
     if report.dip is not None:
@@ -113,8 +116,8 @@ def print_table(records: list[Record], console: Console) -> None:
     """A line a network, and what its report says.
 
     "worst" is what a solver of equal or smaller error is left with, "loss" the largest ratio of the cross-entropy
-    under such a solver to that as trained, "folds" steps whose Jacobian lost its sign, of those examined; of a network
-    with an adaptive solver under as many equal steps.
+    under such a solver to that as trained, both with standard errors over the test images, "folds" steps whose
+    Jacobian lost its sign, of those examined; of a network with an adaptive solver under as many equal steps.
     """
     title = "solver exchange: what solvers of equal or smaller error do to a network"
     table = Table(title=title, title_justify="left")
@@ -132,6 +135,9 @@ def print_table(records: list[Record], console: Console) -> None:
             worst = f"{100 * (test['own'] - test['loss']):.1f}"
             cells += [f"{100 * test['own']:.1f}", worst, "{scheme} {n_steps}".format_map(test["worst"])]
             cells += [f"x {test['entropy_ratio']:.2g}"]
+            if (sure := record.get("uncertainty")) is not None:
+                cells[2] += f" ± {100 * sure['loss']:.1f}"
+                cells[4] += f" ± {sure['entropy_ratio']:.2g}"
         critical = math.nan if test is None else test["critical_step"]
         cells += [f"{critical:.3g}" if math.isfinite(critical) else "-"]
         cells += [", ".join(f"{c['count']}/{c['examined'] or '-'}" for c in record.get("crossings", ())) or "-"]

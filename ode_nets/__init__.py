@@ -17,8 +17,10 @@ from ode_nets.fields import (
     batch_norm,
     convolution,
     jacobian_frobenius,
+    kaiming_layer,
     kinetic_energy,
     of_steps,
+    uniform_layer,
     with_quantities,
 )
 from ode_nets.gradients import (
@@ -200,6 +202,7 @@ __all__ = [
     "importance_bound",
     "interpolate",
     "jacobian_frobenius",
+    "kaiming_layer",
     "kinetic_energy",
     "latent_ode",
     "make_problem",
@@ -216,6 +219,7 @@ __all__ = [
     "solve",
     "solve_until",
     "swap_solvers",
+    "uniform_layer",
     "validity",
     "weight_roles",
     "with_quantities",

@@ -1,13 +1,16 @@
 """Test-retest reliability of training: do runs that differ in their seed alone give the same answers (ACA Table 3)?
 
     python -m experiments.aca.reliability node18_cifar10_90 --n-runs 10
-    python -m experiments.aca.reliability node18_small --n-runs 5
+    python -m experiments.aca.reliability resnet18_small --n-runs 5
+    python -m experiments.aca.reliability node18_small --n-runs 5 --beside runs/resnet18_small_reliability
 
 Each run trains a config from another seed, which draws the initial weights, the order of the images and their
 augmentation; the training images are those of the config's own seed. The test images are then subjects, the runs are
 raters, and the index of the predicted class is the rating. ICC1 is the reliability of one run, ICC1k that of the mean
 of all, over all images and over those that one run or more got wrong (the paper does not say whose errors it means).
-Writes RUN_DIR/reliability.json and the predictions of each run; runs that are finished are not repeated.
+`--beside` compares with earlier runs of another network on the same test images, which is how the paper's claim, NODE18
+above ResNet18, is tested: the difference of each ICC, with an interval from resampled images. Writes
+RUN_DIR/reliability.json and the predictions of each run; runs that are finished are not repeated.
 """
 
 from __future__ import annotations
@@ -53,6 +56,8 @@ class Options:
     """Runs side by side in one program; default 1 on a CPU, elsewhere as many as half of the memory allows."""
     run_dir: Path | None = None
     """Folder of the results; default runs/<config>_reliability."""
+    beside: Path | None = None
+    """Folder of such runs of another network, to compare with."""
 
     def __post_init__(self) -> None:
         for name, lowest in (("n_runs", 2), ("lanes", 1)):
@@ -108,6 +113,32 @@ def report(predictions: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         "test_accuracy": (predictions == labels).mean(1).tolist(),
         **{name: {"n_images": int(part.sum())} | icc(predictions[:, part].T) for name, part in parts.items()},
     }
+
+
+def compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, n_resamples: int = 1000) -> dict[str, Any]:
+    """Differences of the ICC of two sets of runs, ours less theirs, with 95 % intervals over resampled test images.
+
+    Args:
+      ours, theirs: predicted classes of the same images, `[runs, images]`.
+      labels: `[images]`.
+      n_resamples: of the images, with replacement; both sets see the same ones.
+    """
+    n = len(labels)
+    rng = np.random.default_rng(0)
+    every, *drawn = [np.arange(n), *(rng.integers(0, n, n) for _ in range(n_resamples))]
+
+    def differences(pick: np.ndarray) -> dict[tuple[str, str], float]:
+        one, other = (report(runs[:, pick], labels[pick]) for runs in (ours, theirs))
+        return {
+            (part, key): one[part][key] - other[part][key] for part in ("all", "wrong") for key in ("icc1", "icc1k")
+        }
+
+    resampled = [differences(pick) for pick in drawn]
+    found: dict[str, Any] = {"all": {}, "wrong": {}}
+    for (part, key), value in differences(every).items():
+        low, high = np.quantile([each[part, key] for each in resampled], (0.025, 0.975))
+        found[part] |= {key: value, f"{key}_interval": [float(low), float(high)]}
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -214,6 +245,7 @@ def reliability(config: Config, options: Options, folder: Path, console: Console
     for name, none in (("refine_epochs", ()), ("adapt", "none")):
         if getattr(config, name) != none:
             raise RunError(f"{name}={getattr(config, name)!r}: expected {none!r} for runs side by side")
+    beside = None if options.beside is None else stored_predictions(options.beside)
     stored = folder / "config.json"
     if stored.exists() and Config.from_json(json.loads(stored.read_text())) != config:
         raise RunError(f"{folder} holds runs of another config; --run-dir starts elsewhere")
@@ -236,8 +268,22 @@ def reliability(config: Config, options: Options, folder: Path, console: Console
     predictions = np.stack([np.load(paths[seed]) for seed in seeds])
     record = {"config": config.to_json(), "seeds": seeds, "data": task.dataset.source, "environment": environment()}
     record |= report(predictions, task.dataset.y_test)
+    if beside is not None:
+        record["less"] = {"runs": str(options.beside)} | compare(predictions, beside, task.dataset.y_test)
     write_json(folder / "reliability.json", record)
     return record
+
+
+def stored_predictions(folder: Path) -> np.ndarray:
+    """Predicted classes of all runs in a folder, `[runs, images]`.
+
+    Raises:
+      RunError: if there are none.
+    """
+    paths = [path for path in sorted(folder.glob("predictions_*.npy")) if not path.stem.endswith(".part")]
+    if not paths:
+        raise RunError(f"{folder} holds no predictions; run experiments.aca.reliability on that network first")
+    return np.stack([np.load(path) for path in paths])
 
 
 def print_report(record: dict[str, Any], console: Console) -> None:
@@ -254,6 +300,11 @@ def print_report(record: dict[str, Any], console: Console) -> None:
         paper = PAPER.get(record["config"]["dataset"], {}).get(part)
         beside = f"; paper, ICC1 at full size: {paper}" if paper else ""
         console.print(f"{name} ({values['n_images']}): {', '.join(shown)}{beside}", soft_wrap=True)
+        if "less" in record:
+            less = record["less"]
+            low, high = less[part]["icc1_interval"]
+            said = f"ICC1 less that of {less['runs']}: {less[part]['icc1']:+.3f} ({low:+.3f} to {high:+.3f})"
+            console.print(f"  {said}", soft_wrap=True)
 
 
 def main() -> None:

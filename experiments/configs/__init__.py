@@ -11,13 +11,13 @@ import tyro
 
 from experiments.configs import (
     anodev2,
-    cifar10,
     cifar10_small,
-    cifar100_wide,
+    continuous_net,
     digits,
     digits_euler,
     node18,
     node18_small,
+    resnet18_small,
 )
 from experiments.training.config import Config
 from experiments.training.models import ARCHITECTURES, ModelSettings
@@ -25,10 +25,10 @@ from experiments.training.models import ARCHITECTURES, ModelSettings
 MODULES: dict[str, Any] = {
     "digits": digits,
     "digits_euler": digits_euler,
-    "cifar10": cifar10,
     "cifar10_small": cifar10_small,
-    "cifar100_wide": cifar100_wide,
     "node18_small": node18_small,
+    "resnet18_small": resnet18_small,
+    **continuous_net.FAMILY,
     **node18.FAMILY,
     **anodev2.FAMILY,
 }

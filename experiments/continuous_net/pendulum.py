@@ -14,7 +14,9 @@ trajectories.png (Fig. 3) and convergence.png (Fig. 4) into --out.
 
 73 s on two cores. Slopes 1.009, 1.948 and 3.938. At half of its training
 step ODE-Net(Euler) is 170 times worse (94 to 1400 over the seeds), Midpoint 1.1 (0.54 to 1.6), RK4 1.0. In RK4 at
-its own step ODE-Net(Euler) is 340 times worse, Midpoint 1.1 (0.9 to 1.8); RK4 in Midpoint 1.1 (0.8 to 3.1). All five
+its own step ODE-Net(Euler) is 340 times worse, Midpoint 1.1 (0.9 to 1.8); RK4 in Midpoint 1.1 (0.8 to 3.1). The paper
+says that Euler's network is much worse in RK4 at any step. Here its error in RK4 is 0.18 at every step, that of the
+equation it has learned: at five dt_data that is better than the 0.74 under Euler, at two dt_data the same. All five
 of ODE-Net(Euler) are called tied to their solver, all of the others an ODE; no trajectories cross.
 """
 

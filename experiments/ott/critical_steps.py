@@ -72,7 +72,7 @@ import tyro
 from rich.console import Console
 
 from experiments.ott import tasks as ott_tasks
-from experiments.ott.tasks import CHECK_EVERY, TASKS, Task, skips, warning
+from experiments.ott.tasks import CHECK_EVERY, LAYERS, TASKS, Preset, Task, check_cost, skips, warning
 from experiments.records.environment import environment
 from experiments.records.files import destination
 from experiments.records.rows import Row, Rows
@@ -119,6 +119,11 @@ class Options:
     """Training samples; default all."""
     n_test: int | None = None
     """Test samples; default all."""
+    initial: Literal["kaiming", "uniform"] = "kaiming"
+    """Initial weights, `kaiming_layer` or `uniform_layer`; the paper's code has the former."""
+    preset: Preset = "paper"
+    """How the adaptation begins and is checked: by the paper's text, Hairer's step at a tolerance of 1e-3 and midpoint
+    at Euler's step; by its code, Hairer's step without the tolerance and midpoint at sqrt(h / 50) where finer."""
     max_steps: int = 500
     """Most steps of the adaptation."""
     data_dir: str | None = None
@@ -147,7 +152,8 @@ class Options:
         """The task with the settings that were given."""
         names = ("iterations", "learning_rate", "batch_size", "euler", "rk4")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return dataclasses.replace(TASKS[self.task], **given)
+        field = dataclasses.replace(TASKS[self.task].field, layer=LAYERS[self.initial])
+        return dataclasses.replace(TASKS[self.task], field=field, **given)
 
     def rows(self) -> Rows:
         """What has been measured with these settings."""
@@ -275,19 +281,20 @@ def grid(options: Options, task: Task, rows: Rows, console: Console) -> dict[str
 def adapt_row(options: Options, task: Task, controller: Any, train: Any, test: Any) -> tuple[Row, Arrays]:
     """Train all seeds with Euler under a controller, each seed with a step of its own."""
     began, update = time.perf_counter(), jax.jit(jax.vmap(controller.update))
-    step, gap = ott_tasks.training(task, "euler", options.max_steps, own=True), ott_tasks.gap(task)
+    step, gap = ott_tasks.training(task, "euler", options.max_steps, own=True), ott_tasks.gap(task, options.preset)
     state = ott_tasks.begin(task, jax.random.split(jax.random.key(1), options.seeds))
     first = train[0][: task.batch_size]
-    hairer = lambda theta: validity.first_step(make_problem(task.field, first, theta), "euler")
+    tolerance = None if options.preset == "code" else 1e-3
+    hairer = lambda theta: validity.first_step(make_problem(task.field, first, theta), "euler", tolerance)
     h0 = jax.jit(jax.vmap(hairer))(state["params"]["field"])
     control, course, checks = jax.vmap(controller.init)(h0), [], np.zeros(options.seeds)
     some = (test[0][:1000], test[1][:1000])
     for call in calls(task):
         if call:
-            checks += 3 * np.asarray(validity.steps_of(control.value))
+            checks += check_cost(control.value, options.preset)
             control = update(gap(state, *train, control.value), control)
             if bool(control.on_trial.any()):
-                checks += 3 * np.asarray(validity.steps_of(control.value) * control.on_trial)
+                checks += check_cost(control.value, options.preset) * np.asarray(control.on_trial)
                 trial = update(gap(state, *train, control.value), control)
                 control = jax.tree.map(lambda new, old, on=control.on_trial: jnp.where(on, new, old), trial, control)
         n = validity.steps_of(control.value)

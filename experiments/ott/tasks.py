@@ -13,7 +13,19 @@ import numpy as np
 import optax
 
 from experiments.images import data
-from ode_nets import ACA, MLP, Adaptive, FixedStep, GradientMethod, convolution, pad, solve
+from ode_nets import (
+    ACA,
+    MLP,
+    Adaptive,
+    FixedStep,
+    GradientMethod,
+    convolution,
+    kaiming_layer,
+    pad,
+    solve,
+    uniform_layer,
+)
+from ode_nets.fields.initializers import LayerInit
 from ode_nets.problems import landscape, spheres
 from ode_nets.validity import steps_of
 
@@ -22,6 +34,9 @@ POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Training steps of a whole grid."""
 CHECK_EVERY = 50
 """Iterations between two checks of the step (Ott sec. 5), and the length of one call of the training program."""
+Preset = Literal["paper", "code"]
+LAYERS: dict[str, LayerInit] = {"kaiming": kaiming_layer, "uniform": uniform_layer}
+"""Initial values: those of the paper's code, and PyTorch's own, which the text would suggest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,27 +49,20 @@ class ConvField:
     inputs: int
     channels: int
     flat: bool = False
+    layer: LayerInit = kaiming_layer
 
     def init(self, key: jax.Array) -> PyTree:
-        """Uniform within 1 / sqrt(fan-in), weights and biases, as PyTorch's layers start."""
+        """Parameters, a layer each."""
         middle = (3, 1 if self.flat else 3)
         wide = self.channels
         shapes = ((1, 1, self.inputs, wide), (*middle, wide, wide), (1, 1, wide, self.inputs))
-        return [uniform_layer(k, shape) for k, shape in zip(jax.random.split(key, 3), shapes, strict=True)]
+        return [self.layer(k, shape) for k, shape in zip(jax.random.split(key, 3), shapes, strict=True)]
 
     def __call__(self, t: Any, x: jax.Array, theta: PyTree) -> jax.Array:
         first, middle, last = theta
         y = jax.nn.relu(x @ first["kernel"][0, 0] + first["bias"])
         y = jax.nn.relu(convolution(y, middle["kernel"]) + middle["bias"])
         return y @ last["kernel"][0, 0] + last["bias"]
-
-
-def uniform_layer(key: jax.Array, shape: tuple[int, ...]) -> PyTree:
-    """A kernel `[..., inputs, outputs]` and its bias."""
-    bound = float(np.prod(shape[:-1])) ** -0.5
-    keys = jax.random.split(key)
-    draw = partial(jax.random.uniform, minval=-bound, maxval=bound)
-    return {"kernel": draw(keys[0], shape), "bias": draw(keys[1], shape[-1:])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Task:
         """Weights of field and classifier."""
         keys = jax.random.split(key)
         size = int(np.prod(self.shape))
-        return {"field": self.field.init(keys[0]), "head": uniform_layer(keys[1], (size, self.n_classes))}
+        return {"field": self.field.init(keys[0]), "head": self.field.layer(keys[1], (size, self.n_classes))}
 
     def load(self, seed: int, n_train: int | None, n_test: int | None, data_dir: str | None) -> tuple[Any, Any]:
         """`(x, y)` to train on and to test on; synthetic sets have 2000 and 1000 points."""
@@ -128,7 +136,7 @@ TASKS = {
         Task(
             "landscape",
             (2,),
-            MLP(2, (48, 48), jax.nn.relu),
+            MLP(2, (48, 48), jax.nn.relu, layer=kaiming_layer),
             n_classes=3,
             optimizer="adam",
             learning_rate=5e-4,
@@ -315,8 +323,13 @@ def _share(task: Task, test: Any, count: Callable[[Any, Any], jax.Array]) -> lis
     return np.round(total / len(y), 6).tolist()
 
 
+def step_of_check(h: jax.Array, preset: Preset) -> jax.Array:
+    """Midpoint's step beside Euler's: the same by the paper's text, by its code sqrt(h / 50) where that is finer."""
+    return jnp.minimum(h, jnp.sqrt(h / 50)) if preset == "code" else h
+
+
 @lru_cache
-def gap(task: Task) -> Any:
+def gap(task: Task, preset: Preset) -> Any:
     """`gap(states, x, y, h)`: accuracy under Euler less that under midpoint, on one batch a seed, `[seeds]`.
 
     NaN, which counts as too large, where a solve failed.
@@ -326,9 +339,14 @@ def gap(task: Task) -> Any:
     def one(state: PyTree, x: jax.Array, y: jax.Array, h: jax.Array) -> jax.Array:
         x, y = draw(jax.random.fold_in(state["key"], 1), x, y, task.batch_size)
         shares = []
-        for padded in (euler, midpoint):
-            logits = logits_of(task, state["params"], x, dataclasses.replace(padded, n_steps=steps_of(h)))
+        for padded, step in ((euler, h), (midpoint, step_of_check(h, preset))):
+            logits = logits_of(task, state["params"], x, dataclasses.replace(padded, n_steps=steps_of(step)))
             shares.append(jnp.where(jnp.isfinite(logits).all(), jnp.mean(jnp.argmax(logits, -1) == y), jnp.nan))
         return shares[0] - shares[1]
 
     return jax.jit(jax.vmap(one, in_axes=(0, None, None, 0)))
+
+
+def check_cost(h: jax.Array, preset: Preset) -> np.ndarray:
+    """Field evaluations of `gap` at steps `h`: Euler's and midpoint's."""
+    return np.asarray(steps_of(h) + 2 * steps_of(step_of_check(h, preset)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import flax.linen as nn
 
 from ode_nets.fields.residual import Order
-from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod
+from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, Naive
 from ode_nets.integrate import Adaptive, FixedStep
 from ode_nets.nn import ANODEV2, NODE18, ContinuousNet, ResNet, ResNet18
 from ode_nets.tableaus import SCHEMES, get_tableau
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 EvolutionName = Literal["none", "still", "configuration_1", "configuration_2"]
 BasisName = Literal["piecewise_constant", "piecewise_linear", "legendre", "chebyshev", "fourier"]
-GradientName = Literal["direct", "checkpointed_step", "checkpointed_block", "aca", "backsolve"]
+GradientName = Literal["direct", "checkpointed_step", "checkpointed_block", "aca", "backsolve", "naive"]
 DTYPES = (None, "float32", "bfloat16", "float16")
 
 BASES: dict[str, type[Basis]] = {
@@ -53,6 +53,7 @@ GRADIENTS: dict[str, GradientMethod] = {
     "checkpointed_block": Checkpointed("block"),
     "aca": ACA(),
     "backsolve": Backsolve(),
+    "naive": Naive(),
 }
 
 
@@ -141,6 +142,8 @@ class OdeSettings(ModelSettings):
         self.check("atol", "None without rtol", self.atol is None or self.rtol is not None)
         embedded = self.rtol is None or SCHEMES[self.scheme].b_error is not None
         self.check("scheme", "one with an error estimate beside rtol", embedded)
+        searched = self.gradient != "naive" or self.rtol is not None
+        self.check("gradient", "another one without rtol: naive differentiates the search for steps", searched)
         good = self.evolution_steps is None or (self.evolution_steps >= 1 and self.evolution != "none")
         self.check("evolution_steps", "None, or at least 1 beside an evolution", good)
         if self.evolution in ("configuration_1", "configuration_2"):
@@ -193,6 +196,8 @@ class ContinuousNetSettings(OdeSettings):
     """Layers of the residual unit."""
     skip_init: bool = True
     """Scale each unit by a scalar that starts at zero."""
+    final_norm: bool = False
+    """Normalize, and apply a ReLU, before the mean over space."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -215,6 +220,7 @@ class ContinuousNetSettings(OdeSettings):
             epsilon=self.epsilon,
             order=self.order,
             skip_init=self.skip_init,
+            final_norm=self.final_norm,
             dtype=self.compute_dtype,
             evolution=self.evolved(),
         )
@@ -230,13 +236,15 @@ class ResNetSettings(ModelSettings):
     """Units a block."""
     skip_init: bool = True
     """Scale each unit by a scalar that starts at zero."""
+    final_norm: bool = False
+    """Normalize, and apply a ReLU, before the mean over space."""
 
     def __post_init__(self) -> None:
         self.check_widths()
         self.check_counts("n_steps")
 
     def build(self, n_classes: int, level: int = 0) -> nn.Module:
-        return ResNet(n_classes, self.widths, self.n_steps, self.skip_init)
+        return ResNet(n_classes, self.widths, self.n_steps, self.skip_init, self.final_norm)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 
 from ode_nets.fields.convolution import convolution
+from ode_nets.fields.initializers import kaiming_layer, uniform_layer
 from ode_nets.fields.mlp import MLP
 from ode_nets.fields.normalization import batch_norm
 from ode_nets.fields.quantities import jacobian_frobenius, kinetic_energy, of_steps, with_quantities
@@ -46,7 +47,9 @@ __all__ = [
     "batch_norm",
     "convolution",
     "jacobian_frobenius",
+    "kaiming_layer",
     "kinetic_energy",
     "of_steps",
+    "uniform_layer",
     "with_quantities",
 ]

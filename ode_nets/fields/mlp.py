@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ode_nets.fields.initializers import LayerInit, uniform_layer
 
 PyTree = Any
 
@@ -28,11 +31,12 @@ class MLP:
       hidden: widths of the hidden layers.
       activation: `jax.nn` or `jax.numpy` function, applied after each hidden layer.
       time_aware: append t to the input.
-      deviation: of initial weights, normal with biases of 0, as latent ODEs have them; `None` draws both uniform
-        within 1 / sqrt(inputs).
+      layer: initial values of each layer, `uniform_layer` or `kaiming_layer`. The former, with which a field is small
+        at the start and a solve near the identity, is the default as no step is too long for it; networks with ReLU
+        that must move their states far train sooner from the latter.
 
     Raises:
-      ValueError: for sizes below 1, and a deviation that is not above 0.
+      ValueError: for sizes below 1.
 
     Example:
         >>> field = MLP(size=2, hidden=(16,), time_aware=True)
@@ -45,29 +49,17 @@ class MLP:
     hidden: tuple[int, ...] = (50,)
     activation: Callable[[jax.Array], jax.Array] = jnp.tanh
     time_aware: bool = False
-    deviation: float | None = None
+    layer: LayerInit = uniform_layer
 
     def __post_init__(self) -> None:
         if min((self.size, *self.hidden)) < 1:
             raise ValueError(f"size={self.size}, hidden={self.hidden}: expected sizes of at least 1")
-        if self.deviation is not None and not self.deviation > 0:
-            raise ValueError(f"deviation={self.deviation!r}: expected None or a number above 0")
 
     def init(self, key: jax.Array) -> PyTree:
-        """Parameters, float32: a tuple, a layer each."""
+        """Parameters: a tuple, `{"kernel": [inputs, outputs], "bias": [outputs]}` a layer, float32."""
         sizes = (self.size + self.time_aware, *self.hidden, self.size)
-        layers = []
-        for key_i, n_in, n_out in zip(jax.random.split(key, len(sizes) - 1), sizes, sizes[1:], strict=False):
-            weight_key, bias_key = jax.random.split(key_i)
-            if self.deviation is None:
-                bound = n_in**-0.5
-                kernel = jax.random.uniform(weight_key, (n_in, n_out), minval=-bound, maxval=bound)
-                bias = jax.random.uniform(bias_key, (n_out,), minval=-bound, maxval=bound)
-            else:
-                kernel = self.deviation * jax.random.normal(weight_key, (n_in, n_out))
-                bias = jnp.zeros(n_out)
-            layers.append({"kernel": kernel, "bias": bias})
-        return tuple(layers)
+        keys = jax.random.split(key, len(sizes) - 1)
+        return tuple(self.layer(k, shape) for k, shape in zip(keys, itertools.pairwise(sizes), strict=True))
 
     def init_stats(self) -> PyTree:
         """No statistics: a perceptron has no batch norm."""

@@ -11,7 +11,7 @@ from ode_nets.fields import ResidualUnit
 from ode_nets.fields.residual import Order
 from ode_nets.gradients import Checkpointed, GradientMethod
 from ode_nets.integrate import FixedStep
-from ode_nets.nn.layers import Stem, Stitch, check_images
+from ode_nets.nn.layers import Norm, Stem, Stitch, check_images
 from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.weights import Basis, Evolution, PiecewiseConstant
 
@@ -35,6 +35,9 @@ class ContinuousNet(nn.Module):
         swap or refinement changes it. 1 is eps * dt both where the paper's refinement training starts
         (eps = N_t = 1) and where Euler equals the ResNet (eps = N_t).
       order, skip_init: of the units, see `ResidualUnit`.
+      final_norm: normalize, and apply a ReLU, before the mean over space, as pre-activation ResNets do. The paper does
+        not say, and its counts of parameters fit both; its code has it. Without it the scale of what the head sees is
+        that of the last block's state.
       momentum: of all running batch statistics.
       dtype: what convolutions compute in, e.g. `"bfloat16"`; `None` for that of their inputs.
       evolution: how the kernels of every block evolve in depth (ANODEV2); `None` for kernels in `basis`.
@@ -58,6 +61,7 @@ class ContinuousNet(nn.Module):
     stitch_scale: float = 1.0
     order: Order = "bn-relu-conv"
     skip_init: bool = True
+    final_norm: bool = False
     momentum: float = 0.9
     dtype: str | None = None
     evolution: Evolution | None = None
@@ -87,6 +91,8 @@ class ContinuousNet(nn.Module):
                 name=f"block{i + 1}",
             )
             x = block(x, train=train)
+        if self.final_norm:
+            x = jax.nn.relu(Norm(self.momentum, name="norm")(x, train=train))
         return nn.Dense(self.n_classes, name="head")(x.mean((1, 2)))
 
     def _unit(self, width: int, **changes: Any) -> ResidualUnit:

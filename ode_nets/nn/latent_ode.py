@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.fields import MLP
+from ode_nets.fields.initializers import Layer
 from ode_nets.gradients import GradientMethod, solve
 from ode_nets.integrate import Adaptive
 from ode_nets.nn.linen import as_unit
@@ -109,6 +110,11 @@ class LatentODE(nn.Module):
         return Paths(z0, self.decode(z))
 
 
+def _layer(key: jax.Array, shape: tuple[int, ...]) -> Layer:
+    """N(0, 0.01) and zero: both right-hand sides start small."""
+    return {"kernel": NORMAL(key, shape), "bias": jnp.zeros(shape[-1])}
+
+
 def latent_ode(
     n_features: int,
     *,
@@ -138,7 +144,7 @@ def latent_ode(
         >>> n_parameters(net.init(rngs, times, values, values > 0))
         617619
     """
-    right_hand_side = lambda n: MLP(n, (width,) * depth, deviation=0.1)
+    right_hand_side = lambda n: MLP(n, (width,) * depth, layer=_layer)
     cell = GaussianGRU(units)
     encoder = OdeRnn(latent, right_hand_side(size) if flow else None, cell, size, units)
     decoder = nn.Dense(n_features, kernel_init=NORMAL)

@@ -42,6 +42,27 @@ def check_images(images: jax.Array) -> None:
         )
 
 
+class Norm(nn.Module):
+    """Batch normalization, with running statistics in evaluation; `[..., channels]` to the same."""
+
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Normalized features."""
+        channels = x.shape[-1]
+        params = {name: self.param(name, lambda key, v=value: v) for name, value in init_batch_norm(channels).items()}
+        stats = {
+            name: self.variable("batch_stats", name, lambda v=value: v)
+            for name, value in init_statistics(channels).items()
+        }
+        y, used = batch_norm(x, params, None if train else {name: stat.value for name, stat in stats.items()})
+        if train and not self.is_initializing():
+            for name, stat in stats.items():
+                stat.value = fold(stat.value, used[name], self.momentum)
+        return y
+
+
 class ConvNorm(nn.Module):
     """bn(conv(x)), the convolution without bias.
 
@@ -59,13 +80,9 @@ class ConvNorm(nn.Module):
         """Normalized features."""
         size = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
         kernel = self.param("kernel", fan_out_normal, size)
-        params = self.param("bn", lambda key: init_batch_norm(self.channels))
-        stats = self.variable("batch_stats", "bn", lambda: init_statistics(self.channels))
-        y = convolution(x, kernel, strides=self.stride, dtype=self.dtype)
-        y, used = batch_norm(y, params, None if train else stats.value)
-        if train and not self.is_initializing():
-            stats.value = fold(stats.value, used, self.momentum)
-        return y
+        return Norm(self.momentum, name="bn")(
+            convolution(x, kernel, strides=self.stride, dtype=self.dtype), train=train
+        )
 
 
 class Stem(ConvNorm):

@@ -40,7 +40,7 @@ class ResNet(nn.Module):
     it is compared with.
 
     Attributes:
-      n_classes, widths, skip_init, momentum: as in `ContinuousNet`.
+      n_classes, widths, skip_init, final_norm, momentum: as in `ContinuousNet`.
       n_units: residual units a block, beside the downsampling unit before each block but the first.
 
     Example:
@@ -54,6 +54,7 @@ class ResNet(nn.Module):
     widths: tuple[int, ...] = (16, 32, 64)
     n_units: int = 32
     skip_init: bool = True
+    final_norm: bool = False
     momentum: float = 0.9
 
     @nn.compact
@@ -69,6 +70,8 @@ class ResNet(nn.Module):
             for k in range(self.n_units):
                 unit = PreActivationUnit(width, 1, self.skip_init, self.momentum, name=f"block{i}_unit{k}")
                 x = x + unit(x, train=train)
+        if self.final_norm:
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="norm")(x))
         return nn.Dense(self.n_classes, name="head")(x.mean((1, 2)))
 
 
@@ -121,5 +124,5 @@ def as_resnet(net: ContinuousNet, variables: PyTree) -> tuple[ResNet, PyTree]:
                 out[name] = tree
         return out
 
-    twin = ResNet(net.n_classes, net.widths, m, net.skip_init, net.momentum)
+    twin = ResNet(net.n_classes, net.widths, m, net.skip_init, net.final_norm, net.momentum)
     return twin, {name: convert(variables[name]) for name in ("params", "batch_stats")}

@@ -37,6 +37,7 @@ from ode_nets.validity.judge import Judgement, describe, judge
 from ode_nets.validity.quality import Quality
 from ode_nets.validity.report import FACTORS, Report, examine
 from ode_nets.validity.subjects import Subject, of_field, of_model, say_statistics
+from ode_nets.validity.uncertainty import Uncertainty, uncertainty
 
 __all__ = [
     "FACTORS",
@@ -52,6 +53,7 @@ __all__ = [
     "Report",
     "Slope",
     "Subject",
+    "Uncertainty",
     "adaptation",
     "chord_heights",
     "convergence",
@@ -79,4 +81,5 @@ __all__ = [
     "steps_of",
     "tolerance_adaptation",
     "trajectories",
+    "uncertainty",
 ]

@@ -172,11 +172,11 @@ def steps_of(h: Any, span: float = 1.0) -> jax.Array:
     return jnp.maximum(jnp.ceil(span / jnp.asarray(h, float) * (1 - 1e-6)), 1).astype(jnp.int32)
 
 
-def first_step(problem: Problem, scheme: Tableau | str, tolerance: Any = 1e-3) -> jax.Array:
+def first_step(problem: Problem, scheme: Tableau | str, tolerance: Any | None = 1e-3) -> jax.Array:
     """Hairer's initial step of a problem, on the whole batch; a scalar above 0.
 
     Hairer, Norsett, Wanner I, p. 169 (Ott algorithm 1), with rtol = atol = tolerance, which the paper does not
-    name, and the order of the scheme.
+    name, and the order of the scheme. `None` leaves the scaling by the tolerance out, as the paper's code does.
     """
 
     def slope(tau: jax.Array, x: PyTree) -> PyTree:
@@ -185,4 +185,5 @@ def first_step(problem: Problem, scheme: Tableau | str, tolerance: Any = 1e-3) -
 
     order = get_tableau(scheme).order
     f0 = slope(0 * problem.span, problem.x0)
-    return initial_step(slope, problem.x0, f0, problem.span, problem.sign, order, tolerance, tolerance)
+    rtol, atol = (0.0, 1.0) if tolerance is None else (tolerance, tolerance)
+    return initial_step(slope, problem.x0, f0, problem.span, problem.sign, order, rtol, atol)

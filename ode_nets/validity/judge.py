@@ -10,6 +10,7 @@ from typing import Literal
 from ode_nets.integrate import Result
 from ode_nets.remanifest import Manifestation
 from ode_nets.validity.exchange import Exchange
+from ode_nets.validity.uncertainty import Uncertainty
 
 Verdict = Literal["ode", "tied", "undecided", "not finite"]
 Reason = Literal[
@@ -37,6 +38,7 @@ class Judgement:
       finest: the manifestation whose outputs are not finite though its error is smaller.
       failed: adaptive manifestations that did not reach the end, with their result codes.
       n_crossings: of trajectories.
+      uncertainty: how sure it is; `None` where quality is no accuracy.
     """
 
     verdict: Verdict
@@ -48,6 +50,7 @@ class Judgement:
     finest: Manifestation | None = None
     failed: Mapping[Manifestation, Result] = dataclasses.field(default_factory=dict)
     n_crossings: int = 0
+    uncertainty: Uncertainty | None = None
 
 
 def judge(test: Exchange, trained: Manifestation, span: float = 1.0, least: float | None = None) -> Judgement:
@@ -99,9 +102,15 @@ def describe(judgement: Judgement) -> str:
         "disagreement": f"is {100 * test.loss:.1f} % away from the flow's outputs",
     }[test.measure]
     who = f"{test.worst} {loses}"
+    sure = judgement.uncertainty
+    if sure is not None:
+        who += f" (± {100 * sure.loss:.1f})"
     if test.entropy_ratio is not None and test.entropy_worst is not None:
         other = "" if test.entropy_worst == test.worst else f"{test.entropy_worst} "
         who += f" and {other}multiplies the cross-entropy by {test.entropy_ratio:.3g}"
+    if sure is not None:
+        who += f" (± {sure.entropy_ratio:.2g}; standard errors over {sure.n_samples} samples"
+        who += ")" if sure.certain else ", within two of which the verdict is another)"
     if reason == "loses its quality":
         return f"tied to its solver, {trained}: {who}"
     if reason == "not converged":

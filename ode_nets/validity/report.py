@@ -20,6 +20,7 @@ from ode_nets.validity.exchange import Exchange, exchange, fineness
 from ode_nets.validity.judge import Judgement, Verdict, describe, judge
 from ode_nets.validity.quality import ENTROPY_FLOOR, Measure, Quality
 from ode_nets.validity.subjects import Subject, accepted_steps, scale_of, smaller_tolerances
+from ode_nets.validity.uncertainty import Uncertainty, uncertainty
 
 Row = dict[str, float | int | str]
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
@@ -158,6 +159,9 @@ def examine(
         crossed = [crossings(problem, found.grid, n_samples=n_samples) for problem in subject.problems(found.grid)]
     judgement = judge(test, trained, subject.span, None if labels is None else _least_accuracy(labels))
     judgement = dataclasses.replace(judgement, n_crossings=sum(each.count for each in crossed or ()))
+    if labels is not None and measure == "accuracy":
+        sure = _uncertainty(found, test, labels, low)
+        judgement = dataclasses.replace(judgement, uncertainty=sure)
     missing = [_failed_row(at, subject.span, result) for at, result in failed.items()]
     return Report(judgement, [*rows.values(), *missing], study, dip, test, crossed, subject.statistics)
 
@@ -171,6 +175,22 @@ def _at_once(found: _Manifestations, own: jax.Array, measure: str) -> Judgement 
     if measure == "disagreement" and not bool(jnp.isfinite(found.outputs[found.finest]).all()):
         return Judgement("tied", "flow not finite", found.own, finest=found.finest)
     return None
+
+
+def _uncertainty(found: _Manifestations, test: Exchange, labels: jax.Array, floor: float) -> Uncertainty | None:
+    """How sure a test of accuracies is; `None` where outputs that it rests on are not finite."""
+    pairs = [(found.own, at) for at in (test.worst, test.entropy_worst or test.worst)]
+    if not all(bool(jnp.isfinite(found.outputs[at]).all()) for pair in pairs for at in pair):
+        return None
+    hits, entropies = (
+        tuple(np.asarray(_of_samples(found.outputs[at], labels)[i]) for at in pair) for i, pair in enumerate(pairs)
+    )
+    return uncertainty(test, hits=hits, entropies=entropies, floor=floor)
+
+
+def _of_samples(out: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether each sample is classified rightly, and its cross-entropy, `[batch]`."""
+    return jnp.argmax(out, -1) == labels, -jax.nn.log_softmax(out)[jnp.arange(len(labels)), labels]
 
 
 def _least_accuracy(labels: jax.Array) -> float:
@@ -300,11 +320,10 @@ def _row(
     error = distance(out, reference)
     row = _named(at, span) | {"error": error, "relative_error": error / scale}
     if labels is not None:
-        logs = jax.nn.log_softmax(out)[jnp.arange(len(labels)), labels]
-        hits = jnp.argmax(out, -1) == labels
+        hits, entropies = _of_samples(out, labels)
         finite = bool(jnp.isfinite(out).all())
         row["accuracy"] = float(jnp.mean(hits & jnp.isfinite(out).all(-1)))
-        row["loss"] = float(-jnp.mean(logs)) if finite else math.inf
+        row["loss"] = float(jnp.mean(entropies)) if finite else math.inf
     return row | ({} if at.rtol is None else {"rtol": at.rtol, "result": Result.SUCCESS.name})
 
 

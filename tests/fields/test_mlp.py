@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ode_nets.fields import MLP
+from ode_nets.fields import MLP, kaiming_layer, uniform_layer
 from ode_nets.gradients import Direct, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.weights import BasisExpansion, PiecewiseConstant
@@ -31,6 +31,19 @@ def test_values_are_those_of_the_layers_written_out(x64, hidden, time_aware):
     np.testing.assert_array_equal(field(t, x, params), dx)
     assert stats == field.init_stats() == {}
     np.testing.assert_allclose(field.apply(params, x[0], t)[0], dx[0], rtol=1e-12)
+
+
+def test_layers_start_as_asked():
+    """PyTorch's uniform values within 1 / sqrt(fan-in), or normal ones of variance 2 / fan-in without biases."""
+    wide = 400
+    small, large = (MLP(wide, (), layer=layer).init(jax.random.key(0))[0] for layer in (uniform_layer, kaiming_layer))
+    assert MLP(wide, ()).layer is uniform_layer
+    for leaf in small.values():
+        assert 0.99 / 20 < np.abs(leaf).max() <= 1 / 20
+    np.testing.assert_allclose(np.std(large["kernel"]), (2 / wide) ** 0.5, rtol=0.02)
+    np.testing.assert_array_equal(large["bias"], np.zeros(wide))
+    # A layer is sqrt(6) times as large as by the uniform ones.
+    np.testing.assert_allclose(np.std(large["kernel"]) / np.std(small["kernel"]), 6**0.5, rtol=0.02)
 
 
 def test_parameter_counts_are_those_of_the_papers():

@@ -44,6 +44,9 @@ def moved(variables):
 def test_published_parameter_counts():
     assert count(ContinuousNet()) == 3_191_450
     assert count(WideContinuousNet()) == 13_584_188
+    # With a norm before the pooling they round to the paper's 3.19M and 13.58M too.
+    assert count(ContinuousNet(final_norm=True)) == 3_191_578
+    assert count(WideContinuousNet(final_norm=True)) == 13_584_700
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_parameter_counts_during_refinement(m, expected):
 
 def test_euler_with_as_many_intervals_as_steps_is_the_resnet(x64):
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 2), jnp.float64)
-    net = small(epsilon=3.0)
+    net = small(epsilon=3.0, final_norm=True)
     variables = moved(jit_soon(net.init)(jax.random.key(0), images))
     resnet, twin_variables = as_resnet(net, variables)
 

@@ -47,7 +47,7 @@ def make(net, *arrays, seed=1):
 
 
 def encoders():
-    unit = MLP(3, (6,), deviation=0.5)
+    unit = MLP(3, (6,), layer=kaiming_layer)
     return {
         "ode_rnn": OdeRnn(2, unit, GaussianGRU(5), size=3, units=5),
         "gru": OdeRnn(2, None, GaussianGRU(5), size=3, units=5),

@@ -100,6 +100,8 @@ def test_first_step_is_hairers():
     # step is the smaller of 100 h0 and (0.01 / max(d1, d2))^(1 / 2).
     d2 = 25 / 2e-3
     np.testing.assert_allclose(h, min(100 * 0.002, (0.01 / d2) ** 0.5), rtol=1e-6)
+    # Without the scaling d2 is 25 itself, and the step 45 times as long as at a tolerance of 1e-3.
+    np.testing.assert_allclose(validity.first_step(problem, "euler", None), (0.01 / 25) ** 0.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

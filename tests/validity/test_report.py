@@ -1,5 +1,6 @@
 """The exchange test and the report: verdicts follow from measures."""
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -91,6 +92,36 @@ def test_a_cross_entropy_that_explodes_is_tied_where_accuracy_hardly_falls():
     found = exchange(accuracies, rk4(4), entropies=losses)
     assert found.entropy_ratio == pytest.approx(1.0, abs=0.01)
     assert judge(found, rk4(4)).verdict == "ode"
+
+
+def test_a_verdict_says_its_standard_errors_and_whether_another_lies_within_two():
+    """Paired: what one sample loses another may win; McNemar's variance of the difference of two shares."""
+    n, trained = 400, euler(4)
+    own, worst = np.arange(n) < 380, np.arange(n) >= 60
+    for tolerance, certain in ((0.02, True), (0.09, False), (0.12, False), (0.3, True)):
+        found = exchange(Quality({trained: 0.95, euler(8): 0.85}, "accuracy", tolerance), trained)
+        ones = np.ones(n)
+        sure = validity.uncertainty(found, hits=(own, worst), entropies=(ones, 2 * ones), floor=0.01)
+        lost, won = 60, 20
+        assert sure.loss == pytest.approx(((lost + won) / n - ((lost - won) / n) ** 2) ** 0.5 / n**0.5)
+        assert (sure.n_samples, sure.certain, sure.entropy_ratio) == (n, certain, pytest.approx(0.0))
+    sentence = describe(dataclasses.replace(judge(found, trained), uncertainty=sure))
+    assert "loses 10.0 points of accuracy (± 2.2)" in sentence
+    assert "standard errors over 400 samples)" in sentence
+    # Where nothing differs on these samples, one more might have.
+    same = validity.uncertainty(found, hits=(own, own), entropies=(ones, ones), floor=0.01)
+    assert same.loss == 1 / n
+
+
+def test_the_error_of_a_ratio_of_means_is_that_of_resampled_ones():
+    rng = np.random.default_rng(0)
+    own = rng.exponential(0.3, 500)
+    other = 2 * own + rng.exponential(0.2, 500)
+    found = exchange(Quality({euler(4): 0.9, euler(8): 0.9}, "accuracy"), euler(4))
+    sure = validity.uncertainty(found, hits=(own < 1, own < 1), entropies=(own, other), floor=0.01)
+    picks = rng.integers(0, 500, (2000, 500))
+    resampled = other[picks].mean(1) / own[picks].mean(1)
+    assert sure.entropy_ratio == pytest.approx(resampled.std(), rel=0.1)
 
 
 def test_cross_entropies_of_over_confident_networks_are_no_measure():

@@ -10,7 +10,17 @@ import pytest
 from rich.console import Console
 
 import experiments.aca.reliability
-from experiments.aca.reliability import Options, icc, lanes_that_fit, make_programs, print_report, reliability, report
+from experiments.aca.reliability import (
+    Options,
+    compare,
+    icc,
+    lanes_that_fit,
+    make_programs,
+    print_report,
+    reliability,
+    report,
+    stored_predictions,
+)
 from experiments.records.files import RunError
 from experiments.training.config import Config
 from experiments.training.models import ContinuousNetSettings, ResNetSettings
@@ -52,6 +62,28 @@ def test_misclassified_images_are_those_that_some_run_got_wrong():
     assert got["test_accuracy"] == [0.8, 0.6]
     assert (got["all"]["n_images"], got["wrong"]["n_images"]) == (5, 2)
     assert got["wrong"]["icc1"] == icc(predictions[:, 3:].T)["icc1"]
+
+
+def test_two_networks_are_compared_on_the_same_images():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 400)
+
+    def runs(share):
+        wrong = rng.random((4, 400)) < share
+        return np.where(wrong, rng.integers(0, 10, (4, 400)), labels)
+
+    steady, shaky = runs(0.1), runs(0.4)
+    got = compare(steady, shaky, labels, n_resamples=50)
+    assert got["all"]["icc1"] == report(steady, labels)["all"]["icc1"] - report(shaky, labels)["all"]["icc1"]
+    low, high = got["all"]["icc1_interval"]
+    assert 0 < low < got["all"]["icc1"] < high
+    same = compare(steady, steady, labels, n_resamples=5)
+    assert same["wrong"]["icc1_interval"] == [0.0, 0.0]
+
+
+def test_runs_to_compare_with_must_be_there(tmp_path):
+    with pytest.raises(RunError, match="holds no predictions"):
+        stored_predictions(tmp_path)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from rich.console import Console
 from experiments.ott import critical_steps as ott
 from experiments.ott import figures as ott_figures
 from experiments.ott.critical_steps import Options
-from experiments.ott.tasks import POWERS, TASKS, accuracies, begin, skips, training, warning
+from experiments.ott.tasks import POWERS, TASKS, accuracies, begin, check_cost, skips, step_of_check, training, warning
 from experiments.records.rows import Rows
 from ode_nets import FixedStep, n_parameters
 
@@ -119,6 +119,23 @@ def test_grids_are_the_papers_unless_steps_are_given():
     assert (task.euler, task.rk4) == ((4,), ())
     parsed = tyro.cli(Options, args=["grid", "mnist", "--euler", "4", "8", "--rk4"])
     assert (parsed.euler, parsed.rk4) == ((4, 8), ())
+
+
+def test_initial_weights_are_those_of_the_code_unless_asked_otherwise():
+    biases = lambda name, **given: [
+        np.abs(layer["bias"]).max()
+        for layer in Options("grid", name, **given).reduced().init(jax.random.key(0))["field"]
+    ]
+    for name in ("spheres2", "landscape"):
+        assert biases(name) == [0.0] * 3
+        assert min(biases(name, initial="uniform")) > 0
+
+
+def test_midpoint_checks_at_its_own_step_by_the_code():
+    h = jnp.array([1.0, 0.08, 0.02, 0.005])
+    np.testing.assert_array_equal(step_of_check(h, "paper"), h)
+    np.testing.assert_allclose(step_of_check(h, "code"), [0.02**0.5, 0.04, 0.02, 0.005], rtol=1e-6)
+    np.testing.assert_array_equal(check_cost(h, "code"), [1 + 2 * 8, 13 + 2 * 25, 50 + 2 * 50, 200 + 2 * 200])
 
 
 def test_the_iterations_written_are_those_that_run(tmp_path):
