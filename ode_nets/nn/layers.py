@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit, batch_norm, convolution
 from ode_nets.fields.initializers import fan_out_normal
 from ode_nets.fields.normalization import init_batch_norm, init_statistics
@@ -42,6 +44,12 @@ def check_images(images: jax.Array) -> None:
         )
 
 
+def alone(module: nn.Module, part: Any) -> Any:
+    """A unit or a solver as a module has it: without its mesh axis while variables are made, where there is none."""
+    named = getattr(part, "axis_name", None) is not None
+    return dataclasses.replace(part, axis_name=None) if named and module.is_initializing() else part
+
+
 class ConvNorm(nn.Module):
     """bn(conv(x)), the convolution without bias.
 
@@ -53,6 +61,7 @@ class ConvNorm(nn.Module):
     dtype: str | None = None
     kernel_size: int = 3
     stride: int = 1
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -62,7 +71,8 @@ class ConvNorm(nn.Module):
         params = self.param("bn", lambda key: init_batch_norm(self.channels))
         stats = self.variable("batch_stats", "bn", lambda: init_statistics(self.channels))
         y = convolution(x, kernel, strides=self.stride, dtype=self.dtype)
-        y, used = batch_norm(y, params, None if train else stats.value)
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, used = batch_norm(y, params, None if train else stats.value, axis_name)
         if train and not self.is_initializing():
             stats.value = fold(stats.value, used, self.momentum)
         return y
@@ -101,7 +111,7 @@ class Stitch(nn.Module):
         params = self.param("unit", self.unit.init)
         shortcut = self.param("shortcut", fan_out_normal, (1, 1, x.shape[-1], self.unit.channels))
         stats = self.variable("batch_stats", "unit", self.unit.init_stats)
-        residual, used = self.unit.apply(params, x, stats=None if train else stats.value)
+        residual, used = alone(self, self.unit).apply(params, x, stats=None if train else stats.value)
         if train and not self.is_initializing():
             stats.value = fold(stats.value, used, self.momentum)
         down = convolution(x, shortcut, strides=self.unit.stride, dtype=self.unit.dtype)
