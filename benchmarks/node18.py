@@ -252,7 +252,7 @@ def training_program(options: Options, devices: Devices) -> Any:
     scaling = (jax.ShapeDtypeStruct((3,), "float32"),) * 2
     state, images, labels, scaling = place(devices.everywhere)((state, images, labels, scaling))
     order = place(devices.spread(axis=1))(jax.ShapeDtypeStruct((50_000 // size, size), "int32"))
-    return train_step.lower(config, net, optimizer, state, images, labels, order, scaling, np.int32(0)).compile()
+    return train_step.lower(config, net, optimizer, state, images, labels, order, scaling, np.int32(0), devices.mesh).compile()
 
 
 def inspect(options: Options, counts: dict[str, Any]) -> list[dict[str, Any]]:

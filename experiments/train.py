@@ -179,8 +179,9 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
             while step < end and not stop:
                 taken = min(options.steps_per_dispatch or n_steps, end - step)
                 many = partial(train_steps, n_steps=np.int32(taken))
+                data = task.images, task.labels, order, task.scaling, seed
                 state, metrics = (train_step if options.steps_per_dispatch == 1 else many)(
-                    config, net, task.optimizer, state, task.images, task.labels, order, task.scaling, seed
+                    config, net, task.optimizer, state, *data, mesh=task.devices.mesh
                 )
                 # The first call of a level returns when it is compiled, and any call before it is computed.
                 began = began or time.perf_counter()

@@ -53,7 +53,7 @@ for n in (1, 2, 8):
     assert all(len(leaf.sharding.device_set) == n for leaf in jax.tree.leaves((state, order)))
     if n != 2:
         losses.append(task.evaluate(0, state, "test"))
-    rest = task.images, task.labels, order, task.scaling, np.int32(0)
+    rest = task.images, task.labels, order, task.scaling, np.int32(0), task.devices.mesh
     if n == 8:
         # Of the batch of 8 a device computes its one image.
         program = train_step.lower(config, task.nets[0], task.optimizer, state, *rest).compile().as_text()
