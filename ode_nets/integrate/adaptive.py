@@ -180,9 +180,7 @@ class Adaptive:
     def judge(self, problem: Problem, clock: Clock, place: Place, x: PyTree, step: Step) -> tuple[Clock, Any]:
         """The clock after a trial, and whether it counts."""
         before, after = self.scheme.lower(x), self.scheme.lower(step.x)
-        error = scaled_norm(
-            step.error, before, after, self.rtol, self.atol, self.norm, self.axis_name, step.good
-        )
+        error = scaled_norm(step.error, before, after, self.rtol, self.atol, self.norm, self.axis_name, step.good)
         landed = place.end == self._goal(problem, clock.cursor)
         stuck = unresolved(problem, place.tau, place.end) & ~landed
         accepted = (error <= 1) & ~stuck

@@ -12,7 +12,7 @@ from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit
 from ode_nets.gradients import Checkpointed, GradientMethod
 from ode_nets.integrate import FixedStep
-from ode_nets.nn.layers import ConvNorm, check_images, fold
+from ode_nets.nn.layers import ConvNorm, alone, check_images, fold
 from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.nn.roles import weight_roles
 from ode_nets.weights import (

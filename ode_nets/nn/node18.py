@@ -61,7 +61,8 @@ class NODE18(nn.Module):
 
     In training, batch norm takes mean and variance over the global batch, and the step sizes follow the error
     of the state of the whole global batch, however many devices it lies on: both are plain reductions inside
-    jit, and reductions by name in a `jax.shard_map` (`axis_name` here and of the solver). Running statistics take in the accepted steps alone, once a call, under every gradient method.
+    jit, and reductions by name in a `jax.shard_map` (`axis_name` here and of the solver). Running statistics take
+    in the accepted steps alone, once a call, under every gradient method.
 
     Attributes:
       n_classes: length of the output.

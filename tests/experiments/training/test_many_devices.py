@@ -53,13 +53,14 @@ for n in (1, 2, 8):
     assert all(len(leaf.sharding.device_set) == n for leaf in jax.tree.leaves((state, order)))
     if n != 2:
         losses.append(task.evaluate(0, state, "test"))
-    rest = task.images, task.labels, order, task.scaling, np.int32(0), task.devices.mesh
+    rest = task.images, task.labels, order, task.scaling, np.int32(0)
+    mesh = task.devices.mesh
     if n == 8:
         # Of the batch of 8 a device computes its one image.
-        program = train_step.lower(config, task.nets[0], task.optimizer, state, *rest).compile().as_text()
+        program = train_step.lower(config, task.nets[0], task.optimizer, state, *rest, mesh=mesh).compile().as_text()
         assert "f32[1,8,8,2]" in program and "f32[8,8,8,2]" not in program
     for step in range(2):
-        state, metrics = train_step(config, task.nets[0], task.optimizer, state, *rest)
+        state, metrics = train_step(config, task.nets[0], task.optimizer, state, *rest, mesh=mesh)
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
             kept[f"{step}{jax.tree_util.keystr(path)}"] = leaf
