@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from experiments.images import data
 from experiments.training import adapt, parallel
 from experiments.training.config import Config
+from experiments.training.feed import Feed, pick
 
 PyTree = Any
 COUNTS = ("nfe", "n_accepted", "n_rejected")
@@ -58,7 +59,7 @@ def init_state(
     }
 
 
-@partial(jax.jit, static_argnames=("config", "net", "optimizer", "mesh"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "net", "optimizer", "mesh", "feed"), donate_argnames="state")
 def train_step(
     config: Config,
     net: nn.Module,
@@ -70,6 +71,7 @@ def train_step(
     scaling: tuple[jax.Array, jax.Array],
     seed: jax.Array | int,
     mesh: Mesh | None = None,
+    feed: Feed = "whole",
 ) -> tuple[PyTree, PyTree]:
     """One step on the batch that `state["step"]` points to in `order`; the new state and its metrics.
 
@@ -79,6 +81,7 @@ def train_step(
         spreads the images that it picks, and with them all that follows, in the same way.
       seed: of the augmentation.
       mesh: devices that share the batch, see `parallel.slope_of_batch`; `None` for one.
+      feed: where images are, see `feed.pick`.
 
     Metrics are sums over the epoch so far, of images (their loss without penalties) and of what the solver of each
     ODE block counted; the first step after which the loss or the weights were not finite or a solver had failed,
@@ -89,8 +92,8 @@ def train_step(
     index = order[in_epoch]
     # Epochs draw their order from the same seed, numbered upwards from 0; steps are numbered downwards.
     key = jax.random.fold_in(jax.random.key(seed), -1 - step)
-    x = data.augment(key, images[index], pad=config.crop_pad, flip=config.flip)
-    x, y = data.normalize(x, *scaling), labels[index]
+    x, y = pick(images, labels, index, feed, mesh)
+    x = data.normalize(data.augment(key, x, pad=config.crop_pad, flip=config.flip), *scaling)
 
     gradient, (loss, correct, batch_stats, solution) = parallel.slope_of_batch(config, net, mesh, state, x, y, key)
     updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
@@ -119,7 +122,7 @@ def train_step(
     return trained | {"step": step + 1, "metrics": metrics}, metrics
 
 
-@partial(jax.jit, static_argnames=("config", "net", "optimizer", "mesh"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "net", "optimizer", "mesh", "feed"), donate_argnames="state")
 def train_steps(
     config: Config,
     net: nn.Module,
@@ -132,11 +135,12 @@ def train_steps(
     seed: jax.Array | int,
     n_steps: jax.Array | int,
     mesh: Mesh | None = None,
+    feed: Feed = "whole",
 ) -> tuple[PyTree, PyTree]:
     """`n_steps` times `train_step` in one program, which is the same for any number of them."""
 
     def body(_: jax.Array, state: PyTree) -> PyTree:
-        return train_step(config, net, optimizer, state, images, labels, order, scaling, seed, mesh)[0]
+        return train_step(config, net, optimizer, state, images, labels, order, scaling, seed, mesh, feed)[0]
 
     state = jax.lax.fori_loop(0, n_steps, body, state)
     return state, state["metrics"]

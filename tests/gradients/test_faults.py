@@ -296,15 +296,7 @@ def test_a_failed_search_for_an_event_has_gradient_nan_in_what_the_event_closes_
 def test_a_solve_of_no_length_has_its_derivatives_in_both_times(x64, method):
     """x(t1) moves by f where t1 moves, on recorded steps of which there are none too."""
     for solver in (Recorded.at(get_scheme("bosh3"), jnp.array([1.0]), 0), FixedStep("rk4", 4), Adaptive("bosh3")):
-        end = lambda t0, t1: (
-            solve(
-                lambda t, x, k: -k * x,
-                1.0,
-                2.0,
-                solver=solver,
-                gradient=method,
-                t0=t0,
-                t1=t1,  # noqa: B023
-            ).x
-        )
+        end = lambda t0, t1: solve(
+            lambda t, x, k: -k * x, 1.0, 2.0, solver=solver, gradient=method, t0=t0, t1=t1  # noqa: B023
+        ).x
         np.testing.assert_allclose(jax.grad(end, (0, 1))(0.3, 0.3), (2.0, -2.0), rtol=1e-12)

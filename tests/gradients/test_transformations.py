@@ -121,10 +121,7 @@ def test_what_is_no_solver_is_refused(wrong):
 
 @pytest.mark.parametrize("wrong", ["aca", ACA, FIXED, ADAPTIVE])
 def test_what_is_no_gradient_method_is_refused(wrong):
-    with pytest.raises(
-        ValueError,
-        match=r"gradient=.*: expected Direct\(\), Checkpointed\(\), ACA\(\), Reversible\(\), Backsolve\(\) or Naive",
-    ):
+    with pytest.raises(ValueError, match=r"gradient=.*: expected Direct\(\), Checkpointed\(\), ACA\(\), Reversible\(\), Backsolve\(\) or Naive"):
         end(1.0, 1.0, FIXED, wrong)
 
 

@@ -37,6 +37,7 @@ STEPS = """
 import json, sys
 from pathlib import Path
 import jax, numpy as np
+from benchmarks.collectives import find_collectives
 from experiments.training.config import Config
 from experiments.training.run import Run
 from experiments.training.steps import train_step
@@ -59,6 +60,11 @@ for n in (1, 2, 8):
         # Of the batch of 8 a device computes its one image.
         program = train_step.lower(config, task.nets[0], task.optimizer, state, *rest, mesh=mesh).compile().as_text()
         assert "f32[1,8,8,2]" in program and "f32[8,8,8,2]" not in program
+        # In a trial one error, and two channels' mean and square of two norms in each of two stages; no gradient.
+        found = find_collectives(program)
+        assert found["ode1_1 forward"] == {"collectives": 5, "bytes": 4 + 4 * 16}, found
+        back = found["ode1_1 backward"]
+        assert back["collectives"] <= 3 * 4 and back["bytes"] <= 16 * back["collectives"], found
     for step in range(2):
         state, metrics = train_step(config, task.nets[0], task.optimizer, state, *rest, mesh=mesh)
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
