@@ -197,26 +197,31 @@ def estimate(record: Record, model: str, topology: str, scale: int = 1) -> Recor
 # ---------------------------------------------------------------------------------------------------------
 
 
-def draw(records: dict[str, Record], path: Path) -> None:
-    """Estimated efficiency of weak scaling, and bytes a step beside the gradient's."""
+def draw(records: dict[str, Record], path: Path, scale: int = 1) -> None:
+    """Estimated efficiency of weak scaling, and bytes a step beside the gradient's.
+
+    What a device reduces in a step does not depend on how many there are, so larger topologies are estimated by the
+    counts of the smallest one that was compiled.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = {"before": ":", "global": "--", "local": "-"}
     weak = [r for r in records.values() if r["scaling"] == "weak" and r["topology"].startswith("v5e")]
-    for k, model in enumerate(MODELS):
-        for variant, style in styles.items():
-            rows = [r for r in weak if (r["model"], r["variant"]) == (model, variant)]
-            rows.sort(key=lambda r: r["n_devices"])
-            if not rows:
-                continue
-            n = [r["n_devices"] for r in rows]
-            options: dict[str, Any] = {"linestyle": style, "color": f"C{k}", "marker": "o", "markersize": 3}
-            left.plot(n, [r["estimate"]["efficiency"] for r in rows], label=f"{model}, {variant}", **options)
-            right.plot(n, [r["step"]["bytes"] / r["gradient_bytes"] for r in rows], **options)
+    smallest: dict[tuple[str, str], Record] = {}
+    for r in sorted(weak, key=lambda r: r["n_devices"]):
+        smallest.setdefault((r["model"], r["variant"]), r)
+    for (model, variant), r in smallest.items():
+        found = {math.prod(shape): f"v5e:{shape[0]}x{shape[1]}" for shape in ((2, 4), (4, 4), (8, 8), (16, 16))}
+        shares = [estimate(r, model, topology, scale)["efficiency"] for topology in found.values()]
+        color = f"C{list(MODELS).index(model)}"
+        left.plot(
+            list(found), shares, styles[variant], color=color, marker="o", markersize=3, label=f"{model}, {variant}"
+        )
+        right.barh(f"{model}, {variant}", r["step"]["bytes"] / r["gradient_bytes"], color=color)
     left.set(xscale="log", xlabel="devices (v5e)", ylabel="efficiency, an estimate", ylim=(0, 1.02))
-    right.set(xscale="log", yscale="log", xlabel="devices (v5e)", ylabel="bytes reduced a step / bytes of gradient")
+    right.set(xlabel="bytes reduced a step / bytes of the gradient")
     left.legend(fontsize=6)
     figure.savefig(path, dpi=150)
 
@@ -247,7 +252,7 @@ def main(options: Options) -> None:
         rows.append([*row, r["estimate"]["seconds"], r["estimate"]["efficiency"]])
     columns = ["", "outside loops", "collectives a step", "MiB a step", "gradient MiB", "temporary MiB"]
     harness.show("training steps on pods", [*columns, "s/step (estimate)", "efficiency (estimate)"], rows)
-    draw(records, options.out.with_suffix(".png"))
+    draw(records, options.out.with_suffix(".png"), options.scale)
     print(f"written to {options.out}")
 
 

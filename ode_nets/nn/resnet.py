@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from ode_nets.axes import AxisName
 from ode_nets.integrate import FixedStep
 from ode_nets.nn.continuous_net import ContinuousNet
 from ode_nets.nn.roles import COEFFICIENTS
@@ -23,7 +22,7 @@ class PreActivationUnit(nn.Module):
     stride: int = 1
     skip_init: bool = True
     momentum: float = 0.9
-    axis_name: AxisName = None
+    axis_name: Any = None  # of flax, whose annotation knows a single name
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -57,7 +56,7 @@ class ResNet(nn.Module):
     n_units: int = 32
     skip_init: bool = True
     momentum: float = 0.9
-    axis_name: AxisName = None
+    axis_name: Any = None  # of flax, whose annotation knows a single name
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
