@@ -20,7 +20,7 @@ Sources: Austin et al., "How to Scale Your Model" (jax-ml.github.io/scaling-book
 section on the latency of a hop.
 
 Results are written after every program, and programs that are there already are not compiled again. A program takes
-some minutes. Writes benchmarks/results/pods.json and .png.
+some minutes. Writes benchmarks/results/pods.json and docs/figures/pods.png.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ class Options:
     scale: int = 1
     """Divides all widths: 16 makes programs that compile soon."""
     out: Path = Path("benchmarks/results/pods.json")
-    """Where the JSON goes, and the picture beside it."""
+    """Where the JSON goes."""
+    picture: Path = Path("docs/figures/pods.png")
+    """Where the picture goes."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -252,7 +254,7 @@ def main(options: Options) -> None:
         rows.append([*row, r["estimate"]["seconds"], r["estimate"]["efficiency"]])
     columns = ["", "outside loops", "collectives a step", "MiB a step", "gradient MiB", "temporary MiB"]
     harness.show("training steps on pods", [*columns, "s/step (estimate)", "efficiency (estimate)"], rows)
-    draw(records, options.out.with_suffix(".png"), options.scale)
+    draw(records, options.picture, options.scale)
     print(f"written to {options.out}")
 
 
