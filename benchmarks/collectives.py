@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.training import models
+from experiments.training.config import Config
+from experiments.training.devices import Devices
+from experiments.training.steps import init_state, make_optimizer, train_step
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 COLLECTIVE = re.compile(r" = (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
@@ -56,7 +66,40 @@ def find_collectives(text: str) -> dict[str, dict[str, int]]:
 def _loop(line: str) -> str:
     """Whose loop a `while` is, from the name of the operation that it was compiled from."""
     path = re.search(r'op_name="([^"]*)"', line)
-    block = re.search(r"ode\d+_\d+", path.group(1)) if path else None
+    block = re.search(r"ode\d+_\d+|block\d+", path.group(1)) if path else None
     if path is None or block is None:
         return "other loops"
     return f"{block.group(0)} {'backward' if 'transpose' in path.group(1) else 'forward'}"
+
+
+def lowered_step(config: Config, devices: Devices, level: int = 0, *, by_name: bool = True) -> Any:
+    """The training step of `experiments.train` on 50,000 images of 32x32, to be compiled for devices.
+
+    Args:
+      level: of refinement.
+      by_name: as it is; otherwise without a mesh, by the shardings of its arguments alone.
+    """
+    size, n_classes = config.batch_size, 100 if config.dataset == "cifar100" else 10
+    net, optimizer = models.build(config, n_classes, level), make_optimizer(config, 50_000 // size)
+    place = lambda where: partial(jax.tree.map, lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where))
+    state = jax.eval_shape(partial(init_state, net, optimizer), jnp.zeros((1, 32, 32, 3)), 0)
+    images, labels = jax.ShapeDtypeStruct((50_000, 32, 32, 3), "uint8"), jax.ShapeDtypeStruct((50_000,), "int32")
+    scaling, seed = (jax.ShapeDtypeStruct((3,), "float32"),) * 2, jax.ShapeDtypeStruct((), "int32")
+    state, images, labels, scaling, seed = place(devices.everywhere)((state, images, labels, scaling, seed))
+    order = place(devices.spread(axis=1))(jax.ShapeDtypeStruct((50_000 // size, size), "int32"))
+    arguments = (state, images, labels, order, scaling, seed)
+    return train_step.lower(config, net, optimizer, *arguments, mesh=devices.mesh if by_name else None)
+
+
+def in_a_step(static: dict[str, dict[str, int]], counts: dict[str, Any]) -> dict[str, int]:
+    """Collectives and bytes of one training step, loops taken as often as the solver's counts say."""
+    total = {"collectives": 0, "bytes": 0}
+    for where, found in static.items():
+        block, _, side = where.partition(" ")
+        times = 1
+        if block in counts:
+            of = counts[block]
+            times = of["n_accepted"] + (of["n_rejected"] if side == "forward" else 0)
+        for key in total:
+            total[key] += times * found[key]
+    return total

@@ -25,7 +25,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,12 +36,11 @@ import numpy as np
 import tyro
 
 from benchmarks import harness
-from benchmarks.collectives import find_collectives
+from benchmarks.collectives import find_collectives, in_a_step, lowered_step
 from benchmarks.continuous_net import gradient_step
 from experiments.training import models
 from experiments.training.config import Config
 from experiments.training.devices import Devices
-from experiments.training.steps import init_state, make_optimizer, train_step
 from ode_nets.nn import NODE18, OdeBlock, ResNet18
 from ode_nets.remanifest import n_parameters
 
@@ -245,14 +243,7 @@ def training_program(options: Options, devices: Devices) -> Any:
     size = len(devices) * options.batch_size
     model = models.Node18Settings(widths=options.widths, scheme="heun_euler", rtol=1e-2, gradient="aca")
     config = Config("cifar10", model=model, batch_size=size)
-    net, optimizer = models.build(config, 10), make_optimizer(config, 50_000 // size)
-    place = lambda where: partial(jax.tree.map, lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where))
-    state = jax.eval_shape(partial(init_state, net, optimizer), jnp.zeros((1, 32, 32, 3)), 0)
-    images, labels = jax.ShapeDtypeStruct((50_000, 32, 32, 3), "uint8"), jax.ShapeDtypeStruct((50_000,), "int32")
-    scaling = (jax.ShapeDtypeStruct((3,), "float32"),) * 2
-    state, images, labels, scaling = place(devices.everywhere)((state, images, labels, scaling))
-    order = place(devices.spread(axis=1))(jax.ShapeDtypeStruct((50_000 // size, size), "int32"))
-    return train_step.lower(config, net, optimizer, state, images, labels, order, scaling, np.int32(0)).compile()
+    return lowered_step(config, devices).compile()
 
 
 def inspect(options: Options, counts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -271,20 +262,6 @@ def inspect(options: Options, counts: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return records
-
-
-def in_a_step(static: dict[str, dict[str, int]], counts: dict[str, Any]) -> dict[str, int]:
-    """Collectives and bytes of one training step, loops taken as often as the solver's counts say."""
-    total = {"collectives": 0, "bytes": 0}
-    for where, found in static.items():
-        block, _, side = where.partition(" ")
-        times = 1
-        if block in counts:
-            of = counts[block]
-            times = of["n_accepted"] + (of["n_rejected"] if side == "forward" else 0)
-        for key in total:
-            total[key] += times * found[key]
-    return total
 
 
 def measure_scaling(options: Options) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from experiments import configs
 from experiments.records.files import RunError, expand, say
 from experiments.training.config import Config
 from experiments.training.devices import Agreement, is_first, join
+from experiments.training.feed import Choice
 from experiments.training.fingerprint import changes, fingerprint
 from experiments.training.progress import Bar, Interrupted, StopSignals, read, summary, unfailing_console
 from experiments.training.run import Run, check_start
@@ -64,6 +65,9 @@ class Options:
     """Print nothing but errors."""
     steps_per_dispatch: int = 1
     """Training steps in one call, 0 for an epoch; checkpoints, signals and the progress bar come between calls."""
+    feed: Choice = "auto"
+    """Where training images are: the `whole` set on every device, `spread` over all of them, or on the host, which
+    reads batches ahead (`stream`); by default the first of these that fits into a quarter of a device's memory."""
     n_devices: int | None = None
     """Use so many devices; default all."""
     distributed: bool = False
@@ -93,6 +97,8 @@ class Options:
         for name in ("checkpoint_seconds", "steps_per_dispatch"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
+        if self.feed == "stream" and self.steps_per_dispatch != 1:
+            raise ValueError(f"steps_per_dispatch={self.steps_per_dispatch}: expected 1 beside --feed stream")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -114,7 +120,7 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
         results = found["results"]
     else:
         kept = found.get("data") if options.resume else None
-        task = Task(config, options.n_devices, kept=kept, accept_new_data=options.accept_new_data)
+        task = Task(config, options.n_devices, kept=kept, accept_new_data=options.accept_new_data, feed=options.feed)
         run = Run.start(folder, config, **flags, data=known(kept, fingerprint(task.dataset)))
         try:
             results = fit(task, run, options, console)
@@ -175,12 +181,14 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
 
             # The steps of the epoch.
             began, first, stop = 0.0, step, False
+            batches = task.batches(order, step % n_steps)
             bar.start_epoch(step)
             while step < end and not stop:
                 taken = min(options.steps_per_dispatch or n_steps, end - step)
                 many = partial(train_steps, n_steps=np.int32(taken))
+                data = *next(batches), order, task.scaling, seed
                 state, metrics = (train_step if options.steps_per_dispatch == 1 else many)(
-                    config, net, task.optimizer, state, task.images, task.labels, order, task.scaling, seed
+                    config, net, task.optimizer, state, *data, mesh=task.devices.mesh, feed=task.feed
                 )
                 # The first call of a level returns when it is compiled, and any call before it is computed.
                 began = began or time.perf_counter()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from ode_nets.axes import AxisName, largest_over, mean_over
 from ode_nets.trees import Unjudged
 
 PyTree = Any
@@ -86,7 +87,10 @@ class StepController:
         return jnp.clip(raw, lowest, highest).astype(error.dtype)
 
 
-def scaled_norm(error: PyTree, x: PyTree, x_next: PyTree, rtol: Any, atol: Any, kind: Norm = "batch") -> jax.Array:
+def scaled_norm(
+    error: PyTree, x: PyTree, x_next: PyTree, rtol: Any, atol: Any, kind: Norm = "batch",
+    axis_name: AxisName = None, good: Any = None,
+) -> jax.Array:  # fmt: skip
     """The size of an error relative to the tolerance; a step is accepted where it is at most 1.
 
         E = RMS(error / (atol + rtol * max(|x_n|, |x_{n+1}|)))      (ACA app. A, published code)
@@ -99,6 +103,9 @@ def scaled_norm(error: PyTree, x: PyTree, x_next: PyTree, rtol: Any, atol: Any, 
       kind: `"batch"` takes the mean over every entry; `"sample"` takes it over the entries of each sample
         (leading axis of every leaf) and returns the worst sample's, so that no sample hides in a batch. A function of
         the state picks what of it counts, and the mean is taken over the entries of that.
+      axis_name: mesh axis of a `jax.shard_map` over which samples are spread: the norm is that of all of them, by one
+        reduction of a scalar.
+      good: whether the step counts at all, boolean scalar: where not, the norm is infinite.
 
     Returns:
       A scalar of at least float32; NaN where a state is not finite or a (traced) tolerance is negative; 0 for a state
@@ -137,14 +144,16 @@ def scaled_norm(error: PyTree, x: PyTree, x_next: PyTree, rtol: Any, atol: Any, 
             "leading axis, the samples, in all of them; use norm='batch'"
         )
     if sum(leaf.size for leaf in leaves) == 0:
-        size = jnp.zeros((), dtype)
+        square = jnp.zeros((), dtype)
     elif kind == "sample":
         sums = sum((_rows(leaf) for leaf in leaves[1:]), start=_rows(leaves[0]))
-        size = _root(jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves))
+        square = jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves)
     else:
         total = sum((leaf.sum() for leaf in leaves[1:]), start=leaves[0].sum())
-        size = _root(total / sum(leaf.size for leaf in leaves))
-    return jnp.where(jnp.all(jnp.stack(finite)), size, jnp.nan) if finite else size
+        square = total / sum(leaf.size for leaf in leaves)
+    square = jnp.where(jnp.all(jnp.stack(finite)), square, jnp.nan) if finite else square
+    square = square if good is None else jnp.where(good, square, jnp.inf)
+    return _root(largest_over(axis_name, square) if kind == "sample" else mean_over(axis_name, square))
 
 
 def _root(square: jax.Array) -> jax.Array:
@@ -195,6 +204,7 @@ def initial_step(
     rtol: Any,
     atol: Any,
     kind: Norm = "batch",
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """A first step size from the scales of the state and of its first two derivatives.
 
@@ -206,19 +216,20 @@ def initial_step(
       span: |t1 - t0|, scalar; the step does not exceed it.
       sign: 1, or -1 where time runs backward.
       order: q, the order that the error estimate has plus one is the exponent's denominator.
-      rtol, atol, kind: as in `scaled_norm`.
+      rtol, atol, kind, axis_name: as in `scaled_norm`.
 
     Returns:
       A scalar of the dtype of `span`, not negative.
     """
-    d0, d1 = (scaled_norm(v, x0, x0, rtol, atol, kind) for v in (x0, f0))
+    size = lambda v: scaled_norm(v, x0, x0, rtol, atol, kind, axis_name)
+    d0, d1 = size(x0), size(f0)
     # With atol = 0, a zero entry that moves makes its slope infinitely steep.
     guess = 0.01 * d0 / jnp.where(d1 == 0, 1.0, d1)
     h0 = jnp.where((d0 < 1e-5) | (d1 < 1e-5) | jnp.isinf(d1), 1e-6, guess)
     h0 = jnp.minimum(h0.astype(span.dtype), span)
     x1 = jax.tree.map(lambda x, f: x + (sign * h0).astype(x.dtype) * f, x0, f0)
     change = jax.tree.map(jnp.subtract, slope(h0, x1), f0)
-    d2 = scaled_norm(change, x0, x0, rtol, atol, kind) / jnp.where(h0 == 0, 1.0, h0).astype(d1.dtype)
+    d2 = size(change) / jnp.where(h0 == 0, 1.0, h0).astype(d1.dtype)
     steep = jnp.maximum(d1, d2)
     h1 = jnp.where(
         (steep <= 1e-15) | jnp.isinf(steep),

@@ -1,7 +1,6 @@
 """Collectives counted in the text of a compiled program, by the loop that they are in."""
 
-from benchmarks.collectives import find_collectives
-from benchmarks.node18 import in_a_step
+from benchmarks.collectives import find_collectives, in_a_step
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8,4]{1,0})->f32[8,4]{1,0}}

@@ -13,6 +13,7 @@ from experiments.training.models import ARCHITECTURES, ContinuousNetSettings, Mo
 
 VERSION = 2
 """Of stored configs; 0.1.0 stored none, and its settings were flat."""
+Extent = Literal["global", "local"]
 AdaptName = Literal["none", "step", "settled_step", "tolerance"]
 
 
@@ -68,6 +69,12 @@ class Config:
     """L2 penalty on all parameters, added to the gradient."""
     refine_epochs: tuple[int, ...] = ()
     """Epochs before which M and N_t are doubled (ContinuousNet sec. 5.2); late ones never come."""
+    batch_statistics: Extent = "global"
+    """Over what batch norm takes mean and variance in training: the `global` batch, for which devices exchange them at
+    every norm, or the `local` part of it that a device has."""
+    step_control: Extent = "global"
+    """Whose error sizes adaptive steps: that of the `global` batch, for which devices exchange a number a trial, or of
+    the `local` part of each, which then takes steps of its own."""
     seed: int = 0
     """Of initial values, data order, augmentation and the validation split."""
 
@@ -81,6 +88,8 @@ class Config:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
 
         check("adapt", f"one of {', '.join(get_args(AdaptName))}", self.adapt in get_args(AdaptName))
+        for name in ("batch_statistics", "step_control"):
+            check(name, f"one of {', '.join(get_args(Extent))}", getattr(self, name) in get_args(Extent))
         for name in ("adapt_max_steps", "epochs", "batch_size"):
             check(name, "at least 1", getattr(self, name) >= 1)
         check("crop_pad", "at least 0", self.crop_pad >= 0)
@@ -99,6 +108,8 @@ class Config:
         # What training asks of the architecture.
         model: Any = self.model
         name, rtol = name_of(model), getattr(model, "rtol", None)
+        good = rtol is None or self.step_control == "global" or self.batch_statistics == "local"
+        check("step_control", "global beside model.rtol, unless batch_statistics is local too", good)
         evolves = getattr(model, "evolution", "none") != "none"
         for key in ("w0_penalty", "p_penalty"):
             value = getattr(self, key)

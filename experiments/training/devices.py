@@ -1,9 +1,9 @@
 """Devices and processes: the mesh that a batch is spread over, and what the processes of a run agree on.
 
-Training is data parallel under `jit`: the state and the training images lie on every device, of each batch a device
-has its share, and XLA adds the reductions between them. Whatever is a mean over the batch is one over the global
-batch: loss and gradients, the statistics of batch norm, and the error norm that adaptive steps follow. So any number
-of devices takes the same steps and computes the same, but for the order of the sums.
+Training is data parallel: the state lies on every device, of each batch a device has its share, and
+`experiments.training.parallel` says what is reduced over them and when. By default whatever is a mean over the batch is
+one over the global batch: loss and gradients, the statistics of batch norm, and the error norm that adaptive steps
+follow. So any number of devices takes the same steps and computes the same, but for the order of the sums.
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments.images import data
-from experiments.training import adapt, regularize
+from experiments.training import adapt, parallel
 from experiments.training.config import Config
-from ode_nets.nn import regularization
+from experiments.training.feed import Feed, pick
 
 PyTree = Any
 COUNTS = ("nfe", "n_accepted", "n_rejected")
@@ -58,7 +59,7 @@ def init_state(
     }
 
 
-@partial(jax.jit, static_argnames=("config", "net", "optimizer"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "net", "optimizer", "mesh", "feed"), donate_argnames="state")
 def train_step(
     config: Config,
     net: nn.Module,
@@ -69,6 +70,8 @@ def train_step(
     order: jax.Array,
     scaling: tuple[jax.Array, jax.Array],
     seed: jax.Array | int,
+    mesh: Mesh | None = None,
+    feed: Feed = "whole",
 ) -> tuple[PyTree, PyTree]:
     """One step on the batch that `state["step"]` points to in `order`; the new state and its metrics.
 
@@ -77,6 +80,8 @@ def train_step(
       order: indices of an epoch, `[steps_per_epoch, batch_size]`. Spread over devices along its second axis, it
         spreads the images that it picks, and with them all that follows, in the same way.
       seed: of the augmentation.
+      mesh: devices that share the batch, see `parallel.slope_of_batch`; `None` for one.
+      feed: where images are, see `feed.pick`.
 
     Metrics are sums over the epoch so far, of images (their loss without penalties) and of what the solver of each
     ODE block counted; the first step after which the loss or the weights were not finite or a solver had failed,
@@ -87,23 +92,10 @@ def train_step(
     index = order[in_epoch]
     # Epochs draw their order from the same seed, numbered upwards from 0; steps are numbered downwards.
     key = jax.random.fold_in(jax.random.key(seed), -1 - step)
-    x = data.augment(key, images[index], pad=config.crop_pad, flip=config.flip)
-    x, y = data.normalize(x, *scaling), labels[index]
+    x, y = pick(images, labels, index, feed, mesh)
+    x = data.normalize(data.augment(key, x, pad=config.crop_pad, flip=config.flip), *scaling)
 
-    weights = regularize.weights_of(config.regularize)
-    adapted = regularize.measured(adapt.solved(net, state.get("adaptation"), config.adapt_max_steps), weights)
-
-    def loss_of(params: PyTree) -> tuple[jax.Array, PyTree]:
-        variables = {"params": params, "batch_stats": state["batch_stats"]}
-        collections, rngs = ["batch_stats", "solution", "quantities"], {"quantities": jax.random.fold_in(key, 1)}
-        logits, changed = adapted.apply(variables, x, train=True, mutable=collections, rngs=rngs)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-        correct = jnp.sum(jnp.argmax(logits, -1) == y)
-        penalty = regularization(params, config.w0_penalty, config.p_penalty) + regularize.penalty(weights, changed)
-        return loss + penalty, (loss, correct, changed["batch_stats"], changed.get("solution", {}))
-
-    slope_of = jax.grad(loss_of, has_aux=True)
-    gradient, (loss, correct, batch_stats, solution) = slope_of(state["params"])
+    gradient, (loss, correct, batch_stats, solution) = parallel.slope_of_batch(config, net, mesh, state, x, y, key)
     updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
 
@@ -130,7 +122,7 @@ def train_step(
     return trained | {"step": step + 1, "metrics": metrics}, metrics
 
 
-@partial(jax.jit, static_argnames=("config", "net", "optimizer"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "net", "optimizer", "mesh", "feed"), donate_argnames="state")
 def train_steps(
     config: Config,
     net: nn.Module,
@@ -142,11 +134,13 @@ def train_steps(
     scaling: tuple[jax.Array, jax.Array],
     seed: jax.Array | int,
     n_steps: jax.Array | int,
+    mesh: Mesh | None = None,
+    feed: Feed = "whole",
 ) -> tuple[PyTree, PyTree]:
     """`n_steps` times `train_step` in one program, which is the same for any number of them."""
 
     def body(_: jax.Array, state: PyTree) -> PyTree:
-        return train_step(config, net, optimizer, state, images, labels, order, scaling, seed)[0]
+        return train_step(config, net, optimizer, state, images, labels, order, scaling, seed, mesh, feed)[0]
 
     state = jax.lax.fori_loop(0, n_steps, body, state)
     return state, state["metrics"]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments.images import data
 from experiments.records.files import RunError, say
 from experiments.training import adapt, models
 from experiments.training.config import Config
 from experiments.training.devices import Devices
+from experiments.training.feed import Choice, chosen, in_parts, stream
 from experiments.training.fingerprint import data_of_run
 from experiments.training.progress import NonFiniteError, failures, mean_counts
 from experiments.training.run import Run
@@ -38,6 +42,7 @@ class Task:
       n_devices: default all.
       kept: fingerprint of the data of the run that goes on; `None` for a new run.
       accept_new_data: whether other data will do.
+      feed: how images come to the devices, see `feed.chosen`.
 
     Raises:
       RunError: for data that is absent, broken or not that of the run, fewer images than a batch, or a batch that the
@@ -51,6 +56,7 @@ class Task:
         *,
         kept: dict[str, Any] | None = None,
         accept_new_data: bool = False,
+        feed: Choice = "auto",
     ):
         self.config = config
         try:
@@ -70,13 +76,19 @@ class Task:
         levels = range(config.level(config.epochs - 1) + 1)
         self.nets = [models.build(config, self.dataset.n_classes, level) for level in levels]
         self.optimizer = make_optimizer(config, self.steps_per_epoch)
-        held = (self.dataset.x_train, self.dataset.y_train, (self.dataset.mean, self.dataset.std))
-        self.images, self.labels, self.scaling = self.devices.put(held, self.devices.everywhere)
+        self.scaling = self.devices.put((self.dataset.mean, self.dataset.std), self.devices.everywhere)
+        self.feed = chosen(feed, self.dataset.x_train, self.devices)
+        held = self.dataset.x_train, self.dataset.y_train
+        if self.feed == "whole":
+            self.images, self.labels = self.devices.put(held, self.devices.everywhere)
+        elif self.feed == "spread":
+            held = jax.tree.map(partial(in_parts, n_devices=len(self.devices)), held)
+            self.images, self.labels = self.devices.put(held, self.devices.spread())
         self._order = jax.jit(self.order_of, out_shardings=self.devices.spread(axis=1))
 
     def init(self, level: int) -> PyTree:
         """A new training state, in the shapes of a level."""
-        one_image = jnp.zeros((1, *self.images.shape[1:]))
+        one_image = jnp.zeros((1, *self.dataset.x_train.shape[1:]))
         state = init_state(self.nets[level], self.optimizer, one_image, self.config.seed)
         if self.config.adapt == "none":
             return state
@@ -93,6 +105,13 @@ class Task:
         order = data.epoch_permutation(seed, epoch, len(self.dataset.x_train))
         shape = (self.steps_per_epoch, self.config.batch_size)
         return order[: shape[0] * shape[1]].reshape(shape)
+
+    def batches(self, order: jax.Array, start: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """Images and labels as `train_step` takes them, for the steps of an epoch from one of them on."""
+        if self.feed != "stream":
+            return itertools.repeat((self.images, self.labels))
+        spans = multihost_utils.process_allgather(order, tiled=True)
+        return stream(self.dataset.x_train, self.dataset.y_train, np.asarray(spans), self.devices, start=start)
 
     def start(self, run: Run) -> tuple[int, dict[str, Any], PyTree]:
         """Step, notes and state of the newest whole checkpoint of a run, or new ones.

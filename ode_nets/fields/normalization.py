@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ode_nets.axes import AxisName, mean_over
+
 Params = dict[str, jax.Array]
 
 EPSILON = 1e-5
@@ -21,7 +23,9 @@ def init_statistics(channels: int) -> Params:
     return {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
 
 
-def batch_norm(x: jax.Array, params: Params, stats: Params | None = None) -> tuple[jax.Array, Params]:
+def batch_norm(
+    x: jax.Array, params: Params, stats: Params | None = None, axis_name: AxisName = None
+) -> tuple[jax.Array, Params]:
     """Normalize every channel, over batch and space.
 
         y = scale * (x - mean) / sqrt(var + 1e-5) + bias     (ContinuousNet A.3, eq. 30)
@@ -31,6 +35,9 @@ def batch_norm(x: jax.Array, params: Params, stats: Params | None = None) -> tup
       params: `scale` and `bias`, `[channels]`.
       stats: running `mean` and `var` (`[channels]`) for evaluation; `None` normalizes with the statistics of
         this batch, over the global batch when `x` is sharded under jit.
+      axis_name: mesh axis of a `jax.shard_map` over which the batch is spread, in equal parts: the statistics of a
+        batch are then those of all of it, by one reduction of means and means of squares together. The variance is
+        their difference, whose rounding error is that of mean^2.
 
     Returns:
       `y` like `x`, and the statistics used: in training the batch's mean and biased variance, float32, to
@@ -45,7 +52,11 @@ def batch_norm(x: jax.Array, params: Params, stats: Params | None = None) -> tup
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(x.ndim - 1))
         mean = jnp.mean(wide, axes)
-        stats = {"mean": mean, "var": jnp.mean(jnp.square(wide - mean), axes)}
+        if axis_name is None:
+            stats = {"mean": mean, "var": jnp.mean(jnp.square(wide - mean), axes)}
+        else:
+            mean, square = mean_over(axis_name, jnp.stack([mean, jnp.mean(jnp.square(wide), axes)]))
+            stats = {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0)}
     factor = params["scale"] * jax.lax.rsqrt(stats["var"] + EPSILON)
     shift = params["bias"] - stats["mean"] * factor
     return x * factor.astype(x.dtype) + shift.astype(x.dtype), stats

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from ode_nets.axes import AxisName
 from ode_nets.fields.convolution import convolution
 from ode_nets.fields.initializers import fan_out_normal
 from ode_nets.fields.normalization import batch_norm, init_batch_norm, init_statistics
@@ -35,6 +36,7 @@ class ResidualUnit:
       kernel_size: extent of every convolution.
       dtype: what convolutions compute in, e.g. `"bfloat16"`; parameters and the result stay as they are.
       n_convolutions: how many there are, e.g. 1 for ANODEV2's AlexNet.
+      axis_name: of the batch norms in training, see `batch_norm`.
 
     Raises:
       ValueError: for sizes below 1 or an unknown order.
@@ -56,6 +58,7 @@ class ResidualUnit:
     kernel_size: int = 3
     dtype: str | None = None
     n_convolutions: int = 2
+    axis_name: AxisName = None
 
     def __post_init__(self) -> None:
         for name in ("channels", "in_channels", "stride", "kernel_size", "n_convolutions"):
@@ -108,7 +111,8 @@ class ResidualUnit:
         used = {}
 
         def norm(i: int, x: jax.Array) -> jax.Array:
-            y, used[f"bn{i}"] = batch_norm(x, params[f"bn{i}"], None if stats is None else stats[f"bn{i}"])
+            running = None if stats is None else stats[f"bn{i}"]
+            y, used[f"bn{i}"] = batch_norm(x, params[f"bn{i}"], running, self.axis_name)
             return y
 
         def conv(i: int, x: jax.Array) -> jax.Array:

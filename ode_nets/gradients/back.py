@@ -116,6 +116,7 @@ def _backward(
     ct_end, ct_states, ct_rows = instantiate((cotangent.state, ct_states, ct_rows))
     inside = ct_rows is not None or not solver.lands(problem)
     clocks = Packing(end.clock)
+    ct_aux = vary(ct_end.aux, problem.x0)
 
     def local(inputs: Any, x: PyTree, i: Any, tau: Any, end: Any, cursor: Any) -> Any:
         """What a step gives, as a function of what is differentiated."""
@@ -135,13 +136,13 @@ def _backward(
         ts = None if ct.ts is None else problem.ts
         inputs = (parameters.chosen, ts, started.tau if timed else None)
         out, pullback = jax.vjp(lambda inputs, x: local(inputs, x, i, started.tau, after.tau, before), inputs, point.x)
-        ct_x, ct_row, d_ts = ct.x, jax.tree.map(jnp.zeros_like, out[3]), ct.ts
+        ct_x, ct_row, d_ts = ct.x, vary(jax.tree.map(jnp.zeros_like, out[3]), problem.x0), ct.ts
         if ct_rows is not None:
             ct_row = read(ct_rows, started.step)
         if problem.ts is not None:
             carry = (before, ct_x, ct_row, d_ts)
             ct_x, ct_row, d_ts = _pull_asked(problem, solver, out[0], out[3], ct_states, after.cursor, carry)
-        (d_parameters, more, d_tau), d_x = pullback((ct_x, ct.tau if timed else (), ct_end.aux, ct_row))
+        (d_parameters, more, d_tau), d_x = pullback((ct_x, ct.tau if timed else (), ct_aux, ct_row))
         new = Cotangents(
             x=d_x,
             tau=d_tau,

@@ -12,6 +12,7 @@ from ode_nets.gradients.reverse_only import refuse_forward_mode, refuse_reverse_
 from ode_nets.gradients.rules import standard
 from ode_nets.integrate import Problem, Solution, Solver, integrate, theta_at
 from ode_nets.integrate.problem import pose
+from ode_nets.lanes import vary
 from ode_nets.trees import Unjudged, add, as_cotangents, like, split, zero_cotangent, zeros
 
 PyTree = Any
@@ -160,7 +161,7 @@ class _Sided:
         return bool(getattr(self.weights, "continuous", True))
 
     def at(self, t: Any, side: Any = 1) -> PyTree:
-        return self.weights, self.consts, jnp.asarray(side, jnp.result_type(float))
+        return self.weights, self.consts, vary(jnp.asarray(side, jnp.result_type(float)), t)
 
 
 def _augmented_field(problem: Problem) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from ode_nets.axes import axis_names, exchanged_axes
 from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.direct import Checkpointed
 from ode_nets.gradients.outputs import mark_failed
@@ -96,6 +97,7 @@ def solve(
     check_kinds(solver, gradient, dense)
     field = as_chosen(field) if callable(field) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
+    check_axes(problem, solver)
     if isinstance(solver, OwnLoop):
         solution = standard(mark_failed)(standard(solver.solve)(problem, gradient, dense), problem)
     else:
@@ -158,6 +160,23 @@ def _compiled(frame: Any, method: Any, dense: bool) -> Callable:
         return mark_failed(solution, (problem, solver))
 
     return run
+
+
+def check_axes(problem: Problem, solver: Any) -> None:
+    """Refuse a field that devices evaluate together, on steps that each of them would find for itself.
+
+    Raises:
+      ValueError: for a field that reduces over a mesh axis, where steps are judged by an error that does not.
+    """
+    own_steps = isinstance(solver, OwnLoop) or not solver.recorded
+    shared = axis_names(getattr(solver, "axis_name", None))
+    if own_steps and (alone := exchanged_axes(problem.program.jaxpr) - set(shared)):
+        axis = sorted(alone)[0]
+        raise ValueError(
+            f"the field reduces over the axis {axis!r} and solver={solver!r} does not: devices that take different "
+            f"numbers of steps would wait for each other for ever; use Adaptive(..., axis_name={axis!r}), or "
+            "FixedStep, or a field that reduces over nothing"
+        )
 
 
 def check_kinds(solver: Any, gradient: Any, dense: bool = False) -> None:

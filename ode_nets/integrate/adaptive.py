@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.axes import AxisName, all_over, axis_names
 from ode_nets.control import Norm, StepController, initial_step, scaled_norm
 from ode_nets.integrate.problem import Place, Problem, evaluator, in_order, unresolved
 from ode_nets.integrate.solution import Result
@@ -39,6 +40,9 @@ class Adaptive:
         (leading axis).
       outputs: how asked times `ts` are met: `"interpolate"` leaves the steps alone and uses the scheme's interpolant,
         `"clip"` shortens steps to land on them. `None` interpolates where the scheme can.
+      axis_name: mesh axis of a `jax.shard_map` over which the samples of the state are spread. All devices then take
+        the same steps, by the error of all samples: one reduction of a scalar a trial. Without it each device takes
+        steps of its own.
 
     Raises:
       ValueError: for schemes without error estimate or, with `"interpolate"`, without an interpolant, and for
@@ -58,8 +62,10 @@ class Adaptive:
     controller: StepController = StepController()
     norm: Norm = "batch"
     outputs: Outputs | None = None
+    axis_name: AxisName = None
 
     def __post_init__(self) -> None:
+        axis_names(self.axis_name)
         object.__setattr__(self, "scheme", get_scheme(self.scheme))
         if self.scheme.error_order is None:
             raise ValueError(
@@ -119,6 +125,7 @@ class Adaptive:
             h = initial_step(
                 lambda tau, x: evaluator(problem, Place(tau, zero, tau))(START, x)[0],
                 problem.x0, first[0], span, problem.sign, self.scheme.error_order or 1, self.rtol, self.atol, self.norm,
+                self.axis_name,
             )  # fmt: skip
             nfe = 2
         else:
@@ -128,7 +135,8 @@ class Adaptive:
         positive = [jnp.all(jnp.asarray(leaf) > 0) for leaf in jax.tree.leaves(self.rtol)]
         positive += [jnp.all(jnp.asarray(leaf) >= 0) for leaf in jax.tree.leaves(self.atol)]
         good = jnp.all(jnp.stack(positive))
-        good &= jnp.isfinite(h) & jnp.isfinite(span) & jnp.isfinite(problem.t0) & all_finite(problem.x0)
+        good &= jnp.isfinite(h) & jnp.isfinite(span) & jnp.isfinite(problem.t0)
+        good &= all_over(self.axis_name, all_finite(problem.x0))
         result = jnp.where(good, Result.SUCCESS, Result.NON_FINITE)
         result = jnp.where(in_order(problem), result, Result.UNSORTED_TIMES)
         count = jnp.int32(0)
@@ -172,9 +180,7 @@ class Adaptive:
     def judge(self, problem: Problem, clock: Clock, place: Place, x: PyTree, step: Step) -> tuple[Clock, Any]:
         """The clock after a trial, and whether it counts."""
         before, after = self.scheme.lower(x), self.scheme.lower(step.x)
-        error = scaled_norm(step.error, before, after, self.rtol, self.atol, self.norm)
-        if step.good is not None:
-            error = jnp.where(step.good, error, jnp.inf)
+        error = scaled_norm(step.error, before, after, self.rtol, self.atol, self.norm, self.axis_name, step.good)
         landed = place.end == self._goal(problem, clock.cursor)
         stuck = unresolved(problem, place.tau, place.end) & ~landed
         accepted = (error <= 1) & ~stuck

@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit
 from ode_nets.gradients import Checkpointed, GradientMethod
 from ode_nets.integrate import FixedStep
-from ode_nets.nn.layers import ConvNorm, check_images, fold
+from ode_nets.nn.layers import ConvNorm, alone, check_images, fold
 from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.nn.roles import weight_roles
 from ode_nets.weights import (
@@ -45,7 +46,7 @@ class Layer(nn.Module):
         """Features of a batch."""
         params = self.param("unit", self.unit.init)
         stats = self.variable("batch_stats", "unit", self.unit.init_stats)
-        y, used = self.unit.apply(params, x, stats=None if train else stats.value)
+        y, used = alone(self, self.unit).apply(params, x, stats=None if train else stats.value)
         if train and not self.is_initializing():
             stats.value = fold(stats.value, used, self.momentum)
         return y
@@ -72,6 +73,7 @@ class ANODEV2(nn.Module):
       gradient: of every block; the default recomputes a block from its input (ANODE), as the paper does.
       momentum: of all running batch statistics.
       dtype: what convolutions compute in, e.g. `"bfloat16"`.
+      axis_name: of all batch norms in training, see `batch_norm`.
 
     Example:
         >>> net = ANODEV2("resnet4", basis=PiecewiseConstant(2), solver=FixedStep("euler", 2))
@@ -88,6 +90,7 @@ class ANODEV2(nn.Module):
     gradient: GradientMethod = Checkpointed("block")
     momentum: float = 0.9
     dtype: str | None = None
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -125,14 +128,15 @@ class ANODEV2(nn.Module):
         else:
             x = x + Layer(self._unit(16), self.momentum, name="residual1")(x, train=train)
             x = self._block(self._unit(16), "block1")(x, train=train)
-            down = ConvNorm(32, self.momentum, self.dtype, kernel_size=1, stride=2, name="shortcut2")
+            down = ConvNorm(32, self.momentum, self.dtype, 1, 2, self.axis_name, name="shortcut2")
             wider = Layer(self._unit(32, in_channels=16, stride=2), self.momentum, name="residual2")
             x = down(x, train=train) + wider(x, train=train)
             x = self._block(self._unit(32), "block2")(x, train=train)
         return _pool(x, 8).reshape(x.shape[0], -1)
 
     def _unit(self, width: int, *, bias: bool = False, **changes: Any) -> ResidualUnit:
-        return ResidualUnit(width, order="conv-bn-relu", skip_init=False, bias=bias, dtype=self.dtype, **changes)
+        shared: dict[str, Any] = {"order": "conv-bn-relu", "dtype": self.dtype, "axis_name": self.axis_name}
+        return ResidualUnit(width, skip_init=False, bias=bias, **shared, **changes)
 
     def _block(self, unit: ResidualUnit, name: str) -> OdeBlock:
         return OdeBlock(

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit
 from ode_nets.fields.residual import Order
 from ode_nets.gradients import Checkpointed, GradientMethod
@@ -42,6 +43,8 @@ class ContinuousNet(nn.Module):
       dtype: what convolutions compute in, e.g. `"bfloat16"`; `None` for that of their inputs.
       evolution: how the kernels of every block evolve in depth (ANODEV2); `None` for kernels in `basis`.
       quantities: what every block integrates in training, see `OdeBlock`.
+      axis_name: mesh axis of a `jax.shard_map` over which a batch is spread, for the statistics of all batch norms in
+        training, see `batch_norm`; that of step sizes is the solver's.
 
     Example:
         >>> net = ContinuousNet(widths=(8,), basis=PiecewiseConstant(2), solver=FixedStep("rk4", 2))
@@ -66,6 +69,7 @@ class ContinuousNet(nn.Module):
     dtype: str | None = None
     evolution: Evolution | None = None
     quantities: tuple[str, ...] = ()
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -74,7 +78,7 @@ class ContinuousNet(nn.Module):
         With `train`, batch norms use the batch's statistics and `batch_stats` must be mutable.
         """
         check_images(images)
-        x = Stem(self.widths[0], self.momentum, self.dtype, name="stem")(images, train=train)
+        x = Stem(self.widths[0], self.momentum, self.dtype, axis_name=self.axis_name, name="stem")(images, train=train)
         for i, width in enumerate(self.widths):
             if i > 0:
                 unit = self._unit(width, in_channels=self.widths[i - 1], stride=2, skip_init=False)
@@ -92,11 +96,11 @@ class ContinuousNet(nn.Module):
             )
             x = block(x, train=train)
         if self.final_norm:
-            x = jax.nn.relu(Norm(self.momentum, name="norm")(x, train=train))
+            x = jax.nn.relu(Norm(self.momentum, self.axis_name, name="norm")(x, train=train))
         return nn.Dense(self.n_classes, name="head")(x.mean((1, 2)))
 
     def _unit(self, width: int, **changes: Any) -> ResidualUnit:
-        return ResidualUnit(width, order=self.order, dtype=self.dtype, **changes)
+        return ResidualUnit(width, order=self.order, dtype=self.dtype, axis_name=self.axis_name, **changes)
 
 
 def WideContinuousNet(**changes: Any) -> ContinuousNet:  # noqa: N802 - it reads as the model's name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit, batch_norm, convolution
 from ode_nets.fields.initializers import fan_out_normal
 from ode_nets.fields.normalization import init_batch_norm, init_statistics
@@ -46,6 +48,7 @@ class Norm(nn.Module):
     """Batch normalization, with running statistics in evaluation; `[..., channels]` to the same."""
 
     momentum: float = 0.9
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -56,11 +59,18 @@ class Norm(nn.Module):
             name: self.variable("batch_stats", name, lambda v=value: v)
             for name, value in init_statistics(channels).items()
         }
-        y, used = batch_norm(x, params, None if train else {name: stat.value for name, stat in stats.items()})
+        running = None if train else {name: stat.value for name, stat in stats.items()}
+        y, used = batch_norm(x, params, running, None if self.is_initializing() else self.axis_name)
         if train and not self.is_initializing():
             for name, stat in stats.items():
                 stat.value = fold(stat.value, used[name], self.momentum)
         return y
+
+
+def alone(module: nn.Module, part: Any) -> Any:
+    """A unit or a solver as a module has it: without its mesh axis while variables are made, where there is none."""
+    named = getattr(part, "axis_name", None) is not None
+    return dataclasses.replace(part, axis_name=None) if named and module.is_initializing() else part
 
 
 class ConvNorm(nn.Module):
@@ -74,15 +84,15 @@ class ConvNorm(nn.Module):
     dtype: str | None = None
     kernel_size: int = 3
     stride: int = 1
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalized features."""
         size = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
         kernel = self.param("kernel", fan_out_normal, size)
-        return Norm(self.momentum, name="bn")(
-            convolution(x, kernel, strides=self.stride, dtype=self.dtype), train=train
-        )
+        y = convolution(x, kernel, strides=self.stride, dtype=self.dtype)
+        return Norm(self.momentum, self.axis_name, name="bn")(y, train=train)
 
 
 class Stem(ConvNorm):
@@ -118,7 +128,7 @@ class Stitch(nn.Module):
         params = self.param("unit", self.unit.init)
         shortcut = self.param("shortcut", fan_out_normal, (1, 1, x.shape[-1], self.unit.channels))
         stats = self.variable("batch_stats", "unit", self.unit.init_stats)
-        residual, used = self.unit.apply(params, x, stats=None if train else stats.value)
+        residual, used = alone(self, self.unit).apply(params, x, stats=None if train else stats.value)
         if train and not self.is_initializing():
             stats.value = fold(stats.value, used, self.momentum)
         down = convolution(x, shortcut, strides=self.unit.stride, dtype=self.unit.dtype)

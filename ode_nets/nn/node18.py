@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit
 from ode_nets.gradients import ACA, GradientMethod
 from ode_nets.integrate import Adaptive
@@ -33,13 +34,14 @@ class BasicBlock(nn.Module):
     stride: int = 1
     momentum: float = 0.9
     dtype: str | None = None
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Features after one discrete block."""
 
         def layer(name: str, kernel_size: int = 3, stride: int = 1) -> nn.Module:
-            return ConvNorm(self.channels, self.momentum, self.dtype, kernel_size, stride, name=name)
+            return ConvNorm(self.channels, self.momentum, self.dtype, kernel_size, stride, self.axis_name, name=name)
 
         y = jax.nn.relu(layer("layer1", stride=self.stride)(x, train=train))
         y = layer("layer2")(y, train=train)
@@ -59,7 +61,8 @@ class NODE18(nn.Module):
 
     In training, batch norm takes mean and variance over the global batch, and the step sizes follow the error
     of the state of the whole global batch, however many devices it lies on: both are plain reductions inside
-    jit. Running statistics take in the accepted steps alone, once a call, under every gradient method.
+    jit, and reductions by name in a `jax.shard_map` (`axis_name` here and of the solver). Running statistics take
+    in the accepted steps alone, once a call, under every gradient method.
 
     Attributes:
       n_classes: length of the output.
@@ -72,6 +75,7 @@ class NODE18(nn.Module):
         float32 all the same.
       evolution: how the kernels of every ODE block evolve in depth (ANODEV2); `None` for constant ones.
       quantities: what every ODE block integrates in training, see `OdeBlock`.
+      axis_name: of all batch norms in training, see `batch_norm`.
 
     ODE blocks are the modules `ode<stage>_<number>`, and the collection `solution`, where mutable, has their
     counts and result codes.
@@ -94,6 +98,7 @@ class NODE18(nn.Module):
     dtype: str | None = None
     evolution: Evolution | None = None
     quantities: tuple[str, ...] = ()
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -101,7 +106,9 @@ class NODE18(nn.Module):
 
         def block(width: int, name: str) -> nn.Module:
             return OdeBlock(
-                unit=ResidualUnit(width, order="conv-bn-relu", skip_init=False, bias=False, dtype=self.dtype),
+                unit=ResidualUnit(
+                    width, order="conv-bn-relu", skip_init=False, bias=False, dtype=self.dtype, axis_name=self.axis_name
+                ),
                 basis=PiecewiseConstant(1),
                 solver=self.solver,
                 gradient=self.gradient,
@@ -130,13 +137,14 @@ class ResNet18(nn.Module):
     n_blocks: int = 1
     momentum: float = 0.9
     dtype: str | None = None
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits `[batch, n_classes]` of `images`, `[batch, height, width, channels]`, float, of any size."""
 
         def block(width: int, name: str) -> nn.Module:
-            return BasicBlock(width, 1, self.momentum, self.dtype, name=f"basic{name}")
+            return BasicBlock(width, 1, self.momentum, self.dtype, self.axis_name, name=f"basic{name}")
 
         return _logits(self, block, images, train)
 
@@ -149,10 +157,11 @@ def _logits(net: NODE18 | ResNet18, block: Block, images: jax.Array, train: bool
             f"widths={net.widths}, n_blocks={net.n_blocks}: expected one width or more of at least 1, and "
             "at least 0 blocks"
         )
-    x = Stem(net.widths[0], net.momentum, net.dtype, name="stem")(images, train=train)
+    x = Stem(net.widths[0], net.momentum, net.dtype, axis_name=net.axis_name, name="stem")(images, train=train)
     for stage, width in enumerate(net.widths, start=1):
         stride = 1 if stage == 1 else 2
-        x = BasicBlock(width, stride, net.momentum, net.dtype, name=f"basic{stage}_0")(x, train=train)
+        first = BasicBlock(width, stride, net.momentum, net.dtype, net.axis_name, name=f"basic{stage}_0")
+        x = first(x, train=train)
         for number in range(1, net.n_blocks + 1):
             x = block(width, f"{stage}_{number}")(x, train=train)
     return nn.Dense(net.n_classes, name="head")(x.mean((1, 2)))

@@ -13,7 +13,7 @@ from ode_nets.fields import Unit, jacobian_frobenius, kinetic_energy, of_steps, 
 from ode_nets.gradients import Checkpointed, GradientMethod, solve
 from ode_nets.integrate import Solution
 from ode_nets.nn.evolving import init_evolved, join_kernels, split_kernels
-from ode_nets.nn.layers import fold
+from ode_nets.nn.layers import alone, fold
 from ode_nets.nn.linen import as_unit
 from ode_nets.nn.roles import COEFFICIENTS, EVOLVED
 from ode_nets.stepping import Measured
@@ -120,7 +120,7 @@ class OdeBlock(nn.Module):
         channels = x.shape[-1]
         if self.augment:
             x = jnp.concatenate([x, jnp.zeros((*x.shape[:-1], self.augment), x.dtype)], axis=-1)
-        unit = as_unit(self.unit, x)
+        unit, solver = alone(self, as_unit(self.unit, x)), alone(self, self.solver)
         parts = self._theta(unit)
         intervals = PiecewiseConstant(self.basis.n_basis)
         running = self.variable(
@@ -155,7 +155,7 @@ class OdeBlock(nn.Module):
         if self.quantities and train and not self.is_initializing():
             solution = self._measured(field, x, weights, options)
         else:
-            solution = solve(field, x, weights, solver=self.solver, **options)
+            solution = solve(field, x, weights, solver=solver, **options)
         if train and not self.is_initializing():
             totals, count = solution.aux
             means = jax.tree.map(lambda s: s / jnp.maximum(count, 1).reshape(-1, *[1] * (s.ndim - 1)), totals)

@@ -22,12 +22,13 @@ class PreActivationUnit(nn.Module):
     stride: int = 1
     skip_init: bool = True
     momentum: float = 0.9
+    axis_name: Any = None  # of flax, whose annotation knows a single name
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """The residual of `x`, `[batch, height / stride, width / stride, channels]`."""
         for i, stride in ((1, self.stride), (2, 1)):
-            norm = nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name=f"bn{i}")
+            norm = nn.BatchNorm(not train, momentum=self.momentum, axis_name=self.axis_name, name=f"bn{i}")
             conv = nn.Conv(self.channels, (3, 3), stride, kernel_init=_he_fan_out, name=f"conv{i}")
             x = conv(nn.relu(norm(x)))
         return x * self.param("skip", nn.initializers.zeros, ()) if self.skip_init else x
@@ -40,7 +41,7 @@ class ResNet(nn.Module):
     it is compared with.
 
     Attributes:
-      n_classes, widths, skip_init, final_norm, momentum: as in `ContinuousNet`.
+      n_classes, widths, skip_init, final_norm, momentum, axis_name: as in `ContinuousNet`.
       n_units: residual units a block, beside the downsampling unit before each block but the first.
 
     Example:
@@ -56,22 +57,26 @@ class ResNet(nn.Module):
     skip_init: bool = True
     final_norm: bool = False
     momentum: float = 0.9
+    axis_name: Any = None  # of flax, whose annotation knows a single name
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits `[batch, n_classes]` of `images`, `[batch, height, width, channels]`."""
         x = nn.Conv(self.widths[0], (3, 3), use_bias=False, kernel_init=_he_fan_out, name="stem")(images)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="stem_bn")(x))
+        norm = nn.BatchNorm(not train, momentum=self.momentum, axis_name=self.axis_name, name="stem_bn")
+        x = nn.relu(norm(x))
         for i, width in enumerate(self.widths, start=1):
             if i > 1:
                 down = nn.Conv(width, (1, 1), 2, use_bias=False, kernel_init=_he_fan_out, name=f"shortcut{i - 1}")
-                unit = PreActivationUnit(width, 2, False, self.momentum, name=f"stitch{i - 1}")
+                unit = PreActivationUnit(width, 2, False, self.momentum, self.axis_name, name=f"stitch{i - 1}")
                 x = down(x) + unit(x, train=train)
             for k in range(self.n_units):
-                unit = PreActivationUnit(width, 1, self.skip_init, self.momentum, name=f"block{i}_unit{k}")
+                name = f"block{i}_unit{k}"
+                unit = PreActivationUnit(width, 1, self.skip_init, self.momentum, self.axis_name, name=name)
                 x = x + unit(x, train=train)
         if self.final_norm:
-            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="norm")(x))
+            norm = nn.BatchNorm(not train, momentum=self.momentum, axis_name=self.axis_name, name="norm")
+            x = nn.relu(norm(x))
         return nn.Dense(self.n_classes, name="head")(x.mean((1, 2)))
 
 
@@ -124,5 +129,5 @@ def as_resnet(net: ContinuousNet, variables: PyTree) -> tuple[ResNet, PyTree]:
                 out[name] = tree
         return out
 
-    twin = ResNet(net.n_classes, net.widths, m, net.skip_init, net.final_norm, net.momentum)
+    twin = ResNet(net.n_classes, net.widths, m, net.skip_init, net.final_norm, net.momentum, net.axis_name)
     return twin, {name: convert(variables[name]) for name in ("params", "batch_stats")}

@@ -27,6 +27,7 @@ from ode_nets import (
     gaussian_kl,
     gaussian_log_likelihood,
     importance_bound,
+    kaiming_layer,
     latent_ode,
     recur,
 )

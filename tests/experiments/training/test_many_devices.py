@@ -37,6 +37,7 @@ STEPS = """
 import json, sys
 from pathlib import Path
 import jax, numpy as np
+from benchmarks.collectives import find_collectives
 from experiments.training.config import Config
 from experiments.training.run import Run
 from experiments.training.steps import train_step
@@ -54,12 +55,18 @@ for n in (1, 2, 8):
     if n != 2:
         losses.append(task.evaluate(0, state, "test"))
     rest = task.images, task.labels, order, task.scaling, np.int32(0)
+    how = {"mesh": task.devices.mesh, "feed": task.feed}
     if n == 8:
         # Of the batch of 8 a device computes its one image.
-        program = train_step.lower(config, task.nets[0], task.optimizer, state, *rest).compile().as_text()
+        program = train_step.lower(config, task.nets[0], task.optimizer, state, *rest, **how).compile().as_text()
         assert "f32[1,8,8,2]" in program and "f32[8,8,8,2]" not in program
+        # In a trial one error, and two channels' mean and square of two norms in each of two stages; no gradient.
+        found = find_collectives(program)
+        assert found["ode1_1 forward"] == {"collectives": 5, "bytes": 4 + 4 * 16}, found
+        back = found["ode1_1 backward"]
+        assert back["collectives"] <= 3 * 4 and back["bytes"] <= 16 * back["collectives"], found
     for step in range(2):
-        state, metrics = train_step(config, task.nets[0], task.optimizer, state, *rest)
+        state, metrics = train_step(config, task.nets[0], task.optimizer, state, *rest, **how)
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
             kept[f"{step}{jax.tree_util.keystr(path)}"] = leaf
