@@ -15,6 +15,8 @@ from functools import cache
 from itertools import combinations_with_replacement
 from types import MappingProxyType
 
+from ode_nets.arguments import Count, checked
+
 Number = Fraction | float
 Polynomial = tuple[Number, ...]
 Tree = tuple["Tree", ...]  # the subtrees at the root; the single node is ()
@@ -76,6 +78,7 @@ def elementary_weights(a: Sequence[Sequence[Number]], tree: Tree) -> tuple[Numbe
 
 
 @dataclass(frozen=True)
+@checked
 class Tableau:
     """An explicit Runge-Kutta scheme with its error estimate and dense output; hashable, equal by value.
 
@@ -109,9 +112,9 @@ class Tableau:
     a: tuple[tuple[Number, ...], ...]
     b: tuple[Number, ...]
     c: tuple[Number, ...]
-    order: int
+    order: Count
     b_error: tuple[Number, ...] | None = None
-    embedded_order: int | None = None
+    embedded_order: Count | None = None
     b_dense: tuple[Polynomial, ...] | None = None
 
     def __post_init__(self) -> None:

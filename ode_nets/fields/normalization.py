@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import checked
+
 Params = dict[str, jax.Array]
 
 EPSILON = 1e-5
@@ -21,6 +23,7 @@ def init_statistics(channels: int) -> Params:
     return {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
 
 
+@checked
 def batch_norm(x: jax.Array, params: Params, stats: Params | None = None) -> tuple[jax.Array, Params]:
     """Normalize every channel, over batch and space.
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from ode_nets.arguments import checked
 from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.direct import Checkpointed
 from ode_nets.gradients.outputs import mark_failed
@@ -93,7 +94,7 @@ def solve(
         >>> round(float(solution.x), 4), int(solution.result)
         (0.1353, 0)
     """
-    check_kinds(solver, gradient, dense)
+    check_kinds(solver, gradient, dense, throw)
     field = as_chosen(field) if callable(field) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
     if isinstance(solver, OwnLoop):
@@ -160,7 +161,8 @@ def _compiled(frame: Any, method: Any, dense: bool) -> Callable:
     return run
 
 
-def check_kinds(solver: Any, gradient: Any, dense: bool = False) -> None:
+@checked
+def check_kinds(solver: Any, gradient: Any, dense: bool = False, throw: bool = False) -> None:
     """Refuse what is no solver and no gradient method.
 
     Raises:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import checked
 from ode_nets.integrate.inputs import check_field, checked_state, checked_weights
 from ode_nets.integrate.program import Program, close_over
 from ode_nets.integrate.times import check_times, covers_domain, direction_of, time_dtype
@@ -194,8 +195,9 @@ def theta_at(weights: PyTree, t: Any, side: Any = 1) -> PyTree:
     return weights.at(t, side) if isinstance(weights, TimeDependent) else weights
 
 
+@checked
 def make_problem(
-    field: Field,
+    field: Any,
     x0: PyTree,
     weights: PyTree = None,
     *,

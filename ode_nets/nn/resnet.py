@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ode_nets.arguments import Count, Fraction01, Natural, Variables, Widths, checked
 from ode_nets.integrate import FixedStep
 from ode_nets.nn.continuous_net import ContinuousNet
 from ode_nets.nn.roles import COEFFICIENTS
@@ -33,6 +34,7 @@ class PreActivationUnit(nn.Module):
         return x * self.param("skip", nn.initializers.zeros, ()) if self.skip_init else x
 
 
+@checked
 class ResNet(nn.Module):
     """A pre-activation ResNet without bottlenecks: the discrete twin of `ContinuousNet`.
 
@@ -50,11 +52,11 @@ class ResNet(nn.Module):
         ['block1_unit0', 'block1_unit1', 'head', 'stem', 'stem_bn']
     """
 
-    n_classes: int = 10
-    widths: tuple[int, ...] = (16, 32, 64)
-    n_units: int = 32
+    n_classes: Count = 10
+    widths: Widths = (16, 32, 64)
+    n_units: Natural = 32
     skip_init: bool = True
-    momentum: float = 0.9
+    momentum: Fraction01 = 0.9
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -75,7 +77,8 @@ class ResNet(nn.Module):
 _he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def as_resnet(net: ContinuousNet, variables: PyTree) -> tuple[ResNet, PyTree]:
+@checked
+def as_resnet(net: ContinuousNet, variables: Variables) -> tuple[ResNet, PyTree]:
     """The ResNet that an Euler ContinuousNet with M = N_t and epsilon = N_t is, with its variables.
 
     Raises:

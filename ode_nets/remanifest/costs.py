@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 
+from ode_nets.arguments import Count, checked
 from ode_nets.integrate import FixedStep
 
 PyTree = Any
 
 
+@checked
 def n_parameters(variables: PyTree) -> int:
     """Number of trainable parameters in `variables["params"]`.
 
@@ -23,7 +25,8 @@ def n_parameters(variables: PyTree) -> int:
     return sum(int(leaf.size) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def nfe(solver: FixedStep, n_blocks: int = 1) -> int:
+@checked
+def nfe(solver: FixedStep, n_blocks: Count = 1) -> int:
     """Field evaluations of one forward pass: stages that the state depends on, times steps, times blocks.
 
     Raises:
@@ -34,6 +37,7 @@ def nfe(solver: FixedStep, n_blocks: int = 1) -> int:
     return solver.n_steps * solver.scheme.n_evaluations * n_blocks
 
 
+@checked
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points that no other beats in both: lower cost, higher value; sorted by cost.
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import checked
 from ode_nets.lanes import read
 from ode_nets.stepping.runge_kutta import OfTableau, as_runge_kutta
 from ode_nets.stepping.scheme import START, Evaluate, OneState, PyTree, Stage, Step
@@ -124,6 +125,7 @@ class Hyper(OfTableau, OneState):
         return _moved(self.scheme.interpolate(slopes, x, h, s), (s * h) ** (self.order + 1), g)
 
 
+@checked
 def hyper_loss(params: PyTree, scheme: Hyper, slope: Callable[[Any, PyTree], PyTree], ts: Any, xs: PyTree) -> jax.Array:
     """How far a correction is from the residuals of its scheme, by mean squares (Poli et al. 2020, residual fitting).
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Count, NotNegative, Rule, checked
 from ode_nets.integrate import FixedStep, Problem, integrate, theta_at
 from ode_nets.integrate.problem import Place, evaluator
 
 PyTree = Any
 Test = Literal["order", "segments", "jacobian"]
+Share = Annotated[float, Rule("numbers in (0, 1]", lambda x: 0 < x <= 1)]
 _ROUNDING = (3 + 16 * 2.0**-53) * 2.0**-53
 """Bound of the rounding error of an orientation, relative to the sum of its terms (Shewchuk 1997, sec. 4.1)."""
 NOISE = 64
@@ -51,7 +53,8 @@ class Crossings:
     reason: str = ""
 
 
-def order_changes(states: np.ndarray, t: np.ndarray, margin: float = 0.0) -> Crossings:
+@checked
+def order_changes(states: np.ndarray, t: np.ndarray, margin: NotNegative = 0.0) -> Crossings:
     """Crossings of trajectories in one dimension: a pair that changes places within a step.
 
     Exact with margin 0: comparisons of floating-point numbers. Two trajectories that start in one point coincide, and a
@@ -82,6 +85,7 @@ def order_changes(states: np.ndarray, t: np.ndarray, margin: float = 0.0) -> Cro
     return Crossings("order", len(k), places, np.stack([n, k, m, k], axis=-1), side[:, 1:].size)
 
 
+@checked
 def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float | np.ndarray = 0.0) -> np.ndarray:
     """On which side of the line from a to b the point c lies: 1 left, -1 right, 0 within a margin; exact.
 
@@ -112,6 +116,7 @@ def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float | np.
     return sign
 
 
+@checked
 def segment_crossings(states: np.ndarray, margin: float | np.ndarray = 0.0) -> Crossings:
     """Crossings of trajectories in the plane: two steps whose segments intersect inside both; exact.
 
@@ -166,6 +171,7 @@ def segment_crossings(states: np.ndarray, margin: float | np.ndarray = 0.0) -> C
     return Crossings("segments", len(i), places, members, len(n) * (len(n) - 1) // 2)
 
 
+@checked
 def chord_heights(states: np.ndarray) -> np.ndarray:
     """How far the smooth curve through the points of a polygon in the plane rises above each of its chords.
 
@@ -199,7 +205,8 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
 
 
-def trajectories(problem: Problem, solver: FixedStep, substeps: int = 1) -> tuple[np.ndarray, np.ndarray]:
+@checked
+def trajectories(problem: Problem, solver: FixedStep, substeps: Count = 1) -> tuple[np.ndarray, np.ndarray]:
     """Numerical trajectories Psi_{tau h}(z_k), tau = j / substeps: what Ott's definition of crossings is about.
 
     Args:
@@ -242,8 +249,14 @@ def _step_map(problem: Problem, solver: FixedStep) -> Any:
     return step
 
 
+@checked
 def folds(
-    problem: Problem, solver: FixedStep, *, n_samples: int = 8, n_places: int = 8, taus: Sequence[float] = (0.5, 1.0)
+    problem: Problem,
+    solver: FixedStep,
+    *,
+    n_samples: Count = 8,
+    n_places: Count = 8,
+    taus: Sequence[Share] = (0.5, 1.0),
 ) -> Crossings:
     """Steps that turn space inside out, in any dimension: det D Psi_{tau h} <= 0.
 
@@ -289,13 +302,14 @@ def folds(
     return Crossings("jacobian", len(bad), np.asarray(x)[bad], np.stack([n, k, n, k], axis=-1), examined)
 
 
+@checked
 def crossings(
     problem: Problem,
     solver: FixedStep,
     *,
-    n_samples: int = 64,
-    substeps: int | None = None,
-    margin: float | None = None,
+    n_samples: Count = 64,
+    substeps: Count | None = None,
+    margin: NotNegative | None = None,
 ) -> Crossings:
     """Crossings of a problem's numerical trajectories, by the test that its dimension allows.
 
@@ -325,6 +339,7 @@ def crossings(
     return order_changes(states[..., 0], t, margin) if size == 1 else segment_crossings(states, margin)
 
 
+@checked
 def is_autonomous(problem: Problem) -> bool:
     """Whether the field gives the same slopes, bit by bit, at eight times of the problem.
 
