@@ -24,8 +24,6 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import jax
 import numpy as np
 
-from ode_nets.trees import known
-
 T = TypeVar("T")
 
 
@@ -151,7 +149,7 @@ def _take(kind: _Kind, name: str, value: Any) -> Any:
     taken = kind.take(value)
     if taken is _WRONG:
         why = "; this is the class: make one of it" if isinstance(value, type) else ""
-        why = "; it is traced, and must be known" if not why and not known(value) else why
+        why = "; it is traced, and must be known" if isinstance(value, jax.core.Tracer) else why
         raise ValueError(f"{name}={shown(value)}: expected {kind.allowed}{why}")
     return taken
 
@@ -257,7 +255,7 @@ def _among(value: Any, allowed: tuple[Any, ...]) -> Any:
 
 
 def _integer(value: Any) -> Any:
-    if isinstance(value, bool) or not known(value) or getattr(value, "dtype", None) == np.bool_:
+    if isinstance(value, bool | jax.core.Tracer) or getattr(value, "dtype", None) == np.bool_:
         return _WRONG
     try:
         return operator.index(value)
@@ -267,7 +265,7 @@ def _integer(value: Any) -> Any:
 
 def _real(value: Any) -> Any:
     """A number that is not NaN; Python's as they are."""
-    if isinstance(value, bool | str | bytes) or not known(value) or not is_array(value) or np.ndim(value):
+    if isinstance(value, bool | jax.core.Tracer) or not is_array(value) or np.ndim(value):
         return _WRONG
     if not isinstance(value, int | float):
         if value.dtype.kind in "bc":

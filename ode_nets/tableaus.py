@@ -15,7 +15,7 @@ from functools import cache
 from itertools import combinations_with_replacement
 from types import MappingProxyType
 
-from ode_nets.arguments import Count, checked
+from ode_nets.arguments import checked
 
 Number = Fraction | float
 Polynomial = tuple[Number, ...]
@@ -112,9 +112,9 @@ class Tableau:
     a: tuple[tuple[Number, ...], ...]
     b: tuple[Number, ...]
     c: tuple[Number, ...]
-    order: Count
+    order: int
     b_error: tuple[Number, ...] | None = None
-    embedded_order: Count | None = None
+    embedded_order: int | None = None
     b_dense: tuple[Polynomial, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from ode_nets.arguments import NotNegative, Positive, checked
+from ode_nets.arguments import NotNegative, Numbers, Positive, checked
 from ode_nets.remanifest import Manifestation
 from ode_nets.validity.convergence import ratio
 
@@ -44,7 +44,7 @@ class Quality:
       accuracies.loss(many, of=few)             # 0.37
     """
 
-    values: Mapping[Manifestation, float]
+    values: Mapping[Manifestation, Numbers]
     measure: Measure
     tolerance: Positive | None = None
     floor: NotNegative | None = None
