@@ -79,6 +79,8 @@ class _Kind:
 
 
 _WRONG = object()
+_WIDE = 2**31
+"""Integers from there on are no constants of a program, but numbers like others are."""
 
 
 def checked(target: T) -> T:
@@ -265,12 +267,17 @@ def _integer(value: Any) -> Any:
 
 def _real(value: Any) -> Any:
     """A number that is not NaN; Python's as they are."""
-    if isinstance(value, bool | jax.core.Tracer) or not is_array(value) or np.ndim(value):
+    if isinstance(value, bool | complex | jax.core.Tracer) or not is_array(value) or np.ndim(value):
         return _WRONG
     if not isinstance(value, int | float):
         if value.dtype.kind in "bc":
             return _WRONG
         value = value.item()
+    if isinstance(value, int) and abs(value) >= _WIDE:
+        try:
+            return float(value)
+        except OverflowError:
+            return _WRONG
     return value if value == value else _WRONG
 
 

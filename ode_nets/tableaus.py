@@ -360,6 +360,6 @@ def get_tableau(scheme: str | Tableau) -> Tableau:
     """
     if isinstance(scheme, Tableau):
         return scheme
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ValueError(f"scheme must be a Tableau or one of {', '.join(sorted(SCHEMES))}; got {scheme!r}")
     return SCHEMES[scheme]

@@ -95,7 +95,7 @@ def solve(
         (0.1353, 0)
     """
     check_kinds(solver, gradient, dense, throw)
-    field = as_chosen(field) if callable(field) else field
+    field = as_chosen(field) if callable(field) and not isinstance(field, type) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
     if isinstance(solver, OwnLoop):
         solution = standard(mark_failed)(standard(solver.solve)(problem, gradient, dense), problem)

@@ -112,7 +112,7 @@ def solve_until(
             f"solver={solver!r} runs a loop of its own, which stops at no event here: use Adaptive or FixedStep, which "
             "take any scheme, those of diffrax as DiffraxScheme(...); or diffrax.diffeqsolve with diffrax.Event"
         )
-    field = as_chosen(field) if callable(field) else field
+    field = as_chosen(field) if callable(field) and not isinstance(field, type) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, has_aux=has_aux)
     event = as_chosen(event)
     program, consts = close_over(lambda t, x, _: event(t, x), problem.t0, problem.x0, ())

@@ -72,6 +72,8 @@ class Adaptive:
         _check_number("atol", self.atol, "at least 0", lambda v: v >= 0)
         for name in ("first_step", "min_step"):
             if getattr(self, name) is not None:
+                if jax.tree.structure(getattr(self, name)).num_nodes > 1:
+                    raise ValueError(f"{name}={shown(getattr(self, name))}: expected one number above 0, or None")
                 _check_number(name, getattr(self, name), "above 0", lambda v: v > 0)
         if self.outputs is None:
             object.__setattr__(self, "outputs", "interpolate" if self.scheme.interpolates else "clip")
@@ -214,7 +216,7 @@ class Adaptive:
 
 
 def _check_number(name: str, value: Any, allowed: str, good: Any) -> None:
-    for leaf in jax.tree.leaves(value) if value is not None else [value]:
+    for leaf in jax.tree.leaves(value) or [value]:
         if not is_array(leaf) or jnp.result_type(leaf) == np.bool_:
             raise ValueError(f"{name}={shown(value)}: expected a number {allowed}")
         out_of_range = known(leaf) and not np.all(good(np.asarray(leaf)))

@@ -226,7 +226,7 @@ def make_problem(
         >>> Checkpointed().run(problem, FixedStep("rk4", 50)).x.shape
         (3,)
     """
-    if not callable(field):
+    if not callable(field) or isinstance(field, type):
         raise ValueError(f"field={field!r}: expected a function field(t, x, theta) -> dx")
     x0 = checked_state(x0)
     is_expandable = lambda part: isinstance(part, Expandable)

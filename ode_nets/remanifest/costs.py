@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import jax
 
-from ode_nets.arguments import Count, checked
+from ode_nets.arguments import Count, Rule, checked
 from ode_nets.integrate import FixedStep
 
 PyTree = Any
+WithParams = Annotated[Mapping[str, Any], Rule("variables with 'params' among them", lambda v: "params" in v)]
 
 
 @checked
-def n_parameters(variables: PyTree) -> int:
+def n_parameters(variables: WithParams) -> int:
     """Number of trainable parameters in `variables["params"]`.
 
     Example:

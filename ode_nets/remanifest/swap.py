@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ode_nets.arguments import Count, Natural, checked
+from ode_nets.arguments import Count, Natural, Rule, checked
 from ode_nets.gradients import Direct
 from ode_nets.integrate import FixedStep, pad
 from ode_nets.remanifest.costs import nfe
 
 PyTree = Any
+Solvers = Annotated[Sequence[FixedStep], Rule("solvers FixedStep, at least one", bool)]
 
 
 @checked
@@ -48,7 +49,7 @@ def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lane
 
 
 @checked
-def stack_solvers(solvers: Sequence[FixedStep], n_stages: Count) -> Any:
+def stack_solvers(solvers: Solvers, n_stages: Count) -> Any:
     """Solvers as arrays with a leading axis, padded to `n_stages` stages."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(pad(solver, n_stages) for solver in solvers))
 
@@ -76,7 +77,7 @@ def compile_swap(
     variables: PyTree,
     example: tuple[jax.Array, PyTree],
     score: Callable[[jax.Array, PyTree], PyTree],
-    solvers: Sequence[FixedStep],
+    solvers: Solvers,
     *,
     lanes: Count | None = None,
     bytes_available: Natural | None = None,
@@ -98,8 +99,6 @@ def compile_swap(
     Raises:
       ValueError: for an empty grid or fewer than one lane.
     """
-    if not solvers:
-        raise ValueError("solvers=(): expected at least one")
     n_stages = max(solver.scheme.n_evaluations or 0 for solver in solvers)
     bound = math.inf if lanes is not None or bytes_available is None else bytes_available
     lanes = min(lanes or len(solvers), len(solvers))
@@ -116,7 +115,7 @@ def compile_swap(
 def run_swap(
     swap: Swap,
     variables: PyTree,
-    solvers: Sequence[FixedStep],
+    solvers: Solvers,
     batches: Callable[[], Iterable[tuple[jax.Array, PyTree]]],
     timer: Callable[[], float] | None = None,
 ) -> tuple[list[PyTree], list[float]]:
@@ -171,7 +170,7 @@ def run_swap(
 def swap_solvers(
     net: nn.Module,
     variables: PyTree,
-    solvers: Sequence[FixedStep],
+    solvers: Solvers,
     batches: Callable[[], Iterable[tuple[jax.Array, PyTree]]],
     score: Callable[[jax.Array, PyTree], PyTree],
     lanes: Count | None = 1,

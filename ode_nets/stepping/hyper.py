@@ -22,6 +22,7 @@ Correction = Callable[[PyTree, Any, PyTree, PyTree], PyTree]
 
 @pytree("params")
 @dataclasses.dataclass(frozen=True, eq=False)
+@checked
 class Hyper(OfTableau, OneState):
     """A Runge-Kutta scheme whose steps are corrected (Poli et al. 2020).
 
@@ -53,8 +54,6 @@ class Hyper(OfTableau, OneState):
     params: PyTree
 
     def __post_init__(self) -> None:
-        if not callable(self.correction):
-            raise ValueError(f"correction={self.correction!r}: expected a function correction(params, t, x, dx)")
         object.__setattr__(self, "scheme", as_runge_kutta(self.scheme))
         object.__setattr__(self, "params", jax.tree.map(jnp.asarray, self.params))
 

@@ -66,7 +66,7 @@ class Coupled(OfTableau):
     coupling: Coupling = 0.999
 
     @checked
-    def __init__(self, tableau: Any, coupling: Coupling = 0.999):
+    def __init__(self, tableau: Tableau | str, coupling: Coupling = 0.999):
         object.__setattr__(self, "tableau", get_tableau(tableau))
         object.__setattr__(self, "coupling", float(coupling))
 

@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.arguments import Count, Finite, Numbers, Positive, checked
+from ode_nets.arguments import Finite, Numbers, Positive, Rule, checked
 from ode_nets.control import initial_step
 from ode_nets.integrate import Problem, theta_at
 from ode_nets.tableaus import get_tableau
 from ode_nets.trees import known
 
 PyTree = Any
+Several = Annotated[int, Rule("an integer of at least 2", lambda n: n >= 2)]
 
 
 class AdaptationState(NamedTuple):
@@ -144,7 +145,7 @@ def adaptation(
 
 
 @checked
-def step_adaptation(max_steps: Count = 500, span: Positive = 1.0, **changes: Any) -> Adaptation:
+def step_adaptation(max_steps: Several = 500, span: Positive = 1.0, **changes: Any) -> Adaptation:
     """Ott's algorithm 1 on the step size h, from span / max_steps to span, with the trial of the published code.
 
     Args:
@@ -156,7 +157,7 @@ def step_adaptation(max_steps: Count = 500, span: Positive = 1.0, **changes: Any
 
 
 @checked
-def settled_step_adaptation(max_steps: Count = 500, span: Positive = 1.0, **changes: Any) -> Adaptation:
+def settled_step_adaptation(max_steps: Several = 500, span: Positive = 1.0, **changes: Any) -> Adaptation:
     """The same without its oscillation: raised at a quarter of the threshold only, never again beyond 0.8 of a failure.
 
     The paper hopes for such a variant (Ott sec. 6); the numbers are ours. Arguments as in `step_adaptation`.

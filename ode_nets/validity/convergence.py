@@ -188,6 +188,8 @@ def distance(outputs: np.ndarray | jax.Array, reference: np.ndarray | jax.Array)
     Raises:
       ValueError: for shapes that differ, or hold nothing.
     """
+    if np.iscomplexobj(outputs) or np.iscomplexobj(reference):
+        raise ValueError("outputs or reference are complex: expected real numbers; take their parts side by side")
     a, b = np.asarray(outputs, float), np.asarray(reference, float)
     if a.shape != b.shape or not a.ndim or not a.size:
         raise ValueError(f"outputs have shape {a.shape}, reference {b.shape}: expected one shape [batch, ...]")

@@ -17,6 +17,7 @@ from ode_nets.integrate.problem import Place, evaluator
 
 PyTree = Any
 Test = Literal["order", "segments", "jacobian"]
+Margin = Annotated[np.ndarray, Rule("numbers of at least 0", lambda m: bool(np.all(np.asarray(m) >= 0)))]
 Share = Annotated[float, Rule("numbers in (0, 1]", lambda x: 0 < x <= 1)]
 _ROUNDING = (3 + 16 * 2.0**-53) * 2.0**-53
 """Bound of the rounding error of an orientation, relative to the sum of its terms (Shewchuk 1997, sec. 4.1)."""
@@ -86,7 +87,7 @@ def order_changes(states: np.ndarray, t: np.ndarray, margin: NotNegative = 0.0) 
 
 
 @checked
-def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float | np.ndarray = 0.0) -> np.ndarray:
+def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: Margin = 0.0) -> np.ndarray:
     """On which side of the line from a to b the point c lies: 1 left, -1 right, 0 within a margin; exact.
 
     The sign of (a - c) x (b - c). Where floating-point arithmetic cannot be sure of it, it is computed again in
@@ -117,7 +118,7 @@ def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float | np.
 
 
 @checked
-def segment_crossings(states: np.ndarray, margin: float | np.ndarray = 0.0) -> Crossings:
+def segment_crossings(states: np.ndarray, margin: Margin = 0.0) -> Crossings:
     """Crossings of trajectories in the plane: two steps whose segments intersect inside both; exact.
 
     The definition of Ott sec. 4, whose tau and tau' lie inside (0, 1): steps that touch in an end or lie on one
@@ -188,6 +189,8 @@ def chord_heights(states: np.ndarray) -> np.ndarray:
     Returns:
       `[n, n_points - 1]`, at least 0.
     """
+    if np.ndim(states) != 3 or np.shape(states)[2] != 2:
+        raise ValueError(f"states have shape {np.shape(states)}: expected [n, n_points, 2]")
     with np.errstate(all="ignore"):
         move = np.diff(np.asarray(states, float), axis=1)
         before, after = move[:, :-1], move[:, 1:]

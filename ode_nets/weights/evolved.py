@@ -242,6 +242,7 @@ class Evolution:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
+@checked
 class Evolved:
     """The weight function of ANODEV2: theta(t) follows from w0 and p by an ODE (eq. 5c, 5d).
 
@@ -338,7 +339,8 @@ def configuration_1(q: WeightField, n_steps: Count = 5, solver: Any = None) -> E
     return Evolution(q, solver or _default_solver(q, n_steps), PiecewiseConstant(n_steps))
 
 
-def configuration_2(q: WeightField, n_steps: int = 2, n_weight_steps: int = 10, solver: Any = None) -> Evolution:
+@checked
+def configuration_2(q: WeightField, n_steps: Count = 2, n_weight_steps: Count = 10, solver: Any = None) -> Evolution:
     """Few steps of the state, the first with w(0) and the last with w(1)    (ANODEV2 sec. 2.2, app. A.1).
 
         z_{1/2} = z_0 + f(z_0; w(0)) / 2,   z_1 = z_{1/2} + f(z_{1/2}; w(1)) / 2
