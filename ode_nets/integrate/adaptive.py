@@ -217,7 +217,7 @@ class Adaptive:
 
 def _check_number(name: str, value: Any, allowed: str, good: Any) -> None:
     for leaf in jax.tree.leaves(value) or [value]:
-        if not is_array(leaf) or jnp.result_type(leaf) == np.bool_:
+        if not is_array(leaf) or jnp.result_type(leaf) == np.bool_ or not np.size(leaf):
             raise ValueError(f"{name}={shown(value)}: expected a number {allowed}")
         out_of_range = known(leaf) and not np.all(good(np.asarray(leaf)))
         if out_of_range or jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
