@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Finite, NotNegative, checked
 from ode_nets.axes import AxisName, largest_over, mean_over
 from ode_nets.trees import Unjudged
 
@@ -17,6 +18,7 @@ Norm = Literal["batch", "sample"]
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class StepController:
     """The next step size from the error of this one.
 
@@ -44,11 +46,11 @@ class StepController:
         Adaptive(dopri5, rtol=1e-05, atol=1e-06)
     """
 
-    safety: float = 0.9
-    min_factor: float = 0.2
-    max_factor: float = 10.0
-    integral: float = 1.0
-    proportional: float = 0.0
+    safety: Finite = 0.9
+    min_factor: Finite = 0.2
+    max_factor: Finite = 10.0
+    integral: NotNegative = 1.0
+    proportional: NotNegative = 0.0
     shrink_accepted: bool = False
 
     def __post_init__(self) -> None:
@@ -58,7 +60,7 @@ class StepController:
             raise ValueError(
                 f"min_factor={self.min_factor}, max_factor={self.max_factor}: expected 0 < min_factor < 1 < max_factor"
             )
-        if min(self.integral, self.proportional) < 0 or self.integral + self.proportional == 0:
+        if self.integral + self.proportional == 0:
             raise ValueError(
                 f"integral={self.integral}, proportional={self.proportional}: "
                 "expected numbers of at least 0, not both 0"

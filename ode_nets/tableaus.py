@@ -15,6 +15,8 @@ from functools import cache
 from itertools import combinations_with_replacement
 from types import MappingProxyType
 
+from ode_nets.arguments import checked
+
 Number = Fraction | float
 Polynomial = tuple[Number, ...]
 Tree = tuple["Tree", ...]  # the subtrees at the root; the single node is ()
@@ -76,6 +78,7 @@ def elementary_weights(a: Sequence[Sequence[Number]], tree: Tree) -> tuple[Numbe
 
 
 @dataclass(frozen=True)
+@checked
 class Tableau:
     """An explicit Runge-Kutta scheme with its error estimate and dense output; hashable, equal by value.
 
@@ -357,6 +360,6 @@ def get_tableau(scheme: str | Tableau) -> Tableau:
     """
     if isinstance(scheme, Tableau):
         return scheme
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ValueError(f"scheme must be a Tableau or one of {', '.join(sorted(SCHEMES))}; got {scheme!r}")
     return SCHEMES[scheme]

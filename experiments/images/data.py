@@ -24,7 +24,8 @@ class Dataset:
     """Images, uint8 `[n, height, width, channels]`, and labels, int32 `[n]` below n_classes, in three splits.
 
     Validation images come from the published training images only. mean and std are those of x_train, float32
-    `[channels]`, where 255 counts as 1; std is 1 for a constant channel. source: where the images are from.
+    `[channels]`, where 255 counts as 1; std is 1 for a constant channel. source: where the images are from;
+    notes: what was not read there.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Dataset:
     y_test: np.ndarray
     mean: np.ndarray
     std: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -86,10 +88,16 @@ def load(
     validation, train = np.sort(order[:n_validation]), np.sort(order[n_validation:][:limit])
     x, y = arrays["x_train"], arrays["y_train"]
     splits = (x[train], y[train], x[validation], y[validation], arrays["x_test"], arrays["y_test"])
-    return Dataset(str(name), raw.source, n_classes, *splits, *_mean_and_std(splits[0]))
+    mean, std, constant = _mean_and_std(splits[0])
+    if constant.all():
+        raise ValueError(
+            f"all training images of {raw.where} are of one and the same colour. Check how they were made."
+        )
+    return Dataset(str(name), raw.source, n_classes, *splits, mean, std, raw.notes)
 
 
-def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each channel, and whether it is constant."""
     channels = range(x.shape[-1])
     counts = np.zeros((len(channels), 256), np.int64)
     for start in range(0, len(x), 1024):  # by histogram: exact sums, and never a wide copy of all images
@@ -98,7 +106,8 @@ def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     levels, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
     mean = share @ levels
     std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1))
-    return mean.astype(np.float32), np.where((counts > 0).sum(1) == 1, 1, std).astype(np.float32)
+    constant = (counts > 0).sum(1) == 1
+    return mean.astype(np.float32), np.where(constant, 1, std).astype(np.float32), constant
 
 
 def check_arrays(raw: Raw) -> tuple[dict[str, np.ndarray], int]:
@@ -132,7 +141,9 @@ def check_arrays(raw: Raw) -> tuple[dict[str, np.ndarray], int]:
 
 
 def _check_images(x: np.ndarray, what: str) -> np.ndarray:
-    if x.ndim != 4 or x.shape[-1] not in (1, 2, 3, 4) or 0 in x.shape:
+    # Small enough, images with channels first look like rows of few pixels.
+    first = x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[2] == x.shape[3] != x.shape[1]
+    if x.ndim != 4 or x.shape[-1] not in (1, 2, 3, 4) or 0 in x.shape or first:
         hint = "Add a last axis to grey images: x[..., None]." if x.ndim == 3 else "Reshape them."
         hint = "It looks like channels first: x.transpose(0, 2, 3, 1)." if x.ndim == 4 else hint
         hint = "It is empty: add images." if 0 in x.shape else hint
@@ -147,7 +158,10 @@ def _check_images(x: np.ndarray, what: str) -> np.ndarray:
     )
     if x.dtype.kind in "iuf":
         found += f" from {x.min()} to {x.max()}"
-        hint = "Rescale them to 0..255; floats in [0, 1] by np.round(255 * x).astype(np.uint8)."
+        hint = "Rescale them to 0..255."
+        if x.dtype.kind == "f" and 0 <= x.min() <= x.max() <= 255:
+            scale, where = ("255 * ", "[0, 1]") if x.max() <= 1 else ("", "[0, 255]")
+            hint = f"They are floats in {where}: np.round({scale}x).astype(np.uint8) has them as integers."
     if x.dtype.kind == "f" and (bad := int(np.count_nonzero(~np.isfinite(x)))):
         found, hint = f"{x.dtype} values, {bad} of them NaN or infinite", f"Repair or drop those. {hint}"
     raise ValueError(f"{what} holds {found}; images are integers 0..255, best uint8. {hint}")
@@ -159,6 +173,8 @@ def _check_labels(y: np.ndarray, n_images: int, what: str) -> np.ndarray:
             f"{what} is {y.dtype} of shape {y.shape}; labels are integers of shape (n,), one an image. Use "
             f"y.reshape(-1) for a column, y.argmax(1) for one-hot rows, y.astype(np.int32) for whole floats."
         )
+    if len(y) and not -(2**31) <= int(y.min()) <= int(y.max()) < 2**31 - 1:
+        raise ValueError(f"{what} holds labels {y.min()}..{y.max()}; they count from 0 and fit 32 bits: renumber them.")
     if len(y) != n_images:
         raise ValueError(f"{what} has {len(y)} labels for {n_images} images. Give each image one label, in its order.")
     return y

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import io
 import json
 import os
 import re
 import shlex
-import struct
-import zipfile
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from experiments.images.decoding import SUFFIXES, decode_images
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 ARCHIVED = ("cifar10", "cifar100", "mnist", "fashion_mnist")
@@ -25,15 +22,21 @@ _FOLDER = (
     "Allowed are train/<class>/ and test/<class>/ of .png, .jpg or .jpeg files, and Tiny-ImageNet as "
     "published (wnids.txt, train/<wnid>/images/, val/images/, val/val_annotations.txt)."
 )
+_HELD_OUT = ("val", "valid", "validation", "dev")
+_VALIDATION = "Validation images are a share of the training images, validation_fraction: put these among them."
 
 
 class Raw(NamedTuple):
-    """Unchecked arrays by the names in `KEYS`, the file or folder they lie in, a sentence on their origin."""
+    """Unchecked arrays by the names in `KEYS`, the file or folder they lie in, a sentence on their origin.
+
+    notes: what of that place was not read, a sentence each.
+    """
 
     arrays: dict[str, np.ndarray]
     where: str
     source: str
     n_classes: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read(name: str, data_dir: str | Path | None) -> Raw:
@@ -75,22 +78,25 @@ def read_npz(path: Path) -> Raw:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # zipfile, zlib and NumPy each raise kinds of their own for a damaged header
         mixed = "Object arrays" in str(error)
         hint = "it holds Python objects, perhaps images of mixed sizes" if mixed else f"broken or cut off: {error}"
         raise ValueError(f"{path} cannot be read ({hint}). Write or copy it again. {_NPZ}") from error
     if missing := [key for key in KEYS if key not in arrays]:
         raise ValueError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}. {_NPZ}")
-    n_classes = int(arrays["n_classes"]) if "n_classes" in arrays else None
-    return Raw(arrays, str(path), f"the arrays in {path.name}", n_classes)
+    if other := [key for key in arrays if re.match("[xy]_", key) and key not in KEYS]:
+        raise ValueError(f"{path} holds {', '.join(other)}, which nothing reads. {_VALIDATION} {_NPZ}")
+    return Raw(arrays, str(path), f"the arrays in {path.name}", _read_n_classes(arrays, path))
+
+
+def _read_n_classes(arrays: dict[str, np.ndarray], path: Path) -> int | None:
+    n = arrays.get("n_classes")
+    if n is None:
+        return None
+    if n.size != 1 or n.dtype.kind not in "iu" or not 1 <= n.item() < 2**31:
+        shown = n.item() if n.size == 1 else f"an array of shape {n.shape}"
+        raise ValueError(f"n_classes of {path} is {shown!r} ({n.dtype}); expected one integer of at least 1.")
+    return int(n.item())
 
 
 def _read_folder(path: Path) -> Raw:
@@ -99,16 +105,20 @@ def _read_folder(path: Path) -> Raw:
     if (path / "dataset_info.json").is_file():
         return read_prepared(path)
     source = f"the images in {path}"
+    notes: tuple[str, ...] = ()
     if (path / "wnids.txt").is_file():
         classes, train, test = _list_tiny_imagenet(path)
         source += "; Tiny-ImageNet's published validation images are the test set, its test labels are secret"
     else:
+        if extra := next((d for d in path.iterdir() if d.is_dir() and d.name.lower() in _HELD_OUT), None):
+            raise ValueError(f"{extra} is not read. {_VALIDATION} Rename it to test to test on it.")
         found = (sorted(d.name for d in path.glob(f"{split}/[!.]*") if d.is_dir()) for split in ("train", "test"))
         classes, tested = found
         if missing := sorted(set(tested) - set(classes)):
             raise ValueError(f"{path}/test has the class {missing[0]!r}, {path}/train lacks it. Use the same names.")
         train = [(file, i) for i, c in enumerate(classes) for file in _images_in(path / "train" / c)]
         test = [(file, classes.index(c)) for c in tested for file in _images_in(path / "test" / c)]
+        notes = _unread(path, {file for file, _ in train + test})
     for split, listed in (("training", train), ("test", test)):
         if not listed:
             raise ValueError(f"{path} holds no {split} images where they are looked for. {_FOLDER}")
@@ -117,7 +127,17 @@ def _read_folder(path: Path) -> Raw:
         decode_images(files, [str(file) for file in files], None),
         np.asarray([label for _, label in train + test]),
     )
-    return Raw(by_key(x[:n], y[:n], x[n:], y[n:]), str(path), source, len(classes))
+    return Raw(by_key(x[:n], y[:n], x[n:], y[n:]), str(path), source, len(classes), notes)
+
+
+def _unread(path: Path, used: set[Path]) -> tuple[str, ...]:
+    """A note on the files below train and test that are no images of a class, if there are any."""
+    found = sorted(file for split in ("train", "test") for file in (path / split).rglob("*") if file.is_file())
+    left = [str(file.relative_to(path)) for file in found if file not in used]
+    if not left:
+        return ()
+    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+    return (f"{path}: {len(left)} of {len(found)} files are not read: {', '.join(left[:5])}{more}. {_FOLDER}",)
 
 
 def _list_tiny_imagenet(path: Path) -> tuple[list[str], list[tuple[Path, int]], list[tuple[Path, int]]]:
@@ -137,7 +157,7 @@ def _list_tiny_imagenet(path: Path) -> tuple[list[str], list[tuple[Path, int]], 
 
 
 def _images_in(folder: Path) -> list[Path]:
-    found = sorted(file for file in folder.glob("[!.]*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    found = sorted(file for file in folder.glob("[!.]*") if file.suffix.lower() in SUFFIXES)
     if not found:
         raise ValueError(f"{folder} is missing or holds no .png, .jpg or .jpeg. Unpack the set again. {_FOLDER}")
     return found
@@ -221,35 +241,3 @@ def read_prepared(folder: Path) -> Raw:
         source += f", prepared from {_read_json(folder / 'metadata.json').get('source', 'arrays')}"
     source += "" if test == "test" else "; its published validation split is the test set"
     return Raw(by_key(*arrays), str(folder), source, classes.num_classes)
-
-
-def decode_images(files: Sequence[Path | bytes], names: Sequence[str], channels: int | None) -> np.ndarray:
-    """Decode images of one size to uint8 `[n, height, width, channels]`.
-
-    channels None means 1 if all images are grey, else 3. names stand for the images in errors.
-
-    Raises:
-        ValueError: an image is broken, has more than 8 bits a channel, or another size than the first.
-    """
-    from PIL import Image
-
-    wanted = {1: "L", 4: "RGBA"}.get(channels or 3, "RGB")
-    modes = set()
-    images = np.empty((0, 1, 1, channels or 1), np.uint8)
-    for i, (file, name) in enumerate(zip(files, names, strict=True)):
-        try:
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-                if image.mode[0] in "IF":
-                    raise ValueError(f"mode {image.mode} has more than 8 bits a channel; convert it to 8 bits")
-                modes.add(image.mode)
-                pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-            raise ValueError(f"{name} is no readable image ({error}). Replace or remove it.") from error
-        pixels = pixels.reshape(*pixels.shape[:2], -1)
-        if i == 0:
-            images = np.empty((len(files), *pixels.shape), np.uint8)
-        if pixels.shape != images.shape[1:]:
-            sizes = f"{pixels.shape[:2]} pixels, {names[0]} has {images.shape[1:3]}"
-            raise ValueError(f"{name} has {sizes}. All images of a set must have one size: resize them first.")
-        images[i] = pixels
-    return images[..., :1].copy() if channels is None and modes <= {"1", "L", "LA"} else images

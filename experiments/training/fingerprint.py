@@ -59,6 +59,8 @@ def data_of_run(config: Config, kept: dict[str, Any] | None, accept_new_data: bo
       ValueError, OSError, ImportError: as `experiments.images.data.load`.
     """
     dataset = dataset_of(config)
+    for note in dataset.notes:
+        say(note)
     if kept is None:
         return dataset
     if found := changes(kept, fingerprint(dataset)):

@@ -19,18 +19,21 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from ode_nets.arguments import checked
+
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
+@checked
 def convolution(
     x: Array,
     kernel: Array,
     *,
-    strides: int | Sequence[int] = 1,
-    padding: Padding = "SAME",
+    strides: Any = 1,
+    padding: Any = "SAME",
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Cross-correlates a batch of images with a kernel.

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, checked
 from ode_nets.fields.initializers import LayerInit, uniform_layer
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class MLP:
     """A perceptron from a vector to a vector of the same length.
 
@@ -45,15 +47,11 @@ class MLP:
         (8, 2)
     """
 
-    size: int
-    hidden: tuple[int, ...] = (50,)
+    size: Count
+    hidden: tuple[Count, ...] = (50,)
     activation: Callable[[jax.Array], jax.Array] = jnp.tanh
     time_aware: bool = False
     layer: LayerInit = uniform_layer
-
-    def __post_init__(self) -> None:
-        if min((self.size, *self.hidden)) < 1:
-            raise ValueError(f"size={self.size}, hidden={self.hidden}: expected sizes of at least 1")
 
     def init(self, key: jax.Array) -> PyTree:
         """Parameters: a tuple, `{"kernel": [inputs, outputs], "bias": [outputs]}` a layer, float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import checked
 from ode_nets.axes import AxisName, mean_over
 
 Params = dict[str, jax.Array]
@@ -23,6 +24,7 @@ def init_statistics(channels: int) -> Params:
     return {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
 
 
+@checked
 def batch_norm(
     x: jax.Array, params: Params, stats: Params | None = None, axis_name: AxisName = None
 ) -> tuple[jax.Array, Params]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import checked
 from ode_nets.stepping import Quantified
 
 PyTree = Any
@@ -47,6 +48,7 @@ class WithQuantities:
         return (Quantified(dx, q), aux) if self.has_aux else Quantified(dx, q)
 
 
+@checked
 def with_quantities(field: Callable[..., Any], *, has_aux: bool = False, **quantities: Quantity) -> WithQuantities:
     """A field that integrates quantities along its solution.
 
@@ -94,6 +96,7 @@ def kinetic_energy(slope: Any, t: Any, x: PyTree, dx: PyTree) -> jax.Array:
     return _squares(dx)
 
 
+@checked
 def jacobian_frobenius(key: jax.Array) -> Quantity:
     """How much the field stretches: the squared Frobenius norm of its Jacobian, by Hutchinson's estimate.
 

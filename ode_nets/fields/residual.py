@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, FloatName, checked
 from ode_nets.axes import AxisName
 from ode_nets.fields.convolution import convolution
 from ode_nets.fields.initializers import fan_out_normal
@@ -18,6 +19,7 @@ Order = Literal["bn-relu-conv", "conv-bn-relu", "conv-relu-bn"]
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class ResidualUnit:
     """Convolutions with batch norm, two by default: R(x, theta) of a residual network.
 
@@ -48,25 +50,17 @@ class ResidualUnit:
         ((2, 8, 8, 4), ['bn1', 'bn2'])
     """
 
-    channels: int
-    in_channels: int | None = None
-    stride: int = 1
+    channels: Count
+    in_channels: Count | None = None
+    stride: Count = 1
     order: Order = "bn-relu-conv"
     skip_init: bool = True
     bias: bool = True
     time_aware: bool = False
-    kernel_size: int = 3
-    dtype: str | None = None
-    n_convolutions: int = 2
+    kernel_size: Count = 3
+    dtype: FloatName | None = None
+    n_convolutions: Count = 2
     axis_name: AxisName = None
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "in_channels", "stride", "kernel_size", "n_convolutions"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
-        if self.order not in get_args(Order):
-            raise ValueError(f"order={self.order!r}: expected one of {', '.join(get_args(Order))}")
 
     @property
     def _inputs(self) -> tuple[int, ...]:

@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import checked
+
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class SecondOrder:
     """The field of an equation of second order, r'' = a(t, r, r', theta).
 

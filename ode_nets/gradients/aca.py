@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, checked
 from ode_nets.gradients import treeverse
 from ode_nets.gradients.back import Cotangents, Point, Pull, Way, round_of, solve_and_return
 from ode_nets.gradients.outputs import follow_times
@@ -33,6 +34,7 @@ FEW, MANY, MEBIBYTE = 32, 128, 2**20
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class ACA:
     """The adaptive checkpoint adjoint (ACA algorithm 2, app. A).
 
@@ -61,12 +63,7 @@ class ACA:
         ACA(checkpoints=8)
     """
 
-    checkpoints: int | Literal["auto"] | None = "auto"
-
-    def __post_init__(self) -> None:
-        n = self.checkpoints
-        if n not in (None, "auto") and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-            raise ValueError(f"checkpoints={n!r}: expected None or at least 1, or 'auto'")
+    checkpoints: Count | Literal["auto"] | None = "auto"
 
     def slots(self, size: int, bound: int) -> int:
         """How many states of `size` bytes are kept of at most `bound` steps."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import NotNegative, Positive, checked
 from ode_nets.gradients.reverse_only import refuse_forward_mode, refuse_reverse_mode
 from ode_nets.gradients.rules import standard
 from ode_nets.integrate import Problem, Solution, Solver, integrate, theta_at
@@ -19,6 +20,7 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Backsolve:
     """The adjoint method of Chen et al. (lecture, "augmented adjoint based ODE"): optimize-then-discretize.
 
@@ -48,8 +50,8 @@ class Backsolve:
         Backsolve(rtol=1e-08, atol=None, seminorm=True)
     """
 
-    rtol: float | None = None
-    atol: float | None = None
+    rtol: Positive | None = None
+    atol: NotNegative | None = None
     seminorm: bool = True
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 
+from ode_nets.arguments import checked
 from ode_nets.gradients.outputs import follow_times
 from ode_nets.gradients.replay import Transform, replay, search
 from ode_nets.gradients.rules import standard
@@ -39,6 +40,7 @@ class Direct:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Checkpointed:
     """Differentiate through the accepted steps, recomputing in the backward pass what would cost memory to keep.
 
@@ -54,10 +56,6 @@ class Checkpointed:
     """
 
     unit: Literal["step", "block"] = "step"
-
-    def __post_init__(self) -> None:
-        if self.unit not in ("step", "block"):
-            raise ValueError(f"unit={self.unit!r}: expected 'step' or 'block'")
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from ode_nets.arguments import checked
 from ode_nets.axes import axis_names, exchanged_axes
 from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.direct import Checkpointed
@@ -94,8 +95,8 @@ def solve(
         >>> round(float(solution.x), 4), int(solution.result)
         (0.1353, 0)
     """
-    check_kinds(solver, gradient, dense)
-    field = as_chosen(field) if callable(field) else field
+    check_kinds(solver, gradient, dense, throw)
+    field = as_chosen(field) if callable(field) and not isinstance(field, type) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
     check_axes(problem, solver)
     if isinstance(solver, OwnLoop):
@@ -179,7 +180,8 @@ def check_axes(problem: Problem, solver: Any) -> None:
         )
 
 
-def check_kinds(solver: Any, gradient: Any, dense: bool = False) -> None:
+@checked
+def check_kinds(solver: Any, gradient: Any, dense: bool = False, throw: bool = False) -> None:
     """Refuse what is no solver and no gradient method.
 
     Raises:

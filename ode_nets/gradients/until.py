@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import checked
 from ode_nets.gradients.methods import GradientMethod, OwnLoop, check_kinds, default_gradient, run_compiled
 from ode_nets.gradients.rules import as_chosen, standard
-from ode_nets.integrate import Adaptive, Field, FixedStep, Problem, Result, Solution, make_problem, theta_at
+from ode_nets.integrate import Problem, Result, Solution, make_problem, theta_at
 from ode_nets.integrate.loop import State, take
 from ode_nets.integrate.problem import Place, evaluator
 from ode_nets.integrate.program import Program, close_over, zeros_of
@@ -55,17 +56,18 @@ class Stopped:
         return self.solution.result
 
 
+@checked
 def solve_until(
-    field: Field,
+    field: Any,
     x0: PyTree,
     weights: PyTree = None,
     *,
     event: Callable[[Any, PyTree], Any],
-    solver: FixedStep | Adaptive,
-    gradient: GradientMethod | None = None,
+    solver: Any,
+    gradient: Any = None,
     t0: Any = 0.0,
     t1: Any = 1.0,
-    direction: int = 0,
+    direction: Literal[-1, 0, 1] = 0,
     has_aux: bool = False,
     dense: bool = False,
 ) -> Stopped:
@@ -110,9 +112,7 @@ def solve_until(
             f"solver={solver!r} runs a loop of its own, which stops at no event here: use Adaptive or FixedStep, which "
             "take any scheme, those of diffrax as DiffraxScheme(...); or diffrax.diffeqsolve with diffrax.Event"
         )
-    if direction not in (-1, 0, 1):
-        raise ValueError(f"direction={direction!r}: expected 1 (g rises), -1 (it falls) or 0 (either)")
-    field = as_chosen(field) if callable(field) else field
+    field = as_chosen(field) if callable(field) and not isinstance(field, type) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, has_aux=has_aux)
     event = as_chosen(event)
     program, consts = close_over(lambda t, x, _: event(t, x), problem.t0, problem.x0, ())

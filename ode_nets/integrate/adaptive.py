@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Count, checked, is_array, shown
 from ode_nets.axes import AxisName, all_over, axis_names
 from ode_nets.control import Norm, StepController, initial_step, scaled_norm
 from ode_nets.integrate.problem import Place, Problem, evaluator, in_order, unresolved
 from ode_nets.integrate.solution import Result
-from ode_nets.integrate.uniform import Clock, check_count
+from ode_nets.integrate.uniform import Clock
 from ode_nets.stepping import START, Step, all_finite, get_scheme
 from ode_nets.trees import known, pytree
 
@@ -23,6 +24,7 @@ Outputs = Literal["interpolate", "clip"]
 
 @pytree("scheme", "rtol", "atol", "first_step", "min_step")
 @dataclasses.dataclass(frozen=True)
+@checked
 class Adaptive:
     """Steps of a scheme with an error estimate, sized by that error.
 
@@ -57,7 +59,7 @@ class Adaptive:
     rtol: Any = 1e-3
     atol: Any = 1e-6
     first_step: Any = None
-    max_steps: int = 4096
+    max_steps: Count = 4096
     min_step: Any = None
     controller: StepController = StepController()
     norm: Norm = "batch"
@@ -76,16 +78,11 @@ class Adaptive:
         _check_number("atol", self.atol, "at least 0", lambda v: v >= 0)
         for name in ("first_step", "min_step"):
             if getattr(self, name) is not None:
+                if jax.tree.structure(getattr(self, name)).num_nodes > 1:
+                    raise ValueError(f"{name}={shown(getattr(self, name))}: expected one number above 0, or None")
                 _check_number(name, getattr(self, name), "above 0", lambda v: v > 0)
-        check_count("max_steps", self.max_steps)
-        if not isinstance(self.controller, StepController):
-            raise ValueError(f"controller={self.controller!r}: expected a StepController")
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"norm={self.norm!r}: expected 'batch' or 'sample'")
         if self.outputs is None:
             object.__setattr__(self, "outputs", "interpolate" if self.scheme.interpolates else "clip")
-        if self.outputs not in get_args(Outputs):
-            raise ValueError(f"outputs={self.outputs!r}: expected None, 'interpolate' or 'clip'")
         if self.outputs == "interpolate" and not self.scheme.interpolates:
             raise ValueError(f"scheme {self.scheme.name!r} has no interpolant; use outputs='clip'")
 
@@ -225,9 +222,9 @@ class Adaptive:
 
 
 def _check_number(name: str, value: Any, allowed: str, good: Any) -> None:
-    for leaf in jax.tree.leaves(value) if value is not None else [value]:
-        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float)) or isinstance(leaf, bool):
-            raise ValueError(f"{name}={value!r}: expected a number {allowed}")
+    for leaf in jax.tree.leaves(value) or [value]:
+        if not is_array(leaf) or jnp.result_type(leaf) == np.bool_ or not np.size(leaf):
+            raise ValueError(f"{name}={shown(value)}: expected a number {allowed}")
         out_of_range = known(leaf) and not np.all(good(np.asarray(leaf)))
         if out_of_range or jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise ValueError(f"{name}={value}: expected a number {allowed}")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import checked
 from ode_nets.integrate.inputs import check_field, checked_state, checked_weights
 from ode_nets.integrate.program import Program, close_over
 from ode_nets.integrate.times import check_times, covers_domain, direction_of, time_dtype
@@ -196,8 +197,9 @@ def theta_at(weights: PyTree, t: Any, side: Any = 1) -> PyTree:
     return weights.at(t, side) if isinstance(weights, TimeDependent) else weights
 
 
+@checked
 def make_problem(
-    field: Field,
+    field: Any,
     x0: PyTree,
     weights: PyTree = None,
     *,
@@ -226,7 +228,7 @@ def make_problem(
         >>> Checkpointed().run(problem, FixedStep("rk4", 50)).x.shape
         (3,)
     """
-    if not callable(field):
+    if not callable(field) or isinstance(field, type):
         raise ValueError(f"field={field!r}: expected a function field(t, x, theta) -> dx")
     x0 = checked_state(x0)
     is_expandable = lambda part: isinstance(part, Expandable)

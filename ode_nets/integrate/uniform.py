@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Count, checked, is_array, shown
 from ode_nets.integrate.problem import Place, Problem, WeightFunction, in_order, unresolved
 from ode_nets.integrate.solution import Result
-from ode_nets.stepping import RungeKutta, Scheme, Step, all_finite, get_scheme, pad_scheme
-from ode_nets.tableaus import Tableau
+from ode_nets.stepping import RungeKutta, Step, all_finite, get_scheme, pad_scheme
 from ode_nets.trees import known, pytree
 
 PyTree = Any
@@ -84,10 +84,10 @@ class FixedStep(KnownSteps):
 
     scheme: Any
     n_steps: Any
-    max_steps: int = 4096
+    max_steps: Count = 4096
 
-    def __init__(self, scheme: Scheme | Tableau | str, n_steps: Any, max_steps: int = 4096):
-        check_count("max_steps", max_steps)
+    @checked
+    def __init__(self, scheme: Any, n_steps: Any, max_steps: Count = 4096):
         object.__setattr__(self, "scheme", get_scheme(scheme))
         object.__setattr__(self, "n_steps", _checked_steps(n_steps, max_steps))
         object.__setattr__(self, "max_steps", max_steps)
@@ -198,26 +198,21 @@ class FixedStep(KnownSteps):
         return FixedStep(self.scheme, jnp.maximum(steps, 1).astype(jnp.int32), self.bound)
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raises:
-    ValueError: unless `value` is an integer of at least 1, of Python's or NumPy's.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
-
-
 def _checked_steps(n_steps: Any, max_steps: int) -> Any:
-    if isinstance(n_steps, (bool, str)) or not jnp.issubdtype(jnp.result_type(n_steps), jnp.integer):
-        raise ValueError(f"n_steps={n_steps!r}: expected an integer of at least 1, or an integer array of no axes")
-    if isinstance(n_steps, (int, np.integer)):
-        check_count("n_steps", n_steps)
+    bad = isinstance(n_steps, bool | type) or not is_array(n_steps)
+    if bad or not jnp.issubdtype(jnp.result_type(n_steps), jnp.integer):
+        raise ValueError(f"n_steps={shown(n_steps)}: expected an integer of at least 1, or an integer array of no axes")
+    if isinstance(n_steps, int | np.integer):
+        if n_steps < 1:
+            raise ValueError(f"n_steps={n_steps}: expected an integer of at least 1")
         return int(n_steps)
     if known(n_steps) and np.size(n_steps) and (np.min(np.asarray(n_steps)) < 1 or np.max(n_steps) > max_steps):
         raise ValueError(f"n_steps={n_steps}: expected integers from 1 to max_steps={max_steps}")
     return n_steps
 
 
-def pad(solver: FixedStep, n_stages: int) -> FixedStep:
+@checked
+def pad(solver: FixedStep, n_stages: Count) -> FixedStep:
     """A fixed-step solver whose scheme and number of steps are arrays: one program serves all of at most `n_stages`.
 
     Stack several (`jax.tree.map(lambda *v: jnp.stack(v), *padded)`) and map over them: all then run as many steps and

@@ -51,7 +51,8 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
     checkpoints: int | None = 32
 
     def __check_init__(self) -> None:
-        if self.checkpoints is not None and self.checkpoints < 1:
+        n = self.checkpoints
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
             raise ValueError(f"checkpoints={self.checkpoints}: expected None or at least 1")
 
     def loop(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Positive, checked
 from ode_nets.interop.guard import calm, guard
 from ode_nets.stepping import END, START, Evaluate, OneState, RungeKutta, Stage, Step, combine
 from ode_nets.tableaus import Number, Tableau
@@ -24,6 +25,7 @@ _FROM_CONTROLLER: Any = diffrax.ImplicitEuler().root_finder.rtol
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
+@checked
 class DiffraxScheme(OneState):
     """The steps of a diffrax solver, wherever `FixedStep` and `Adaptive` take a scheme.
 
@@ -56,16 +58,12 @@ class DiffraxScheme(OneState):
         0.5
     """
 
-    solver: diffrax.AbstractSolver
-    rtol: float | None = None
-    atol: float | None = None
+    solver: Any
+    rtol: Positive | None = None
+    atol: Positive | None = None
 
     def __post_init__(self) -> None:
         _refuse(self.solver)
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and value > 0):
-                raise ValueError(f"{name}={value!r}: expected None or a number above 0")
         key = (type(self), values_of(self.solver), self.rtol, self.atol)
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_explicit", explicit(self.solver))

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, Positive, checked
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod
 from ode_nets.gradients.aca import MEBIBYTE
 from ode_nets.gradients.methods import compiled
@@ -29,6 +30,7 @@ UNKNOWN = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+@checked
 class DiffraxSolver:
     """A solver and a step size controller of diffrax, wherever `solve` and `OdeBlock` take a solver.
 
@@ -72,11 +74,11 @@ class DiffraxSolver:
         0.1353
     """
 
-    solver: diffrax.AbstractSolver
-    stepsize_controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize()  # noqa: RUF009
-    dt0: float | None = None
-    max_steps: int = 4096
-    adjoint: diffrax.AbstractAdjoint | None = None
+    solver: Any
+    stepsize_controller: Any = diffrax.ConstantStepSize()  # noqa: RUF009
+    dt0: Positive | None = None
+    max_steps: Count = 4096
+    adjoint: Any = None
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -90,12 +92,8 @@ class DiffraxSolver:
                     f"{name}={value!r}: expected a diffrax.{kind.__name__}; a FixedStep or Adaptive goes to "
                     "solve as it is"
                 )
-        if self.dt0 is not None and not self.dt0 > 0:
-            raise ValueError(f"dt0={self.dt0}: expected None or a number above 0; t1 < t0 turns it around")
         if self.dt0 is None and isinstance(self.stepsize_controller, diffrax.ConstantStepSize):
             raise ValueError("dt0=None: diffrax.ConstantStepSize() takes steps of size dt0; give one")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps={self.max_steps}: expected at least 1")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DiffraxSolver) and self._values() == other._values()

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, FloatName, Fraction01, checked
 from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit
 from ode_nets.gradients import Checkpointed, GradientMethod
@@ -52,6 +53,7 @@ class Layer(nn.Module):
         return y
 
 
+@checked
 class ANODEV2(nn.Module):
     """AlexNet, ResNet-4 or ResNet-10 with ODE blocks (ANODEV2 app. B, tables 5 and 6).
 
@@ -83,13 +85,13 @@ class ANODEV2(nn.Module):
     """
 
     network: Network = "resnet4"
-    n_classes: int = 10
+    n_classes: Count = 10
     basis: Basis = PiecewiseConstant(1)
     solver: Any = FixedStep("euler", 1)
     evolution: Evolution | None = None
     gradient: GradientMethod = Checkpointed("block")
-    momentum: float = 0.9
-    dtype: str | None = None
+    momentum: Fraction01 = 0.9
+    dtype: FloatName | None = None
     axis_name: AxisName = None
 
     @nn.compact
@@ -99,8 +101,6 @@ class ANODEV2(nn.Module):
         With `train`, batch norms use the batch's statistics and `batch_stats` must be mutable.
         """
         check_images(images)
-        if self.network not in get_args(Network):
-            raise ValueError(f"network={self.network!r}: expected one of {', '.join(get_args(Network))}")
         smallest = 16 if self.network == "resnet10" else 8
         if min(images.shape[1:3]) < smallest:
             raise ValueError(
@@ -150,6 +150,7 @@ class ANODEV2(nn.Module):
         )
 
 
+@checked
 def anodev2_net(network: Network, form: Form, q: WeightField = RDA(), **changes: Any) -> ANODEV2:  # noqa: B008
     """One of the paper's twelve networks (ANODEV2 tables 1 to 4).
 
@@ -199,6 +200,7 @@ def anodev2_net(network: Network, form: Form, q: WeightField = RDA(), **changes:
     return ANODEV2(network, **(settings | changes))
 
 
+@checked
 def regularization(params: PyTree, w0: float = 0.0, p: float = 0.0) -> jax.Array:
     """The regularization of evolving weights, over every block of a network.
 

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ode_nets.arguments import Count, Finite, FloatName, Fraction01, Widths, checked
 from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit
 from ode_nets.fields.residual import Order
@@ -17,6 +18,7 @@ from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.weights import Basis, Evolution, PiecewiseConstant
 
 
+@checked
 class ContinuousNet(nn.Module):
     """Stem, ODE blocks with a stitch between each two, mean over space, linear head (ContinuousNet fig. 6).
 
@@ -55,18 +57,18 @@ class ContinuousNet(nn.Module):
         FixedStep(midpoint, 1)
     """
 
-    n_classes: int = 10
-    widths: tuple[int, ...] = (16, 32, 64)
+    n_classes: Count = 10
+    widths: Widths = (16, 32, 64)
     basis: Basis = PiecewiseConstant(32)
     solver: Any = FixedStep("rk4", 32)
     gradient: GradientMethod = Checkpointed()
-    epsilon: float = 1.0
-    stitch_scale: float = 1.0
+    epsilon: Finite = 1.0
+    stitch_scale: Finite = 1.0
     order: Order = "bn-relu-conv"
     skip_init: bool = True
     final_norm: bool = False
-    momentum: float = 0.9
-    dtype: str | None = None
+    momentum: Fraction01 = 0.9
+    dtype: FloatName | None = None
     evolution: Evolution | None = None
     quantities: tuple[str, ...] = ()
     axis_name: AxisName = None

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import FloatName, Natural, checked
 from ode_nets.fields import Unit
 
 PyTree = Any
@@ -18,6 +19,7 @@ KNOWN = ("params", "batch_stats")
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class LinenUnit:
     """A linen module as a `Unit`: parameters and statistics go in as values, and nothing of it is kept.
 
@@ -42,8 +44,8 @@ class LinenUnit:
     """
 
     module: nn.Module
-    shape: tuple[int, ...]
-    dtype: str = "float32"
+    shape: tuple[Natural, ...]
+    dtype: FloatName = "float32"
 
     def _variables(self, key: jax.Array) -> dict[str, PyTree]:
         variables: Any = self.module.init(key, jnp.zeros(self.shape, self.dtype), **self._options(0.0, False))

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ode_nets.arguments import Count, FloatName, Fraction01, Natural, Widths, checked
 from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit
 from ode_nets.gradients import ACA, GradientMethod
@@ -50,6 +51,7 @@ class BasicBlock(nn.Module):
         return jax.nn.relu(x + y)
 
 
+@checked
 class NODE18(nn.Module):
     """Stem, stages of one `BasicBlock` and one ODE block each, mean over space, linear head (ACA sec. 4.2).
 
@@ -89,13 +91,13 @@ class NODE18(nn.Module):
         ['basic1_0', 'basic2_0', 'head', 'ode1_1', 'ode2_1', 'stem']
     """
 
-    n_classes: int = 10
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    n_blocks: int = 1
+    n_classes: Count = 10
+    widths: Widths = (64, 128, 256, 512)
+    n_blocks: Natural = 1
     solver: Any = Adaptive(get_tableau("heun_euler"), rtol=1e-2, atol=1e-2)
     gradient: GradientMethod = ACA()
-    momentum: float = 0.9
-    dtype: str | None = None
+    momentum: Fraction01 = 0.9
+    dtype: FloatName | None = None
     evolution: Evolution | None = None
     quantities: tuple[str, ...] = ()
     axis_name: AxisName = None
@@ -121,6 +123,7 @@ class NODE18(nn.Module):
         return _logits(self, block, images, train)
 
 
+@checked
 class ResNet18(nn.Module):
     """The discrete twin of `NODE18`: each ODE block is one more `BasicBlock`.
 
@@ -132,11 +135,11 @@ class ResNet18(nn.Module):
         11173962
     """
 
-    n_classes: int = 10
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    n_blocks: int = 1
-    momentum: float = 0.9
-    dtype: str | None = None
+    n_classes: Count = 10
+    widths: Widths = (64, 128, 256, 512)
+    n_blocks: Natural = 1
+    momentum: Fraction01 = 0.9
+    dtype: FloatName | None = None
     axis_name: AxisName = None
 
     @nn.compact
@@ -152,11 +155,6 @@ class ResNet18(nn.Module):
 def _logits(net: NODE18 | ResNet18, block: Block, images: jax.Array, train: bool) -> jax.Array:
     """The frame that both networks share; to be called inside their compact method."""
     check_images(images)
-    if not net.widths or min(net.widths) < 1 or net.n_blocks < 0:
-        raise ValueError(
-            f"widths={net.widths}, n_blocks={net.n_blocks}: expected one width or more of at least 1, and "
-            "at least 0 blocks"
-        )
     x = Stem(net.widths[0], net.momentum, net.dtype, axis_name=net.axis_name, name="stem")(images, train=train)
     for stage, width in enumerate(net.widths, start=1):
         stride = 1 if stage == 1 else 2

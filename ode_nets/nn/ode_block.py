@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Finite, Fraction01, Natural, checked
 from ode_nets.fields import Unit, jacobian_frobenius, kinetic_energy, of_steps, with_quantities
 from ode_nets.gradients import Checkpointed, GradientMethod, solve
 from ode_nets.integrate import Solution
@@ -38,6 +39,7 @@ def init_coefficients(unit: Unit, basis: Basis, key: jax.Array) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.at[1:].set(0.0), drawn)
 
 
+@checked
 class OdeBlock(nn.Module):
     """x(t1) of dx/dt = eps * R(x, theta(t)), x(t0) = x         (ContinuousNet eq. 20-22).
 
@@ -83,13 +85,13 @@ class OdeBlock(nn.Module):
     basis: Basis
     solver: Any
     gradient: GradientMethod = Checkpointed()
-    epsilon: float = 1.0
-    momentum: float = 0.9
+    epsilon: Finite = 1.0
+    momentum: Fraction01 = 0.9
     evolution: Evolution | None = None
-    t0: float = 0.0
-    t1: float = 1.0
-    ts: tuple[float, ...] | None = None
-    augment: int = 0
+    t0: Finite = 0.0
+    t1: Finite = 1.0
+    ts: tuple[Finite, ...] | None = None
+    augment: Natural = 0
     keep_augmented: bool = False
     quantities: tuple[str, ...] = ()
 
@@ -115,8 +117,6 @@ class OdeBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """The state at t1, of the shape and dtype of `x` but for kept channels; with `ts` those states, stacked."""
-        if isinstance(self.augment, bool) or not isinstance(self.augment, int) or self.augment < 0:
-            raise ValueError(f"augment={self.augment!r}: expected a number of channels, at least 0")
         channels = x.shape[-1]
         if self.augment:
             x = jnp.concatenate([x, jnp.zeros((*x.shape[:-1], self.augment), x.dtype)], axis=-1)

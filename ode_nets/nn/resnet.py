@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ode_nets.arguments import Count, Fraction01, Natural, Variables, Widths, checked
 from ode_nets.integrate import FixedStep
 from ode_nets.nn.continuous_net import ContinuousNet
 from ode_nets.nn.roles import COEFFICIENTS
@@ -34,6 +35,7 @@ class PreActivationUnit(nn.Module):
         return x * self.param("skip", nn.initializers.zeros, ()) if self.skip_init else x
 
 
+@checked
 class ResNet(nn.Module):
     """A pre-activation ResNet without bottlenecks: the discrete twin of `ContinuousNet`.
 
@@ -51,12 +53,12 @@ class ResNet(nn.Module):
         ['block1_unit0', 'block1_unit1', 'head', 'stem', 'stem_bn']
     """
 
-    n_classes: int = 10
-    widths: tuple[int, ...] = (16, 32, 64)
-    n_units: int = 32
+    n_classes: Count = 10
+    widths: Widths = (16, 32, 64)
+    n_units: Natural = 32
     skip_init: bool = True
     final_norm: bool = False
-    momentum: float = 0.9
+    momentum: Fraction01 = 0.9
     axis_name: Any = None  # of flax, whose annotation knows a single name
 
     @nn.compact
@@ -83,7 +85,8 @@ class ResNet(nn.Module):
 _he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def as_resnet(net: ContinuousNet, variables: PyTree) -> tuple[ResNet, PyTree]:
+@checked
+def as_resnet(net: ContinuousNet, variables: Variables) -> tuple[ResNet, PyTree]:
     """The ResNet that an Euler ContinuousNet with M = N_t and epsilon = N_t is, with its variables.
 
     Raises:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, Numbers, checked
 from ode_nets.fields import convolution
 
 
-def random_kernel(key: jax.Array, channels: int, size: int = 3) -> jax.Array:
+@checked
+def random_kernel(key: jax.Array, channels: Count, size: Count = 3) -> jax.Array:
     """A convolution with one random kernel, the same for every channel and none between channels.
 
     Args:
@@ -30,7 +30,8 @@ def random_kernel(key: jax.Array, channels: int, size: int = 3) -> jax.Array:
     return jax.random.uniform(key, (size, size))[:, :, None, None] * jnp.eye(channels)
 
 
-def field(t: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+@checked
+def field(t: Numbers, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution of images that continue periodically beyond their borders.
 
         dx/dt = kernel * x                                   (ACA sec. 3.2, Fig. 5)
@@ -48,7 +49,8 @@ def field(t: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return convolution(around, kernel, padding="VALID")
 
 
-def spectrum(kernel: jax.Array, height: int, width: int) -> jax.Array:
+@checked
+def spectrum(kernel: jax.Array, height: Count, width: Count) -> jax.Array:
     """The convolution as a matrix between channels at each spatial frequency.
 
         F(kernel * x)(q) = F(x)(q) A(q),   A(q) = sum_d kernel[d] exp(2 pi i q.d)
@@ -72,7 +74,8 @@ def spectrum(kernel: jax.Array, height: int, width: int) -> jax.Array:
     return jnp.conj(jnp.fft.fft2(taps, axes=(0, 1)))
 
 
-def solution(t: Any, x0: jax.Array, kernel: jax.Array) -> jax.Array:
+@checked
+def solution(t: Numbers, x0: jax.Array, kernel: jax.Array) -> jax.Array:
     """The image at time t, exactly: every spatial frequency is a small linear system of its own.
 
         x(t) = F^-1( F(x0) exp(A t) )

@@ -6,21 +6,26 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Count, Finite, Natural, Numbers, Positive, Rule, checked
 from ode_nets.gradients import Direct, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.stepping import all_finite
 
+Range = Annotated[
+    tuple[float, float], Rule("two finite numbers, the lower first", lambda r: -math.inf < r[0] < r[1] < math.inf)
+]
 FRICTION = 0.2
 """gamma of Ott eq. 4 (published code)."""
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Polynomial:
     """A real polynomial in one or more variables.
 
@@ -34,14 +39,11 @@ class Polynomial:
       ValueError: for dimension 0, no terms, lengths that differ, or exponents or coefficients out of range.
     """
 
-    coefficients: tuple[float, ...]
-    exponents: tuple[tuple[int, ...], ...]
+    coefficients: tuple[Finite, ...]
+    exponents: tuple[tuple[Natural, ...], ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coefficients", tuple(float(c) for c in self.coefficients))
-        if any(e != int(e) for row in self.exponents for e in row):
-            raise ValueError(f"exponents={self.exponents}: expected integers of at least 0")
-        object.__setattr__(self, "exponents", tuple(tuple(int(e) for e in row) for row in self.exponents))
         lengths = {len(row) for row in self.exponents}
         if not self.coefficients or len(self.exponents) != len(self.coefficients) or len(lengths) != 1:
             raise ValueError(
@@ -50,11 +52,10 @@ class Polynomial:
             )
         if lengths == {0}:
             raise ValueError(f"exponents={self.exponents} have dimension 0: expected at least one variable")
-        if min(min(row) for row in self.exponents) < 0 or not all(map(math.isfinite, self.coefficients)):
-            raise ValueError(f"{self}: expected exponents of at least 0 and finite coefficients")
 
     @classmethod
-    def from_roots(cls, roots: Sequence[float], scale: float = 1.0) -> Polynomial:
+    @checked
+    def from_roots(cls, roots: Sequence[Finite], scale: Finite = 1.0) -> Polynomial:
         """scale * prod_i (x - roots_i), in one variable."""
         powers = np.atleast_1d(np.poly(np.asarray(roots, float)))[::-1] * scale
         return cls(tuple(powers), tuple((e,) for e in range(len(powers))))
@@ -69,8 +70,11 @@ class Polynomial:
         """Of the highest term that is not zero; 0 for a constant."""
         return max((sum(e) for c, e in zip(self.coefficients, self.exponents, strict=True) if c != 0), default=0)
 
-    def __call__(self, x: Any) -> Any:
+    @checked
+    def __call__(self, x: Numbers) -> Any:
         """V at `[..., dimension]`: `[...]`, of NumPy or JAX as `x` is."""
+        if np.shape(x)[-1:] != (self.dimension,):
+            raise ValueError(f"x has shape {np.shape(x)}: expected [..., {self.dimension}]")
         total = 0.0 * x[..., 0]
         for c, row in zip(self.coefficients, self.exponents, strict=True):
             if c != 0:
@@ -92,7 +96,8 @@ POTENTIAL = Polynomial.from_roots((0.0, 2.0, 0.5, -1.0, -0.6, 1.6), 0.2)
 """V(x) = 0.2 x (x - 2) (x - 0.5) (x + 1) (x + 0.6) (x - 1.6), with three minima (Ott Fig. 2, published code)."""
 
 
-def field(t: Any, state: jax.Array, theta: tuple[Polynomial, Any]) -> jax.Array:
+@checked
+def field(t: Numbers, state: jax.Array, theta: tuple[Polynomial, Any]) -> jax.Array:
     """The particle with friction.
 
         dx/dt = v
@@ -112,7 +117,8 @@ def field(t: Any, state: jax.Array, theta: tuple[Polynomial, Any]) -> jax.Array:
     return jnp.concatenate([v, -potential.gradient(x) - gamma * v], axis=-1)
 
 
-def minima(potential: Polynomial, *, box: float = 4.0, starts: int = 512) -> np.ndarray:
+@checked
+def minima(potential: Polynomial, *, box: Positive = 4.0, starts: Count = 512) -> np.ndarray:
     """The local minima of a potential, `[n, dimension]`, sorted by their first coordinate; float64.
 
     In one dimension all of them, from the real roots of V'. Beyond, those that Newton's method finds from a
@@ -187,17 +193,18 @@ class Rest(NamedTuple):
     """Slow, and within reach of that minimum; bool `[n]`."""
 
 
+@checked
 def simulate(
     potential: Polynomial,
     places: Any,
     state: jax.Array,
     *,
-    gamma: Any = FRICTION,
-    t_max: float = 100.0,
-    h: float = 0.02,
-    speed: float = 1e-3,
-    reach: float = 0.02,
-    sections: int = 20,
+    gamma: Numbers = FRICTION,
+    t_max: Positive = 100.0,
+    h: Positive = 0.02,
+    speed: Positive = 1e-3,
+    reach: Positive = 0.02,
+    sections: Count = 20,
 ) -> Rest:
     """Follow particles until all rest, or for a time t_max; pure and compilable.
 
@@ -237,18 +244,19 @@ def simulate(
     return rest(jax.lax.while_loop(going, section, (jnp.int32(0), state))[1])
 
 
+@checked
 def generate(
     key: jax.Array,
-    n: int,
+    n: Count,
     potential: Polynomial = POTENTIAL,
     *,
-    x_range: tuple[float, float] = (-1.0, 2.0),
-    v_range: tuple[float, float] = (-2.0, 2.0),
-    gamma: float = FRICTION,
-    t_max: float = 100.0,
-    h: float = 0.02,
-    speed: float = 1e-3,
-    reach: float = 0.02,
+    x_range: Range = (-1.0, 2.0),
+    v_range: Range = (-2.0, 2.0),
+    gamma: Positive = FRICTION,
+    t_max: Positive = 100.0,
+    h: Positive = 0.02,
+    speed: Positive = 1e-3,
+    reach: Positive = 0.02,
 ) -> tuple[jax.Array, jax.Array]:
     """Starts of particles and the minima where they come to rest (Ott sec. 3.2).
 
@@ -270,14 +278,6 @@ def generate(
         that run away or have not come to rest at a known minimum in time, with their number. Not to be
         called inside jit, which cannot raise; `simulate` can.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n={n!r}: expected at least 1 particle")
-    for name, (low, high) in (("x_range", x_range), ("v_range", v_range)):
-        if not -math.inf < low < high < math.inf:
-            raise ValueError(f"{name}={(low, high)}: expected two finite numbers, the lower first")
-    for name, value in (("gamma", gamma), ("t_max", t_max), ("h", h), ("speed", speed), ("reach", reach)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value}: expected a finite number above 0")
     places, shape = minima(potential), (n, potential.dimension)
     closest = min((float(np.linalg.norm(a - b)) for a, b in itertools.combinations(places, 2)), default=math.inf)
     if reach > closest / 2:

@@ -7,8 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Numbers, checked
 
-def field(t: Any, z: jax.Array, k: Any) -> jax.Array:
+
+@checked
+def field(t: Any, z: Numbers, k: Numbers) -> jax.Array:
     """Growth at rate k.
 
         dz/dt = k z                                          (ACA eq. 27)
@@ -24,17 +27,20 @@ def field(t: Any, z: jax.Array, k: Any) -> jax.Array:
     return k * z
 
 
-def solution(t: Any, z0: jax.Array, k: Any) -> jax.Array:
+@checked
+def solution(t: Numbers, z0: Numbers, k: Numbers) -> jax.Array:
     """The state at time t: z0 exp(k t), like `z0`."""
     return z0 * jnp.exp(k * t)
 
 
-def loss(z: jax.Array) -> jax.Array:
+@checked
+def loss(z: Numbers) -> jax.Array:
     """L(z(T)) = z(T)^2, summed over the entries of the state (ACA eq. 28); a scalar."""
     return jnp.sum(jnp.square(z))
 
 
-def gradient(t: Any, z0: jax.Array, k: Any) -> tuple[jax.Array, jax.Array]:
+@checked
+def gradient(t: Numbers, z0: Numbers, k: Numbers) -> tuple[jax.Array, jax.Array]:
     """Derivatives of `loss(z(t))` with respect to the initial state and to the rate of each entry.
 
         dL/dz0 = 2 z0 exp(2 k t)                             (ACA eq. 29)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, Finite, Numbers, Positive, checked
 from ode_nets.fields import SecondOrder
 
 GRAVITY = -9.81
@@ -18,7 +19,8 @@ _HALVINGS = 7
 """Steps of the arithmetic-geometric mean: each doubles the digits, so that float64 is full at |rho(0)| < pi - 1e-6."""
 
 
-def field(t: Any, x: jax.Array, g: Any = GRAVITY) -> jax.Array:
+@checked
+def field(t: Numbers, x: jax.Array, g: Numbers = GRAVITY) -> jax.Array:
     """The pendulum as a system of first order.
 
         rho' = v
@@ -35,12 +37,14 @@ def field(t: Any, x: jax.Array, g: Any = GRAVITY) -> jax.Array:
     return SecondOrder(lambda t, rho, v, g: g * jnp.sin(rho))(t, x, g)
 
 
-def energy(x: jax.Array, g: Any = GRAVITY) -> jax.Array:
+@checked
+def energy(x: jax.Array, g: Numbers = GRAVITY) -> jax.Array:
     """What a solution conserves: v^2 / 2 + g cos(rho), `[...]` of states `[..., 2]`."""
     return x[..., 1] ** 2 / 2 + g * jnp.cos(x[..., 0])
 
 
-def elliptic(u: Any, k: Any) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+@checked
+def elliptic(u: Numbers, k: Numbers) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Jacobi's functions of modulus k and the complete integral of the first kind.
 
     By the arithmetic-geometric mean and descending Landen steps (Abramowitz & Stegun 16.4, 17.6).
@@ -64,14 +68,16 @@ def elliptic(u: Any, k: Any) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array
     return sn, cn, jnp.sqrt(1 - (k * sn) ** 2), jnp.pi / (2 * a)
 
 
-def period(rho0: Any = START, g: Any = GRAVITY) -> jax.Array:
+@checked
+def period(rho0: Numbers = START, g: Numbers = GRAVITY) -> jax.Array:
     """Time of one swing there and back, 4 K(k) / w0; scalar."""
     _check(rho0, g)
     k = jnp.sin(jnp.abs(jnp.asarray(rho0, float)) / 2)
     return 4 * elliptic(jnp.zeros(()), k)[3] / jnp.sqrt(jnp.abs(jnp.asarray(g, float)))
 
 
-def solution(t: Any, rho0: Any = START, g: Any = GRAVITY) -> jax.Array:
+@checked
+def solution(t: Numbers, rho0: Numbers = START, g: Numbers = GRAVITY) -> jax.Array:
     """State at time t of a pendulum released from rest, exactly.
 
         rho(t) = 2 arcsin(k sn(K - w0 t; k)),  k = sin(rho0 / 2),  w0 = sqrt(|g|)
@@ -97,8 +103,9 @@ def solution(t: Any, rho0: Any = START, g: Any = GRAVITY) -> jax.Array:
     return jnp.stack([2 * jnp.arcsin(k * sn), -2 * k * w0 * cn], axis=-1)
 
 
+@checked
 def pairs(
-    n: int, dt: float, *, key: jax.Array | None = None, rho0: float = START, g: float = GRAVITY
+    n: Count, dt: Positive, *, key: jax.Array | None = None, rho0: Finite = START, g: Finite = GRAVITY
 ) -> tuple[jax.Array, jax.Array]:
     """States and their successors after a time dt, to fit a one-step model to (ContinuousNet eq. 17).
 
@@ -114,10 +121,6 @@ def pairs(
     Raises:
       ValueError: for n below 1, dt not above 0, and as `solution`.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n={n!r}: expected at least 1 pair")
-    if not 0 < dt < math.inf:
-        raise ValueError(f"dt={dt}: expected a finite time above 0")
     t = jnp.arange(n) * dt if key is None else jax.random.uniform(key, (n,)) * period(rho0, g)
     return solution(t, rho0, g), solution(t + dt, rho0, g)
 

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, NotNegative, checked
+
 SHELLS = ((0.1, 0.15), (0.25, 0.3), (0.4, 0.45))
 """Inner and outer radii of the shells of Ott sec. 3.1 (published code), from the inside out."""
 
 
+@checked
 def generate(
-    key: jax.Array, n: int, dimension: int, shells: Sequence[tuple[float, float]] = SHELLS
+    key: jax.Array, n: Count, dimension: Count, shells: Sequence[tuple[NotNegative, NotNegative]] = SHELLS
 ) -> tuple[jax.Array, jax.Array]:
     """Points in concentric shells; neighbouring shells belong to different classes.
 
@@ -33,9 +36,6 @@ def generate(
     Raises:
       ValueError: for an empty set, a dimension below 1, or radii that are negative, empty or overlap.
     """
-    for name, value in (("n", n), ("dimension", dimension)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
     edges = [r for shell in shells for r in shell]
     if len(edges) < 2 or edges[0] < 0 or any(not a < b for a, b in itertools.pairwise(edges)):
         raise ValueError(f"shells={tuple(shells)}: expected pairs with 0 <= r_in < r_out, disjoint, rising outwards")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
+from ode_nets.arguments import Numbers, checked
 from ode_nets.fields import SecondOrder
 
 MU = 0.15
@@ -14,7 +13,8 @@ START = (2.0, 0.0)
 """y(0) of ACA app. D."""
 
 
-def field(t: Any, y: jax.Array, mu: Any) -> jax.Array:
+@checked
+def field(t: Numbers, y: jax.Array, mu: Numbers) -> jax.Array:
     """The oscillator as a system of first order.
 
         dy1/dt = y2
@@ -31,7 +31,8 @@ def field(t: Any, y: jax.Array, mu: Any) -> jax.Array:
     return SecondOrder(lambda t, y1, y2, mu: (mu - y1**2) * y2 - y1)(t, y, mu)
 
 
-def power(y: jax.Array, mu: Any) -> jax.Array:
+@checked
+def power(y: jax.Array, mu: Numbers) -> jax.Array:
     """Rate of change of the energy (y1^2 + y2^2) / 2 along a solution.
 
         dE/dt = (mu - y1^2) y2^2
@@ -46,7 +47,8 @@ def power(y: jax.Array, mu: Any) -> jax.Array:
     return (mu - y[..., 0] ** 2) * y[..., 1] ** 2
 
 
-def divergence(y: jax.Array, mu: Any) -> jax.Array:
+@checked
+def divergence(y: jax.Array, mu: Numbers) -> jax.Array:
     """Rate at which areas of initial states grow.
 
         d/dt log det(dy(t)/dy(0)) = mu - y1^2                (Liouville's formula)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import jax
 
+from ode_nets.arguments import Count, Rule, checked
 from ode_nets.integrate import FixedStep
 
 PyTree = Any
+WithParams = Annotated[Mapping[str, Any], Rule("variables with 'params' among them", lambda v: "params" in v)]
 
 
-def n_parameters(variables: PyTree) -> int:
+@checked
+def n_parameters(variables: WithParams) -> int:
     """Number of trainable parameters in `variables["params"]`.
 
     Example:
@@ -23,7 +26,8 @@ def n_parameters(variables: PyTree) -> int:
     return sum(int(leaf.size) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def nfe(solver: FixedStep, n_blocks: int = 1) -> int:
+@checked
+def nfe(solver: FixedStep, n_blocks: Count = 1) -> int:
     """Field evaluations of one forward pass: stages that the state depends on, times steps, times blocks.
 
     Raises:
@@ -34,6 +38,7 @@ def nfe(solver: FixedStep, n_blocks: int = 1) -> int:
     return solver.n_steps * solver.scheme.n_evaluations * n_blocks
 
 
+@checked
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points that no other beats in both: lower cost, higher value; sorted by cost.
 

@@ -8,13 +8,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ode_nets.arguments import Count, checked
+
 PyTree = Any
 
 
+@checked
 def export_inference(
     net: nn.Module,
     variables: PyTree,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[Count, Count, Count],
     *,
     preprocess: Callable[[jax.Array], jax.Array] = lambda images: images,
     dtype: str = "float32",

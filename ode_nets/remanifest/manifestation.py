@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ode_nets.arguments import Count, Positive, checked
 from ode_nets.integrate import FixedStep
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+@checked
 class Manifestation:
     """One manifestation of a trained model: the scheme and the grid that it is evaluated with.
 
@@ -31,17 +33,13 @@ class Manifestation:
     """
 
     scheme: str
-    n_steps: int | None = None
-    rtol: float | None = None
+    n_steps: Count | None = None
+    rtol: Positive | None = None
 
     def __post_init__(self) -> None:
         n, rtol = self.n_steps, self.rtol
-        if not isinstance(self.scheme, str) or not self.scheme:
+        if not self.scheme:
             raise ValueError(f"scheme={self.scheme!r}: expected a name, as `solver.scheme.name` has it")
-        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-            raise ValueError(f"n_steps={n!r}: expected an integer of at least 1, or None for steps not counted")
-        if rtol is not None and not rtol > 0:
-            raise ValueError(f"rtol={rtol!r}: expected a number above 0, or None for a uniform grid")
         if n is None and rtol is None:
             raise ValueError("n_steps and rtol are both None: expected the steps of a uniform grid, or a tolerance")
 

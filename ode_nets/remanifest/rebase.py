@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from ode_nets.arguments import Count, Variables, checked
 from ode_nets.integrate import FixedStep
 from ode_nets.nn import weight_roles
 from ode_nets.nn.roles import COEFFICIENTS
@@ -31,6 +32,7 @@ SECOND_MOMENTS = ("nu", "nu_max", "sum_of_squares", "v", "v_row", "v_col")
 """What optax calls means of squared gradients in its states, which must never be negative."""
 
 
+@checked
 def map_coefficients(tree: PyTree, function: Callable[[PyTree], PyTree]) -> PyTree:
     """Apply a function to every leaf that is stacked by basis function, wherever it is in a tree; see `weight_roles`.
 
@@ -45,7 +47,8 @@ def map_coefficients(tree: PyTree, function: Callable[[PyTree], PyTree]) -> PyTr
     return jax.tree.map(change, tree, weight_roles(tree))
 
 
-def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Module, PyTree]:
+@checked
+def refine(net: nn.Module, variables: Variables, factor: Count = 2) -> tuple[nn.Module, PyTree]:
     """The same theta(t) with more coefficients, solved with as many times the steps.
 
     The refinement of training (ContinuousNet sec. 5.2): N_t and M grow together.
@@ -78,7 +81,8 @@ def refine(net: nn.Module, variables: PyTree, factor: int = 2) -> tuple[nn.Modul
     return _rebased(net.clone(solver=solver), variables, old.refined(factor), refinement_matrix(old, factor))
 
 
-def project(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
+@checked
+def project(net: nn.Module, variables: Variables, basis: Basis) -> tuple[nn.Module, PyTree]:
     """The L2 projection of theta(t) onto another basis, without data (ContinuousNet sec. 4.4).
 
     Batch statistics, which are kept by equal intervals, are averaged over as many new intervals; those that training
@@ -105,7 +109,8 @@ def project(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module,
     return _rebased(net, variables, basis, projection_matrix(_basis_of(net), basis))
 
 
-def interpolate(net: nn.Module, variables: PyTree, basis: Basis) -> tuple[nn.Module, PyTree]:
+@checked
+def interpolate(net: nn.Module, variables: Variables, basis: Basis) -> tuple[nn.Module, PyTree]:
     """theta(t) sampled at the nodes of another basis, without data.
 
     Args, results and errors as of `project`.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Variables, checked
 from ode_nets.gradients import Direct
 from ode_nets.integrate import Adaptive, FixedStep
 from ode_nets.nn import weight_roles
@@ -20,7 +21,8 @@ STATS = "batch_stats"
 _UNTOUCHED = -1.0
 
 
-def unmet_intervals(net: nn.Module, variables: PyTree, images: jax.Array) -> dict[str, tuple[int, ...]]:
+@checked
+def unmet_intervals(net: nn.Module, variables: Variables, images: jax.Array) -> dict[str, tuple[int, ...]]:
     """The intervals of each ODE block in which no stage of the net's own solver lies.
 
     Batch statistics are kept by M equal intervals in any basis (ContinuousNet A.3), and training writes those alone
@@ -56,7 +58,8 @@ def unmet_intervals(net: nn.Module, variables: PyTree, images: jax.Array) -> dic
     return found
 
 
-def restat(net: nn.Module, variables: PyTree, images: jax.Array) -> PyTree:
+@checked
+def restat(net: nn.Module, variables: Variables, images: jax.Array) -> PyTree:
     """Variables with the batch statistics of unmet intervals re-estimated on images; all else as it is.
 
     Other solvers and other bases meet intervals that training did not, and take the statistics there for those of
@@ -84,6 +87,7 @@ def restat(net: nn.Module, variables: PyTree, images: jax.Array) -> PyTree:
     return reestimated(net, variables, images, unmet) if unmet else variables
 
 
+@checked
 def reestimated(net: nn.Module, variables: PyTree, images: jax.Array, unmet: dict[str, tuple[int, ...]]) -> PyTree:
     """`restat` of the intervals that `unmet_intervals` found."""
     model: Any = net
@@ -108,6 +112,7 @@ def reestimated(net: nn.Module, variables: PyTree, images: jax.Array, unmet: dic
     return variables | {STATS: stats}
 
 
+@checked
 def has_intervals(net: nn.Module, variables: PyTree) -> bool:
     """Whether a model keeps statistics by several intervals, and can be asked which of them its solver meets."""
     stacked = _by_block(variables.get(STATS, {})) if isinstance(variables, dict) else {}

@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, Natural, Rule, checked
 from ode_nets.gradients import Direct
 from ode_nets.integrate import FixedStep, pad
 from ode_nets.remanifest.costs import nfe
 
 PyTree = Any
+Solvers = Annotated[Sequence[FixedStep], Rule("solvers FixedStep, at least one", bool)]
 
 
-def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lanes: int = 1) -> Callable[..., PyTree]:
+@checked
+def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lanes: Count = 1) -> Callable[..., PyTree]:
     """A function that evaluates one set of weights under any fixed-step solver without compiling again.
 
     Args:
@@ -45,7 +48,8 @@ def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lane
     return single if lanes == 1 else jax.vmap(one, in_axes=(None, None, None, 0))
 
 
-def stack_solvers(solvers: Sequence[FixedStep], n_stages: int) -> Any:
+@checked
+def stack_solvers(solvers: Solvers, n_stages: Count) -> Any:
     """Solvers as arrays with a leading axis, padded to `n_stages` stages."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(pad(solver, n_stages) for solver in solvers))
 
@@ -67,15 +71,16 @@ class Swap:
     temporary_bytes: int
 
 
+@checked
 def compile_swap(
     net: nn.Module,
     variables: PyTree,
     example: tuple[jax.Array, PyTree],
     score: Callable[[jax.Array, PyTree], PyTree],
-    solvers: Sequence[FixedStep],
+    solvers: Solvers,
     *,
-    lanes: int | None = None,
-    bytes_available: int | None = None,
+    lanes: Count | None = None,
+    bytes_available: Natural | None = None,
 ) -> Swap:
     """Compile `make_swap` for a grid of solvers.
 
@@ -94,8 +99,6 @@ def compile_swap(
     Raises:
       ValueError: for an empty grid or fewer than one lane.
     """
-    if not solvers or (lanes is not None and lanes < 1):
-        raise ValueError(f"{len(solvers)} solvers in lanes={lanes}: expected at least one of each")
     n_stages = max(solver.scheme.n_evaluations or 0 for solver in solvers)
     bound = math.inf if lanes is not None or bytes_available is None else bytes_available
     lanes = min(lanes or len(solvers), len(solvers))
@@ -108,10 +111,11 @@ def compile_swap(
         lanes = lanes_within(int(bound), -(-used // lanes), lanes - 1)
 
 
+@checked
 def run_swap(
     swap: Swap,
     variables: PyTree,
-    solvers: Sequence[FixedStep],
+    solvers: Solvers,
     batches: Callable[[], Iterable[tuple[jax.Array, PyTree]]],
     timer: Callable[[], float] | None = None,
 ) -> tuple[list[PyTree], list[float]]:
@@ -162,15 +166,16 @@ def run_swap(
     return scores, seconds if timer is not None else []
 
 
+@checked
 def swap_solvers(
     net: nn.Module,
     variables: PyTree,
-    solvers: Sequence[FixedStep],
+    solvers: Solvers,
     batches: Callable[[], Iterable[tuple[jax.Array, PyTree]]],
     score: Callable[[jax.Array, PyTree], PyTree],
-    lanes: int | None = 1,
+    lanes: Count | None = 1,
     timer: Callable[[], float] | None = None,
-    bytes_available: int | None = None,
+    bytes_available: Natural | None = None,
 ) -> tuple[list[PyTree], list[float]]:
     """Evaluate one set of weights under many fixed-step solvers, in one compiled program.
 
@@ -193,6 +198,7 @@ def swap_solvers(
     return run_swap(swap, variables, solvers, batches, timer)
 
 
+@checked
 def lanes_within(bytes_available: int, bytes_one: int, n_solvers: int) -> int:
     """How many solvers fit side by side: at least one, at most all."""
     return max(1, min(n_solvers, bytes_available // max(bytes_one, 1)))

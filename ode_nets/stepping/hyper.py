@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import checked
 from ode_nets.lanes import read
 from ode_nets.stepping.runge_kutta import OfTableau, as_runge_kutta
 from ode_nets.stepping.scheme import START, Evaluate, OneState, PyTree, Stage, Step
@@ -21,6 +22,7 @@ Correction = Callable[[PyTree, Any, PyTree, PyTree], PyTree]
 
 @pytree("params")
 @dataclasses.dataclass(frozen=True, eq=False)
+@checked
 class Hyper(OfTableau, OneState):
     """A Runge-Kutta scheme whose steps are corrected (Poli et al. 2020).
 
@@ -52,8 +54,6 @@ class Hyper(OfTableau, OneState):
     params: PyTree
 
     def __post_init__(self) -> None:
-        if not callable(self.correction):
-            raise ValueError(f"correction={self.correction!r}: expected a function correction(params, t, x, dx)")
         object.__setattr__(self, "scheme", as_runge_kutta(self.scheme))
         object.__setattr__(self, "params", jax.tree.map(jnp.asarray, self.params))
 
@@ -124,6 +124,7 @@ class Hyper(OfTableau, OneState):
         return _moved(self.scheme.interpolate(slopes, x, h, s), (s * h) ** (self.order + 1), g)
 
 
+@checked
 def hyper_loss(params: PyTree, scheme: Hyper, slope: Callable[[Any, PyTree], PyTree], ts: Any, xs: PyTree) -> jax.Array:
     """How far a correction is from the residuals of its scheme, by mean squares (Poli et al. 2020, residual fitting).
 

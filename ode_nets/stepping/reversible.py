@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Rule, checked
 from ode_nets.stepping.runge_kutta import OfTableau, RungeKutta, all_finite, combine, node_of
 from ode_nets.stepping.scheme import Evaluate, Node, PyTree, Stage, Step
 from ode_nets.tableaus import Tableau, get_tableau
+
+Coupling = Annotated[float, Rule("a number above 0 and at most 1", lambda x: 0 < x <= 1)]
 
 
 class Pair(NamedTuple):
@@ -60,11 +63,10 @@ class Coupled(OfTableau):
     """
 
     tableau: Tableau
-    coupling: float = 0.999
+    coupling: Coupling = 0.999
 
-    def __init__(self, tableau: Tableau | str, coupling: float = 0.999):
-        if isinstance(coupling, bool) or not isinstance(coupling, (int, float)) or not 0 < coupling <= 1:
-            raise ValueError(f"coupling={coupling!r}: expected a number above 0 and at most 1")
+    @checked
+    def __init__(self, tableau: Tableau | str, coupling: Coupling = 0.999):
         object.__setattr__(self, "tableau", get_tableau(tableau))
         object.__setattr__(self, "coupling", float(coupling))
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import checked
 from ode_nets.lanes import any_lane, room, write
 from ode_nets.stepping.scheme import END, START, Evaluate, Node, OneState, PyTree, Stage, Step
 from ode_nets.tableaus import Number, Tableau, get_tableau
@@ -49,6 +50,7 @@ class OfTableau:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
+@checked
 class RungeKutta(OfTableau, OneState):
     """The scheme of a tableau.
 

@@ -16,16 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ode_nets.arguments import Finite, Numbers, Positive, Rule, checked
 from ode_nets.control import initial_step
 from ode_nets.integrate import Problem, theta_at
-from ode_nets.tableaus import Tableau, get_tableau
+from ode_nets.tableaus import get_tableau
+from ode_nets.trees import known
 
 PyTree = Any
+Several = Annotated[int, Rule("an integer of at least 2", lambda n: n >= 2)]
 
 
 class AdaptationState(NamedTuple):
@@ -60,16 +64,17 @@ class Adaptation(NamedTuple):
     update: Callable[[Any, AdaptationState], AdaptationState]
 
 
+@checked
 def adaptation(
-    lowest: float,
-    highest: float,
+    lowest: Positive,
+    highest: Positive,
     *,
-    threshold: float = 0.1,
-    shrink: float = 0.5,
-    grow: float = 1.1,
+    threshold: Finite = 0.1,
+    shrink: Finite = 0.5,
+    grow: Finite = 1.1,
     revert: bool = True,
-    calm: float = 1.0,
-    memory: float | None = None,
+    calm: Finite = 1.0,
+    memory: Finite | None = None,
 ) -> Adaptation:
     """The controller of Ott's algorithm 1, for any positive quantity that errors grow with.
 
@@ -139,7 +144,8 @@ def adaptation(
     return Adaptation(init, update)
 
 
-def step_adaptation(max_steps: int = 500, span: float = 1.0, **changes: Any) -> Adaptation:
+@checked
+def step_adaptation(max_steps: Several = 500, span: Positive = 1.0, **changes: Any) -> Adaptation:
     """Ott's algorithm 1 on the step size h, from span / max_steps to span, with the trial of the published code.
 
     Args:
@@ -150,7 +156,8 @@ def step_adaptation(max_steps: int = 500, span: float = 1.0, **changes: Any) -> 
     return adaptation(span / max_steps, span, **changes)
 
 
-def settled_step_adaptation(max_steps: int = 500, span: float = 1.0, **changes: Any) -> Adaptation:
+@checked
+def settled_step_adaptation(max_steps: Several = 500, span: Positive = 1.0, **changes: Any) -> Adaptation:
     """The same without its oscillation: raised at a quarter of the threshold only, never again beyond 0.8 of a failure.
 
     The paper hopes for such a variant (Ott sec. 6); the numbers are ours. Arguments as in `step_adaptation`.
@@ -158,7 +165,8 @@ def settled_step_adaptation(max_steps: int = 500, span: float = 1.0, **changes: 
     return adaptation(span / max_steps, span, **({"calm": 0.25, "memory": 0.8} | changes))
 
 
-def tolerance_adaptation(lowest: float = 1e-9, highest: float = 1e-1, **changes: Any) -> Adaptation:
+@checked
+def tolerance_adaptation(lowest: Positive = 1e-9, highest: Positive = 1e-1, **changes: Any) -> Adaptation:
     """Algorithm 1 on the tolerance of an adaptive solver (Ott, published code).
 
     Start at 1e-6. Fehlberg2(1) is checked by Dopri5 at a fifth of the tolerance, Dopri5 by itself at a tenth.
@@ -167,12 +175,24 @@ def tolerance_adaptation(lowest: float = 1e-9, highest: float = 1e-1, **changes:
     return adaptation(lowest, highest, **changes)
 
 
-def steps_of(h: Any, span: float = 1.0) -> jax.Array:
-    """The number of equal steps for a step size: the least that makes steps of at most h; int32."""
-    return jnp.maximum(jnp.ceil(span / jnp.asarray(h, float) * (1 - 1e-6)), 1).astype(jnp.int32)
+@checked
+def steps_of(h: Numbers, span: Positive = 1.0) -> jax.Array:
+    """The number of equal steps for a step size: the least that makes steps of at most h; int32.
+
+    Of a traced h that is no number above 0 it is 0, which no solver takes.
+
+    Raises:
+      ValueError: for a known h that is not above 0.
+    """
+    if known(h) and not np.all(np.asarray(h) > 0):
+        raise ValueError(f"h={h}: expected a step size above 0")
+    h = jnp.asarray(h, float)
+    n = jnp.maximum(jnp.ceil(span / jnp.where(h > 0, h, 1) * (1 - 1e-6)), 1)
+    return jnp.where(h > 0, n, 0).astype(jnp.int32)
 
 
-def first_step(problem: Problem, scheme: Tableau | str, tolerance: Any | None = 1e-3) -> jax.Array:
+@checked
+def first_step(problem: Problem, scheme: Any, tolerance: Numbers | None = 1e-3) -> jax.Array:
     """Hairer's initial step of a problem, on the whole batch; a scalar above 0.
 
     Hairer, Norsett, Wanner I, p. 169 (Ott algorithm 1), with rtol = atol = tolerance, which the paper does not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Count, NotNegative, Positive, checked
 from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import get_tableau
 
@@ -73,7 +75,8 @@ class Convergence:
     dip: Dip | None
 
 
-def fit_slope(h: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndarray) -> Slope:
+@checked
+def fit_slope(h: np.ndarray, errors: np.ndarray) -> Slope:
     """The slope of the longest straight stretch of errors in logarithmic axes.
 
         log E(h) = r log h + c                               (ContinuousNet eq. 19)
@@ -90,11 +93,14 @@ def fit_slope(h: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndar
       `Slope`, with NaN for its order if there is no straight stretch.
 
     Raises:
-      ValueError: for lengths that differ or steps that do not fall.
+      ValueError: for lengths that differ, steps that are not finite or do not fall, and errors below 0.
     """
     x, y = np.asarray(h, float), np.asarray(errors, float)
-    if x.shape != y.shape or x.ndim != 1 or (np.diff(x) >= 0).any() or (x <= 0).any():
+    falling = x.ndim == 1 and np.isfinite(x).all() and (x > 0).all() and (np.diff(x) < 0).all()
+    if not falling or x.shape != y.shape:
         raise ValueError(f"h={x.tolist()} with {y.size} errors: expected falling steps above 0, one an error")
+    if (y < 0).any():
+        raise ValueError(f"errors={y.tolist()}: expected numbers of at least 0")
     with np.errstate(divide="ignore", invalid="ignore"):
         x, y = np.log(x), np.log(y)
     for length in range(len(x), LEAST_POINTS - 1, -1):
@@ -109,12 +115,13 @@ def fit_slope(h: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndar
     return Slope(math.nan)
 
 
+@checked
 def find_dip(
-    n_steps: Sequence[int],
-    errors: Sequence[float] | np.ndarray,
-    trained: int,
-    tolerance: float = 3.0,
-    floor: float = 0.0,
+    n_steps: Sequence[Count],
+    errors: np.ndarray,
+    trained: Count,
+    tolerance: Positive = 3.0,
+    floor: NotNegative = 0.0,
 ) -> Dip:
     """Compare the error at the training step with those at finer steps (ContinuousNet Fig. 4a).
 
@@ -127,11 +134,18 @@ def find_dip(
       floor: errors below it count as it, as rounding leaves them to chance; see `rounding`.
 
     Raises:
-      ValueError: if `trained` was not measured, or nothing finer was.
+      ValueError: if `trained` was not measured or its error is not finite, or nothing finer was measured; for errors
+        below 0, another number of them, or step counts that do not rise.
     """
     n, e = list(n_steps), np.asarray(errors, float)
     if trained not in n or max(n) == trained:
-        raise ValueError(f"n_steps={n}: expected the training step count {trained} and finer ones")
+        raise ValueError(f"n_steps={n}: expected the training step count trained={trained} and finer ones")
+    if e.shape != (len(n),) or (e < 0).any() or any(a >= b for a, b in itertools.pairwise(n)):
+        raise ValueError(
+            f"errors={e.tolist()} at n_steps={n}: expected one of at least 0 a step count, and these rising"
+        )
+    if not math.isfinite(e[n.index(trained)]):
+        raise ValueError(f"errors={e.tolist()}: expected a finite one at the training step count {trained}")
     own = float(e[n.index(trained)])
     finer = [i for i, steps in enumerate(n) if steps > trained]
     half = min(finer, key=lambda i: abs(math.log(n[i] / (2 * trained))))
@@ -148,6 +162,7 @@ def ratio(value: float, own: float, floor: float = 0.0) -> float:
     return value / own
 
 
+@checked
 def rounding(*outputs: jax.Array) -> float:
     """The error up to which outputs are equal but for rounding: 64 eps times the largest of their norms.
 
@@ -161,27 +176,37 @@ def rounding(*outputs: jax.Array) -> float:
     return ROUNDING * eps * max(distance(out, np.zeros_like(out)) for out in kept)
 
 
-def distance(outputs: jax.Array | np.ndarray, reference: jax.Array | np.ndarray) -> float:
+@checked
+def distance(outputs: np.ndarray | jax.Array, reference: np.ndarray | jax.Array) -> float:
     """E = sqrt(mean over the batch of |outputs - reference|^2), the root mean square of global errors.
 
     The norm itself, whose slopes are the orders; ContinuousNet eq. 18 prints its square.
 
     Args:
-      outputs, reference: `[batch, ...]`.
+      outputs, reference: `[batch, ...]`, at least one sample.
+
+    Raises:
+      ValueError: for shapes that differ, or hold nothing.
     """
-    gap = (np.asarray(outputs, float) - np.asarray(reference, float)).reshape(len(outputs), -1)
+    if np.iscomplexobj(outputs) or np.iscomplexobj(reference):
+        raise ValueError("outputs or reference are complex: expected real numbers; take their parts side by side")
+    a, b = np.asarray(outputs, float), np.asarray(reference, float)
+    if a.shape != b.shape or not a.ndim or not a.size:
+        raise ValueError(f"outputs have shape {a.shape}, reference {b.shape}: expected one shape [batch, ...]")
+    gap = (a - b).reshape(len(a), -1)
     return float(np.sqrt(np.mean(np.sum(gap**2, axis=1))))
 
 
+@checked
 def convergence(
     run: Callable[[FixedStep], jax.Array],
     schemes: Sequence[str],
-    n_steps: Sequence[int],
+    n_steps: Sequence[Count],
     *,
     truth: jax.Array | None = None,
     trained: FixedStep | None = None,
-    span: float = 1.0,
-    tolerance: float = 3.0,
+    span: Positive = 1.0,
+    tolerance: Positive = 3.0,
 ) -> Convergence:
     """Global errors, or disagreement with the finest manifestation, against N_t (ContinuousNet eq. 18, Fig. 4).
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Count, NotNegative, Rule, checked
 from ode_nets.integrate import FixedStep, Problem, integrate, theta_at
 from ode_nets.integrate.problem import Place, evaluator
 
 PyTree = Any
 Test = Literal["order", "segments", "jacobian"]
+Margin = Annotated[np.ndarray, Rule("numbers of at least 0", lambda m: bool(np.all(np.asarray(m) >= 0)))]
+Share = Annotated[float, Rule("numbers in (0, 1]", lambda x: 0 < x <= 1)]
 _ROUNDING = (3 + 16 * 2.0**-53) * 2.0**-53
 """Bound of the rounding error of an orientation, relative to the sum of its terms (Shewchuk 1997, sec. 4.1)."""
 NOISE = 64
@@ -51,7 +54,8 @@ class Crossings:
     reason: str = ""
 
 
-def order_changes(states: np.ndarray, t: np.ndarray, margin: float = 0.0) -> Crossings:
+@checked
+def order_changes(states: np.ndarray, t: np.ndarray, margin: NotNegative = 0.0) -> Crossings:
     """Crossings of trajectories in one dimension: a pair that changes places within a step.
 
     Exact with margin 0: comparisons of floating-point numbers. Two trajectories that start in one point coincide, and a
@@ -82,7 +86,8 @@ def order_changes(states: np.ndarray, t: np.ndarray, margin: float = 0.0) -> Cro
     return Crossings("order", len(k), places, np.stack([n, k, m, k], axis=-1), side[:, 1:].size)
 
 
-def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float | np.ndarray = 0.0) -> np.ndarray:
+@checked
+def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: Margin = 0.0) -> np.ndarray:
     """On which side of the line from a to b the point c lies: 1 left, -1 right, 0 within a margin; exact.
 
     The sign of (a - c) x (b - c). Where floating-point arithmetic cannot be sure of it, it is computed again in
@@ -112,7 +117,8 @@ def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float | np.
     return sign
 
 
-def segment_crossings(states: np.ndarray, margin: float | np.ndarray = 0.0) -> Crossings:
+@checked
+def segment_crossings(states: np.ndarray, margin: Margin = 0.0) -> Crossings:
     """Crossings of trajectories in the plane: two steps whose segments intersect inside both; exact.
 
     The definition of Ott sec. 4, whose tau and tau' lie inside (0, 1): steps that touch in an end or lie on one
@@ -166,6 +172,7 @@ def segment_crossings(states: np.ndarray, margin: float | np.ndarray = 0.0) -> C
     return Crossings("segments", len(i), places, members, len(n) * (len(n) - 1) // 2)
 
 
+@checked
 def chord_heights(states: np.ndarray) -> np.ndarray:
     """How far the smooth curve through the points of a polygon in the plane rises above each of its chords.
 
@@ -182,6 +189,8 @@ def chord_heights(states: np.ndarray) -> np.ndarray:
     Returns:
       `[n, n_points - 1]`, at least 0.
     """
+    if np.ndim(states) != 3 or np.shape(states)[2] != 2:
+        raise ValueError(f"states have shape {np.shape(states)}: expected [n, n_points, 2]")
     with np.errstate(all="ignore"):
         move = np.diff(np.asarray(states, float), axis=1)
         before, after = move[:, :-1], move[:, 1:]
@@ -199,7 +208,8 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
 
 
-def trajectories(problem: Problem, solver: FixedStep, substeps: int = 1) -> tuple[np.ndarray, np.ndarray]:
+@checked
+def trajectories(problem: Problem, solver: FixedStep, substeps: Count = 1) -> tuple[np.ndarray, np.ndarray]:
     """Numerical trajectories Psi_{tau h}(z_k), tau = j / substeps: what Ott's definition of crossings is about.
 
     Args:
@@ -242,8 +252,14 @@ def _step_map(problem: Problem, solver: FixedStep) -> Any:
     return step
 
 
+@checked
 def folds(
-    problem: Problem, solver: FixedStep, *, n_samples: int = 8, n_places: int = 8, taus: Sequence[float] = (0.5, 1.0)
+    problem: Problem,
+    solver: FixedStep,
+    *,
+    n_samples: Count = 8,
+    n_places: Count = 8,
+    taus: Sequence[Share] = (0.5, 1.0),
 ) -> Crossings:
     """Steps that turn space inside out, in any dimension: det D Psi_{tau h} <= 0.
 
@@ -289,13 +305,14 @@ def folds(
     return Crossings("jacobian", len(bad), np.asarray(x)[bad], np.stack([n, k, n, k], axis=-1), examined)
 
 
+@checked
 def crossings(
     problem: Problem,
     solver: FixedStep,
     *,
-    n_samples: int = 64,
-    substeps: int | None = None,
-    margin: float | None = None,
+    n_samples: Count = 64,
+    substeps: Count | None = None,
+    margin: NotNegative | None = None,
 ) -> Crossings:
     """Crossings of a problem's numerical trajectories, by the test that its dimension allows.
 
@@ -325,6 +342,7 @@ def crossings(
     return order_changes(states[..., 0], t, margin) if size == 1 else segment_crossings(states, margin)
 
 
+@checked
 def is_autonomous(problem: Problem) -> bool:
     """Whether the field gives the same slopes, bit by bit, at eight times of the problem.
 

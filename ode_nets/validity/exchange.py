@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from ode_nets.arguments import Count, Positive, checked
 from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import get_tableau
 from ode_nets.validity.quality import Measure, Quality
@@ -47,13 +48,14 @@ class Exchange:
     entropy_tolerance: float | None = None
 
 
+@checked
 def exchange(
     quality: Quality,
     trained: Manifestation,
     *,
     entropies: Quality | None = None,
     finer: Sequence[Manifestation] | None = None,
-    span: float = 1.0,
+    span: Positive = 1.0,
 ) -> Exchange:
     """Compare a trained manifestation with others of the same weights (Ott sec. 4, Figs 3 and 4).
 
@@ -136,7 +138,8 @@ def _able(values: Iterable[Manifestation], trained: Manifestation) -> list[Manif
     return sorted((at for at in values if not at.adaptive and get_tableau(at.scheme).order >= order), key=fineness)
 
 
-def critical_training_step(passed: Mapping[int, bool], span: float = 1.0) -> tuple[float, float]:
+@checked
+def critical_training_step(passed: Mapping[Count, bool], span: Positive = 1.0) -> tuple[float, float]:
     """Between which training steps models stop to be ODEs (Ott table 1).
 
     Args:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+from ode_nets.arguments import Fraction01, Positive, checked
 from ode_nets.integrate import Result
 from ode_nets.remanifest import Manifestation
 from ode_nets.validity.exchange import Exchange
@@ -53,7 +54,8 @@ class Judgement:
     uncertainty: Uncertainty | None = None
 
 
-def judge(test: Exchange, trained: Manifestation, span: float = 1.0, least: float | None = None) -> Judgement:
+@checked
+def judge(test: Exchange, trained: Manifestation, span: Positive = 1.0, least: Fraction01 | None = None) -> Judgement:
     """The verdict of an exchange test.
 
     Args:
@@ -78,6 +80,7 @@ def judge(test: Exchange, trained: Manifestation, span: float = 1.0, least: floa
     return Judgement(verdict, reason, trained, test, span, least)
 
 
+@checked
 def describe(judgement: Judgement) -> str:
     """A judgement in one sentence, with the step, the solver that loses most, and what it loses."""
     trained, test, reason = judgement.trained, judgement.exchange, judgement.reason

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
+from ode_nets.arguments import NotNegative, Numbers, Positive, checked
 from ode_nets.remanifest import Manifestation
 from ode_nets.validity.convergence import ratio
 
@@ -18,6 +19,7 @@ ENTROPY_FLOOR = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Quality:
     """One number a manifestation, and how two of them are compared.
 
@@ -42,18 +44,12 @@ class Quality:
       accuracies.loss(many, of=few)             # 0.37
     """
 
-    values: Mapping[Manifestation, float]
+    values: Mapping[Manifestation, Numbers]
     measure: Measure
-    tolerance: float | None = None
-    floor: float | None = None
+    tolerance: Positive | None = None
+    floor: NotNegative | None = None
 
     def __post_init__(self) -> None:
-        if self.measure not in get_args(Measure):
-            raise ValueError(f"measure={self.measure!r}: expected one of {', '.join(get_args(Measure))}")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"tolerance={self.tolerance}: expected a number above 0")
-        if self.floor is not None and not self.floor >= 0:
-            raise ValueError(f"floor={self.floor}: expected at least 0")
         finite = [value for value in self.values.values() if math.isfinite(value)]
         if self.measure == "accuracy" and finite and not 0 <= min(finite) <= max(finite) <= 1:
             raise ValueError(

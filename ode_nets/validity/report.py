@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Natural, Positive, checked
 from ode_nets.integrate import Adaptive, FixedStep, Result
 from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import get_tableau
@@ -74,15 +75,16 @@ class Report:
         return self.judgement.trained
 
 
+@checked
 def examine(
     subject: Subject,
     *,
     labels: jax.Array | None = None,
     truth: jax.Array | None = None,
     schemes: Sequence[str] = ("euler", "midpoint", "rk4"),
-    factors: Sequence[float] = FACTORS,
-    tolerance: float | None = None,
-    n_samples: int = 32,
+    factors: Sequence[Positive] = FACTORS,
+    tolerance: Positive | None = None,
+    n_samples: Natural = 32,
 ) -> Report:
     """Run the convergence study, the solver-exchange test and the search for crossings on one model.
 
@@ -126,8 +128,6 @@ def examine(
         >>> examine(subject, truth=x0 * jnp.exp(-2.0) + 1e-3).sentence.split(":")[0]
         'tied to its solver, euler with 1 steps'
     """
-    if n_samples < 0 or not all(0 < factor < math.inf for factor in factors):
-        raise ValueError(f"n_samples={n_samples}, factors={factors}: expected at least 0, and finite numbers above 0")
     own = subject.run(subject.solver)
     _check(own, labels, truth)
     found = _manifestations(subject, own, schemes, factors)
@@ -343,4 +343,4 @@ def _dip(rows: dict[Manifestation, Row], trained: Manifestation, column: str, fl
     if not finer:
         return None
     values = {at.counted: float(rows[at][column]) for at in (*finer, trained)}
-    return find_dip(sorted(values), [values[n] for n in sorted(values)], trained.counted, floor=floor)
+    return find_dip(sorted(values), np.array([values[n] for n in sorted(values)]), trained.counted, floor=floor)

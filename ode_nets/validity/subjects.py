@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Finite, checked
 from ode_nets.gradients import Direct, solve
 from ode_nets.integrate import (
     Adaptive,
@@ -97,6 +98,7 @@ def _by_solver(apply: Callable[[Any, PyTree], jax.Array], inputs: PyTree) -> Cal
     return run
 
 
+@checked
 def of_model(
     net: nn.Module, variables: PyTree, inputs: jax.Array, *, restat_on: jax.Array | None = None, **kwargs: Any
 ) -> Subject:
@@ -143,6 +145,7 @@ def of_model(
     return Subject(_by_solver(apply, (variables, inputs)), solver, problems, statistics=statistics)
 
 
+@checked
 def say_statistics(unmet: Mapping[str, tuple[int, ...]], n_samples: int) -> str:
     """Which batch statistics were estimated anew, in words."""
     where = ", ".join(f"{name or 'the block'}: {', '.join(map(str, which))}" for name, which in unmet.items())
@@ -152,14 +155,15 @@ def say_statistics(unmet: Mapping[str, tuple[int, ...]], n_samples: int) -> str:
     )
 
 
+@checked
 def of_field(
     field: Any,
     theta: PyTree,
     x0: jax.Array,
     solver: FixedStep | Adaptive,
     *,
-    t0: float = 0.0,
-    t1: float = 1.0,
+    t0: Finite = 0.0,
+    t1: Finite = 1.0,
     readout: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> Subject:
     """A bare right-hand side with its weights.

@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Count, checked
 from ode_nets.weights.intervals import Array
 
 Support = tuple[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Basis(ABC):
     """`n_basis` functions phi_b on u in [0, 1], a hashable value.
 
@@ -35,7 +37,7 @@ class Basis(ABC):
         True
     """
 
-    n_basis: int
+    n_basis: Count
 
     nodal: ClassVar[bool] = False
     """Whether the coefficients are values of theta at the nodes."""
@@ -44,10 +46,6 @@ class Basis(ABC):
     def continuous(self) -> bool:
         """Whether every function is."""
         return True
-
-    def __post_init__(self) -> None:
-        if isinstance(self.n_basis, bool) or not isinstance(self.n_basis, int) or self.n_basis < 1:
-            raise ValueError(f"n_basis={self.n_basis!r}: {type(self).__name__} needs an integer of at least 1")
 
     @abstractmethod
     def evaluate(self, u: Array, side: Any = 1) -> Array:
@@ -69,9 +67,10 @@ class Basis(ABC):
         """Ends of the pieces on which every function is smooth, float64, from 0.0 to 1.0."""
         return np.array([0.0, 1.0])
 
-    def refined(self, factor: int = 2) -> Basis:
+    @checked
+    def refined(self, factor: Count = 2) -> Basis:
         """A basis of the same kind with `factor` times as many functions, which spans this one."""
-        return type(self)(self.n_basis * checked_factor(factor))
+        return type(self)(self.n_basis * factor)
 
     def n_sections(self, n_steps: int) -> int:
         """Largest number of equal sections of a grid of `n_steps` that share no coefficient."""
@@ -125,10 +124,3 @@ def quotient(numerator: Any, denominator: Any, dtype: Any) -> Any:
     if isinstance(numerator, int) and isinstance(denominator, int):
         return numerator / denominator
     return jnp.asarray(numerator, dtype) / jnp.asarray(denominator, dtype)
-
-
-def checked_factor(factor: int) -> int:
-    """The factor of a refinement, or a `ValueError` that names it."""
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-        raise ValueError(f"factor={factor!r}: expected an integer of at least 1, the number of parts of each piece")
-    return factor

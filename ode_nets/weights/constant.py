@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Domain, Numbers, checked
+
 PyTree = Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
+@checked
 class Constant:
     """One theta for all times: the weights of NODE18 and of the lecture's time-stationary networks.
 
@@ -31,13 +34,10 @@ class Constant:
     """
 
     theta: PyTree
-    domain: tuple[float, float] = dataclasses.field(default=(0.0, 1.0), metadata={"static": True})
+    domain: Domain = dataclasses.field(default=(0.0, 1.0), metadata={"static": True})
 
     def __post_init__(self) -> None:
-        t0, t1 = (float(t) for t in self.domain)
-        if not t0 < t1:
-            raise ValueError(f"domain={self.domain}: expected (t0, t1) with t0 < t1")
-        object.__setattr__(self, "domain", (t0, t1))
+        object.__setattr__(self, "domain", tuple(map(float, self.domain)))
 
     constant = True
     """theta does not depend on time."""
@@ -47,7 +47,8 @@ class Constant:
         """theta does not jump."""
         return True
 
-    def at(self, t: Any, side: Any = 1) -> PyTree:
+    @checked
+    def at(self, t: Numbers, side: Numbers = 1) -> PyTree:
         """theta, whatever the time."""
         return self.theta
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from ode_nets.arguments import Count, Domain, Numbers, checked
 from ode_nets.gradients import Checkpointed, GradientMethod, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import Number
@@ -27,6 +28,7 @@ WeightField = Callable[[PyTree, PyTree], PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class FlowStep:
     """`n_steps` equal steps of q's own map, w <- q.flow(w, p, h): exact, or as eq. 13 of ANODEV2.
 
@@ -38,11 +40,7 @@ class FlowStep:
         FlowStep(n_steps=5)
     """
 
-    n_steps: int
-
-    def __post_init__(self) -> None:
-        if isinstance(self.n_steps, bool) or not isinstance(self.n_steps, int) or self.n_steps < 1:
-            raise ValueError(f"n_steps={self.n_steps!r}: expected an integer of at least 1")
+    n_steps: Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +97,7 @@ class Flattened:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Evolution:
     """How weights evolve and when they are read: everything about `Evolved` but its arrays.
 
@@ -137,8 +136,8 @@ class Evolution:
     times: tuple[Number, ...] | None = None
     kernel: Kernel = dataclasses.field(default=Dirac())
     gradient: GradientMethod = dataclasses.field(default=Checkpointed())
-    domain: tuple[float, float] = (0.0, 1.0)
-    grid: int | None = None
+    domain: Domain = (0.0, 1.0)
+    grid: Count | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.basis, (PiecewiseConstant, PiecewiseLinear)):
@@ -146,8 +145,6 @@ class Evolution:
                 f"basis={self.basis!r}: expected PiecewiseConstant or PiecewiseLinear, whose coefficients are "
                 "values of theta; use expanded().projected(basis) or .interpolated(basis) for another"
             )
-        if not callable(self.q):
-            raise ValueError(f"q={self.q!r}: expected a function q(w, p) -> dw/dt")
         if isinstance(self.solver, FlowStep) and not hasattr(self.q, "flow"):
             raise ValueError(f"solver={self.solver!r}: q={self.q!r} has no flow(w, p, h); use FixedStep or Adaptive")
         if isinstance(self.solver, FixedStep) and self.solver.length is None:
@@ -155,21 +152,17 @@ class Evolution:
                 f"solver={self.solver!r}: expected FlowStep, FixedStep, Adaptive or DiffraxSolver, whose states "
                 "lie on a weight grid that is known at trace time"
             )
-        t0, t1 = (float(t) for t in self.domain)
-        if not t0 < t1:
-            raise ValueError(f"domain={self.domain}: expected (t0, t1) with t0 < t1")
         times = default_times(self.basis) if self.times is None else self.times
         exact = tuple(Fraction(t).limit_denominator(10**6) for t in times)
         if len(exact) != self.basis.n_basis or not all(0 <= t <= 1 for t in exact):
             raise ValueError(
                 f"times={times}: expected {self.basis.n_basis} fractions in [0, 1], one a coefficient of {self.basis!r}"
             )
-        object.__setattr__(self, "domain", (t0, t1))
+        object.__setattr__(self, "domain", tuple(map(float, self.domain)))
         object.__setattr__(self, "times", exact)
         own = getattr(self.solver, "n_steps", None)
-        if self.grid is not None and (self.grid < 1 or own not in (None, self.grid)):
-            allowed = "an integer of at least 1" if own is None else f"None or {own}, the steps of {self.solver!r}"
-            raise ValueError(f"grid={self.grid}: expected {allowed}")
+        if self.grid is not None and own not in (None, self.grid):
+            raise ValueError(f"grid={self.grid}: expected None or {own}, the steps of {self.solver!r}")
         self.matrix()
 
     @property
@@ -249,6 +242,7 @@ class Evolution:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
+@checked
 class Evolved:
     """The weight function of ANODEV2: theta(t) follows from w0 and p by an ODE (eq. 5c, 5d).
 
@@ -295,7 +289,8 @@ class Evolved:
         """Whether theta(t) is read without jumps."""
         return self.evolution.basis.continuous
 
-    def at(self, t: Any, side: Any = 1) -> PyTree:
+    @checked
+    def at(self, t: Numbers, side: Numbers = 1) -> PyTree:
         """theta(t); computes the whole path, which `expanded()` does once for all times."""
         return self.expanded().at(t, side)
 
@@ -327,7 +322,8 @@ def default_times(basis: Basis) -> tuple[Fraction, ...]:
     return tuple(Fraction(k, pieces) for k in range(m))
 
 
-def configuration_1(q: WeightField, n_steps: int = 5, solver: Any = None) -> Evolution:
+@checked
+def configuration_1(q: WeightField, n_steps: Count = 5, solver: Any = None) -> Evolution:
     """Weights and state on one grid: step k of N_t reads w(k / N_t)         (ANODEV2 sec. 2.2, eq. 9).
 
     Args:
@@ -343,7 +339,8 @@ def configuration_1(q: WeightField, n_steps: int = 5, solver: Any = None) -> Evo
     return Evolution(q, solver or _default_solver(q, n_steps), PiecewiseConstant(n_steps))
 
 
-def configuration_2(q: WeightField, n_steps: int = 2, n_weight_steps: int = 10, solver: Any = None) -> Evolution:
+@checked
+def configuration_2(q: WeightField, n_steps: Count = 2, n_weight_steps: Count = 10, solver: Any = None) -> Evolution:
     """Few steps of the state, the first with w(0) and the last with w(1)    (ANODEV2 sec. 2.2, app. A.1).
 
         z_{1/2} = z_0 + f(z_0; w(0)) / 2,   z_1 = z_{1/2} + f(z_{1/2}; w(1)) / 2

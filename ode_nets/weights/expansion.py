@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ode_nets.arguments import Count, Domain, Numbers, checked, shown
 from ode_nets.weights.basis import Basis, gram_matrix
 
 PyTree = Any
@@ -17,6 +18,7 @@ PyTree = Any
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)
+@checked
 class BasisExpansion:
     """A weight function in a basis: a pytree whose leaves are the coefficients.
 
@@ -46,13 +48,10 @@ class BasisExpansion:
 
     basis: Basis
     coefficients: PyTree
-    domain: tuple[float, float] = (0.0, 1.0)
+    domain: Domain = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        t0, t1 = (float(t) for t in self.domain)
-        if not t0 < t1:
-            raise ValueError(f"domain={self.domain}: expected (t0, t1) with t0 < t1")
-        object.__setattr__(self, "domain", (t0, t1))
+        object.__setattr__(self, "domain", tuple(map(float, self.domain)))
         self._check()
 
     def _check(self) -> None:
@@ -80,8 +79,9 @@ class BasisExpansion:
         """Whether theta(t) has no jumps."""
         return self.basis.continuous
 
-    def at(self, t: Any, side: Any = 1) -> PyTree:
-        """theta(t), leaves without the leading axis.
+    @checked
+    def at(self, t: Numbers, side: Numbers = 1) -> PyTree:
+        """theta(t), leaves without the leading axis; NaN at a time that is NaN.
 
         Args:
           t: scalar time in the domain, may be traced.
@@ -89,11 +89,22 @@ class BasisExpansion:
             within a few roundings of a jump counts as the jump.
         """
         self._check()
+        if np.shape(t) != () or jnp.issubdtype(jnp.result_type(t), jnp.complexfloating):
+            raise ValueError(f"t={shown(t)}: expected a scalar time, a real number")
         t0, t1 = self.domain
-        u = (jnp.asarray(t, jnp.result_type(t, self._dtype)) - t0) / (t1 - t0)
+        if isinstance(t, int | float):
+            # A known time is placed in the domain before it is rounded to the precision of the coefficients.
+            u = jnp.asarray((t - t0) / (t1 - t0), self._dtype)
+        else:
+            u = (jnp.asarray(t, jnp.result_type(t, self._dtype)) - t0) / (t1 - t0)
         # Not jnp.clip, which halves the derivative at the ends.
         u = jnp.where(u < 0, 0.0, jnp.where(u > 1, 1.0, u))
-        return _combine(self.coefficients, *self.basis.support(u, side))
+        start, weights = self.basis.support(u, side)
+        theta = _combine(self.coefficients, start, weights)
+        if weights is not None:
+            return theta
+        # No time lies in no interval.
+        return jax.tree.map(lambda leaf: jnp.where(jnp.isnan(u), jnp.nan, leaf).astype(leaf.dtype), theta)
 
     def n_sections(self, n_steps: int) -> int:
         """Largest number of equal sections of a grid that share no coefficient; gcd(M, N) for intervals."""
@@ -130,7 +141,7 @@ class BasisExpansion:
         support = self.basis.node_support(step, n_steps, numerator, denominator, self._dtype)
         return _combine(self.coefficients, *support)
 
-    def refined(self, factor: int = 2) -> BasisExpansion:
+    def refined(self, factor: Count = 2) -> BasisExpansion:
         """The same function of time with more coefficients.
 
             piecewise constant: every interval is split and its coefficient copied  (ContinuousNet sec. 4.4)
@@ -142,6 +153,7 @@ class BasisExpansion:
         """
         return self._in(self.basis.refined(factor), refinement_matrix(self.basis, factor))
 
+    @checked
     def projected(self, basis: Basis) -> BasisExpansion:
         """The best approximation in another basis, with fewer functions or more.
 
@@ -151,6 +163,7 @@ class BasisExpansion:
         """
         return self._in(basis, projection_matrix(self.basis, basis))
 
+    @checked
     def interpolated(self, basis: Basis) -> BasisExpansion:
         """The function in another basis that agrees with theta(t) at the nodes of that basis, `basis.nodes()`.
 

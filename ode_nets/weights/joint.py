@@ -7,13 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+from ode_nets.arguments import Numbers, checked, shown
+from ode_nets.trees import pytree
 
 PyTree = Any
 
 
-@jax.tree_util.register_dataclass
+@pytree("parts")
 @dataclasses.dataclass(frozen=True)
+@checked
 class Joint:
     """A theta whose named parts are weight functions of their own, each with its own basis.
 
@@ -34,13 +36,21 @@ class Joint:
 
     parts: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError(f"parts={self.parts}: expected at least one weight function")
+        for name, part in self.parts.items():
+            if isinstance(part, type) or not hasattr(part, "at"):
+                raise ValueError(f"parts[{name!r}]={shown(part)}: expected a weight function")
+        domains = {part.domain for part in self.parts.values() if hasattr(part, "domain")}
+        if len(domains) > 1:
+            raise ValueError(f"parts have the domains {sorted(domains)}: expected one domain for all")
+
     @property
     def domain(self) -> tuple[float, float]:
         """The interval that all parts are defined on."""
-        domains = {part.domain for part in self.parts.values()}
-        if len(domains) != 1:
-            raise ValueError(f"parts have the domains {sorted(domains)}: expected one domain for all")
-        return domains.pop()
+        domain: tuple[float, float] = next(iter(self.parts.values())).domain
+        return domain
 
     @property
     def constant(self) -> bool:
@@ -52,7 +62,8 @@ class Joint:
         """Whether no part has jumps."""
         return all(part.continuous for part in self.parts.values())
 
-    def at(self, t: Any, side: Any = 1) -> PyTree:
+    @checked
+    def at(self, t: Numbers, side: Numbers = 1) -> PyTree:
         """Every part at time t."""
         return {name: part.at(t, side) for name, part in self.parts.items()}
 

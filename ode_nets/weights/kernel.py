@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ode_nets.arguments import Positive, checked
+
 Kernel = Callable[[Any], Any]
 """K(s) for an array of ages s = t - tau >= 0, concrete values; hashable, as a plain function is."""
 FINER = 16
@@ -33,6 +35,7 @@ class Dirac:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Box:
     """The mean over the last `width` of time, where there is as much: K(s) = 1 / width for s < width.
 
@@ -48,10 +51,7 @@ class Box:
         {'w': Array([1.], dtype=float32)}
     """
 
-    width: float
-
-    def __post_init__(self) -> None:
-        _check_positive("width", self.width)
+    width: Positive
 
     def __call__(self, s: Any) -> Any:
         """Its value inside the box; where the box ends is the quadrature's business."""
@@ -59,6 +59,7 @@ class Box:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Exponential:
     """A memory that fades: K(s) = rate exp(-rate s).
 
@@ -73,10 +74,7 @@ class Exponential:
         2.0
     """
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        _check_positive("rate", self.rate)
+    rate: Positive
 
     def __call__(self, s: Any) -> Any:
         """K(s)."""
@@ -160,8 +158,3 @@ def _values(kernel: Kernel, ages: np.ndarray) -> np.ndarray:
             f"{ages.shape}: expected one finite number an age on the weight grid"
         )
     return values
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-        raise ValueError(f"{name}={value!r}: expected a finite number above 0")

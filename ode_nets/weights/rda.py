@@ -5,24 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ode_nets.arguments import Finite, Numbers, Positive, checked
 
 PyTree = Any
 Sigma = Callable[[jax.Array], jax.Array]
 Sharing = Literal["global", "tensor", "filter"]
 
 
+@checked
 def advance_filter(
     w: jax.Array,
-    h: Any,
+    h: Numbers,
     *,
-    diffusion: Any = 0.0,
+    diffusion: Numbers = 0.0,
     advection: Any = (0.0, 0.0),
-    reaction: Any = 0.0,
+    reaction: Numbers = 0.0,
     sigma: Sigma | None = None,
 ) -> jax.Array:
     """Filters after time h of reaction, diffusion and advection.
@@ -65,6 +68,7 @@ def advance_filter(
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RDA:
     """q of ANODEV2: reaction, diffusion and advection of every filter over its own extent.
 
@@ -95,24 +99,13 @@ class RDA:
         {'kernel': (3, 3, 2, 4)}
     """
 
-    diffusion: float | None = 0.05
-    advection: float | None = 0.0
-    reaction: float | None = 0.0
+    diffusion: Positive | None = 0.05
+    advection: Finite | None = 0.0
+    reaction: Finite | None = 0.0
     sigma: Sigma | None = jnp.tanh
     sharing: Sharing = "filter"
 
     def __post_init__(self) -> None:
-        if self.diffusion is not None and not 0 < self.diffusion < math.inf:
-            raise ValueError(
-                f"diffusion={self.diffusion}: expected an initial value above 0, or None for no diffusion; "
-                "below 0 high waves grow without bound"
-            )
-        for name in ("advection", "reaction"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name}={value}: expected a finite initial value, or None for none")
-        if self.sharing not in get_args(Sharing):
-            raise ValueError(f"sharing={self.sharing!r}: expected one of {', '.join(get_args(Sharing))}")
         if self.diffusion is None and self.advection is None and self.reaction is None:
             raise ValueError("diffusion, advection and reaction are all None: expected one term at least")
 

@@ -36,7 +36,11 @@ def like(notes):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A run with the steps 2 and 3 as latest, and 1 as best."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
+    return saved_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+def saved_run(folder):
+    """The same in a folder."""
     run = Run.start(folder, CONFIG, resume=False, overwrite=False)
     history = []
     for step in (1, 2, 3):

@@ -99,7 +99,7 @@ def test_other_activations_and_the_dtype_of_the_state():
 
 @pytest.mark.parametrize("arguments", [(0,), (2, (0,)), (2, (3, -1))])
 def test_sizes_below_one_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"size=.*hidden=.*expected sizes of at least 1"):
+    with pytest.raises(ValueError, match=r"(size|hidden)=.*expected .*an integer of at least 1"):
         MLP(*arguments)
 
 

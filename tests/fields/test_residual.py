@@ -131,11 +131,11 @@ def test_batch_norm_reports_what_it_used_and_takes_its_mean_in_float32():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": 0}, "channels=0: expected at least 1"),
-        ({"channels": 2, "stride": 0}, "stride=0: expected at least 1"),
+        ({"channels": 0}, "channels=0: expected an integer of at least 1"),
+        ({"channels": 2, "stride": 0}, "stride=0: expected an integer of at least 1"),
         ({"channels": 2, "kernel_size": -1}, "kernel_size=-1"),
-        ({"channels": 2, "in_channels": 0}, "in_channels=0: expected at least 1"),
-        ({"channels": 2, "order": "relu-conv-bn"}, "order='relu-conv-bn': expected one of bn-relu-conv"),
+        ({"channels": 2, "in_channels": 0}, "in_channels=0: expected an integer of at least 1"),
+        ({"channels": 2, "order": "relu-conv-bn"}, "order='relu-conv-bn': expected one of 'bn-relu-conv'"),
     ],
 )
 def test_units_out_of_range_are_refused(arguments, message):

@@ -158,7 +158,7 @@ def test_a_solve_that_fails_says_so_and_has_no_derivative(x64):
     [
         ({"event": lambda t, x: x}, "expected a floating-point scalar"),
         ({"event": lambda t, x: x[0] > 0}, "expected a floating-point scalar"),
-        ({"direction": 2}, "direction=2: expected 1"),
+        ({"direction": 2}, "direction=2: expected one of -1, 0, 1"),
         ({"solver": DiffraxSolver(diffrax.Tsit5(), dt0=0.1)}, "stops at no event here.*DiffraxScheme.*diffrax.Event"),
         ({"solver": SOLVERS["no interpolant"], "dense": True}, "has no interpolant"),
     ],

@@ -100,7 +100,7 @@ def test_labels_do_not_depend_on_the_unit_of_length():
         (lambda: Polynomial((1,), ((),)), "dimension 0"),
         (lambda: Polynomial((), ()), "0 coefficients"),
         (lambda: Polynomial((1,), ((-1,),)), "at least 0"),
-        (lambda: Polynomial((1,), ((2.5,),)), "expected integers"),
+        (lambda: Polynomial((1,), ((2.5,),)), "exponents=.*integer"),
         (lambda: landscape.generate(jax.random.key(0), 2, SMALL), "reach=0.02: expected at most 0.000224, half"),
         (lambda: landscape.generate(jax.random.key(0), 0), "n=0"),
         (lambda: landscape.generate(jax.random.key(0), 2, gamma=0.0), "gamma=0"),

@@ -97,5 +97,5 @@ def test_random_kernel_moves_every_channel_alike_and_makes_it_grow():
 
 @pytest.mark.parametrize(("size", "channels"), [(2, 3), (0, 3), (3, 0)])
 def test_random_kernel_refuses_by_name(size, channels):
-    with pytest.raises(ValueError, match=f"size={size}, channels={channels}"):
+    with pytest.raises(ValueError, match=f"size={size}|channels={channels}"):
         images.random_kernel(jax.random.key(0), channels, size)

@@ -468,7 +468,7 @@ def test_equal_bases_are_one_static_value():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_basis", [0, -2, 2.0, True])
 def test_sizes_must_be_positive_integers(kind, n_basis):
-    with pytest.raises(ValueError, match=rf"n_basis={n_basis}: {kind.__name__} needs an integer of at least 1"):
+    with pytest.raises(ValueError, match=rf"n_basis={n_basis}: expected an integer of at least 1"):
         kind(n_basis)
 
 

@@ -368,7 +368,7 @@ class Raveled(Still):
         (lambda: expanded(Still(), domain=(1, 1)), "expected .* with t0 < t1"),
         (lambda: expanded("RDA"), "q='RDA': expected a function"),
         (lambda: Evolution(linear, FlowStep(2), PiecewiseConstant(2)), "has no flow"),
-        (lambda: Evolution(Still(), FlowStep(2), BasisExpansion), "expected PiecewiseConstant or PiecewiseLinear"),
+        (lambda: Evolution(Still(), FlowStep(2), BasisExpansion), "basis=BasisExpansion: expected a Basis"),
         (lambda: configuration_2(Still(), 4, 10), "times contains 1/3, which is no point k / 10"),
         (lambda: FlowStep(0), "n_steps=0"),
         (lambda: Box(0.0), "width=0.0"),

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.weights.basis import Basis, Support, checked_factor, floating, quotient
+from ode_nets.arguments import Count, checked
+from ode_nets.weights.basis import Basis, Support, floating, quotient
 from ode_nets.weights.intervals import Array, interval_index, locate, namespace, node_offset
 
 
@@ -41,9 +42,9 @@ class PiecewiseLinear(Basis):
         pieces = max(self.n_basis - 1, 1)
         return np.arange(pieces + 1) / pieces
 
-    def refined(self, factor: int = 2) -> Basis:
+    @checked
+    def refined(self, factor: Count = 2) -> Basis:
         """Every piece cut into `factor`: `(M - 1) * factor + 1` knots; from the constant, `factor` knots."""
-        factor = checked_factor(factor)
         return PiecewiseLinear(factor if self.n_basis == 1 else (self.n_basis - 1) * factor + 1)
 
     def support(self, u: Array, side: Any = 1) -> Support:

@@ -1,0 +1,311 @@
+"""Arguments checked by their annotations: what is of a wrong kind or out of range is refused by name, in one place.
+
+    @checked                               @dataclasses.dataclass(frozen=True)
+    def f(n: Count, basis: Basis): ...     @checked
+                                           class Box: ...
+
+An annotation says what an argument may be, and `Annotated[kind, Rule(...)]` in which range; `Count`, `Positive` and
+their kin are such. NumPy's integers, floats and booleans are taken for Python's, and lists for tuples.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import inspect
+import math
+import operator
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import jax
+import numpy as np
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """The range of an argument, beside its kind in an annotation.
+
+    Args:
+      allowed: it in words, in the place of those of the kind.
+      holds: whether a value of that kind is in it.
+    """
+
+    allowed: str
+    holds: Callable[[Any], bool]
+
+
+Count = Annotated[int, Rule("an integer of at least 1", lambda n: n >= 1)]
+Natural = Annotated[int, Rule("an integer of at least 0", lambda n: n >= 0)]
+Finite = Annotated[float, Rule("a finite number", math.isfinite)]
+Positive = Annotated[float, Rule("a finite number above 0", lambda x: 0 < x < math.inf)]
+NotNegative = Annotated[float, Rule("a finite number of at least 0", lambda x: 0 <= x < math.inf)]
+Domain = Annotated[
+    tuple[float, float], Rule("(t0, t1) with t0 < t1, both finite", lambda d: -math.inf < d[0] < d[1] < math.inf)
+]
+Fraction01 = Annotated[float, Rule("a number in [0, 1]", lambda x: 0 <= x <= 1)]
+FloatName = Annotated[str, Rule("the name of a floating-point dtype, such as 'bfloat16'", lambda name: _is_float(name))]
+Variables = Annotated[Mapping[str, Any], Rule("variables by collection, such as {'params': ...}", lambda v: True)]
+Widths = Annotated[tuple[Count, ...], Rule("one width or more, each at least 1", bool)]
+Numbers = Annotated[Any, Rule("a number or an array of numbers", lambda x: is_array(x) and not isinstance(x, bool))]
+"""What arithmetic takes, traced or not."""
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is a number or an array of numbers, of Python, NumPy or JAX."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biufc" or jax.numpy.issubdtype(value.dtype, np.number)
+    return isinstance(value, jax.Array | int | float | complex)
+
+
+def _is_float(name: str) -> bool:
+    try:
+        return jax.numpy.issubdtype(jax.numpy.dtype(name), jax.numpy.floating)
+    except TypeError:
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What an annotation asks for: in words, and a value as it is handed on, or `_WRONG`."""
+
+    allowed: str
+    take: Callable[[Any], Any]
+
+
+_WRONG = object()
+_WIDE = 2**31
+"""Integers from there on are no constants of a program, but numbers like others are."""
+
+
+def checked(target: T) -> T:
+    """Check the arguments of a function by their annotations, or the fields of a dataclass when it is made.
+
+    What is annotated with `Any`, with a type variable or with what is no type at run time is not looked at.
+
+    Args:
+      target: a function, or a class before `dataclasses.dataclass` has seen it; a `flax.linen.Module` after it.
+
+    Returns:
+      The function that checks, or the class.
+
+    Example:
+        >>> @checked
+        ... def half(n: Count) -> int:
+        ...     return n // 2
+        >>> half(0)
+        Traceback (most recent call last):
+        ValueError: n=0: expected an integer of at least 1
+    """
+    checks: Any = _checked_class(target) if isinstance(target, type) else _checked_function(target)
+    return checks
+
+
+def _checked_function(target: Any) -> Any:
+    signature = inspect.signature(target)
+    several = {
+        inspect.Parameter.VAR_POSITIONAL: lambda kind, name, value: tuple(_take(kind, name, v) for v in value),
+        inspect.Parameter.VAR_KEYWORD: lambda kind, _, value: {k: _take(kind, k, v) for k, v in value.items()},
+    }
+
+    @functools.wraps(target)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound, kinds = signature.bind(*args, **kwargs), _kinds(target)
+        for name, value in bound.arguments.items():
+            if name in kinds:
+                take = several.get(signature.parameters[name].kind, _take)  # type: ignore[call-overload]
+                bound.arguments[name] = take(kinds[name], name, value)
+        return target(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def _checked_class(cls: Any) -> Any:
+    after = getattr(cls, "__post_init__", None)
+
+    def __post_init__(self: Any) -> None:  # noqa: N807 - dataclasses call it so
+        for name, kind in _kinds(type(self)).items():
+            if name in getattr(self, "__dataclass_fields__", ()):
+                value = getattr(self, name)
+                taken = _take(kind, name, value)
+                if taken is not value:
+                    object.__setattr__(self, name, taken)
+        if after is not None:
+            after(self)
+
+    cls.__post_init__ = __post_init__
+    return cls
+
+
+def _take(kind: _Kind, name: str, value: Any) -> Any:
+    """A value as it is handed on.
+
+    Raises:
+      ValueError: for one that is not allowed.
+    """
+    taken = kind.take(value)
+    if taken is _WRONG:
+        why = "; this is the class: make one of it" if isinstance(value, type) else ""
+        why = "; it is traced, and must be known" if isinstance(value, jax.core.Tracer) else why
+        raise ValueError(f"{name}={shown(value)}: expected {kind.allowed}{why}")
+    return taken
+
+
+def shown(value: Any) -> str:
+    """A value in at most 100 characters, arrays by dtype and shape."""
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, np.ndarray | jax.Array) and np.ndim(value):
+        return f"<{value.dtype}{list(value.shape)}>"
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+@functools.cache
+def _kinds(owner: Any) -> dict[str, _Kind]:
+    """What each argument may be, for those of which that is known."""
+    try:
+        hints = typing.get_type_hints(owner, include_extras=True)
+    except NameError:  # names that only a type checker knows
+        return {}
+    kinds = {name: _kind_of(hint) for name, hint in hints.items() if name not in ("return", "parent")}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def _kind_of(hint: Any) -> _Kind | None:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _ruled(_kind_of(args[0]), *(m for m in args[1:] if isinstance(m, Rule)))
+    if origin in (Union, types.UnionType):
+        return _one_of([_kind_of(arg) for arg in args])
+    if origin is Literal:
+        texts = ", ".join(map(repr, args))
+        return _Kind(texts if len(args) == 1 else f"one of {texts}", lambda v: _among(v, args))
+    if origin is tuple or origin in _SEVERAL:
+        return _collection(origin, args)
+    if hint is Callable or origin is collections.abc.Callable:
+        return _Kind("a function", lambda v: v if callable(v) and not isinstance(v, type) else _WRONG)
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    if isinstance(hint, type) and hint not in (object, Any) and getattr(hint, "_is_runtime_protocol", True):
+        names = f"a{'n' if hint.__name__[0] in 'AEIOU' else ''} {hint.__name__}"
+        return _Kind(names, lambda v: v if isinstance(v, hint) and not isinstance(v, type) else _WRONG)
+    return None
+
+
+def _ruled(kind: _Kind | None, *rules: Rule) -> _Kind | None:
+    if not rules:
+        return kind
+
+    def take(value: Any) -> Any:
+        value = value if kind is None else kind.take(value)
+        return value if value is not _WRONG and all(rule.holds(value) for rule in rules) else _WRONG
+
+    return _Kind(rules[-1].allowed, take)
+
+
+def _one_of(kinds: list[_Kind | None]) -> _Kind | None:
+    several = [kind for kind in kinds if kind is not None]
+    if len(several) < len(kinds):
+        return None
+
+    def take(value: Any) -> Any:
+        return next((taken for kind in several if (taken := kind.take(value)) is not _WRONG), _WRONG)
+
+    return _Kind(" or ".join(dict.fromkeys(kind.allowed for kind in several)), take)
+
+
+def _collection(origin: Any, args: tuple[Any, ...]) -> _Kind:
+    """A tuple, a sequence or a mapping, and what is in it."""
+    if origin in (dict, collections.abc.Mapping):
+        key, value = (_kind_of(arg) or _ANYTHING for arg in args or (Any, Any))
+        allowed = " of ".join(dict.fromkeys(["a mapping", *([value.allowed] if value is not _ANYTHING else [])]))
+
+        def take_all(found: Any) -> Any:
+            if not isinstance(found, Mapping):
+                return _WRONG
+            taken = {key.take(k): value.take(v) for k, v in found.items()}
+            good = _WRONG not in taken and not any(v is _WRONG for v in taken.values())
+            same = good and all(k in taken and taken[k] is v for k, v in found.items())
+            return (found if same else taken) if good else _WRONG
+
+        return _Kind(allowed, take_all)
+    fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)
+    kinds = [_kind_of(arg) or _ANYTHING for arg in (args if fixed else args[:1])]
+    what = " and ".join(dict.fromkeys(kind.allowed for kind in kinds))
+    allowed = f"a tuple of {len(kinds)}: {what}" if fixed else f"several, each {what}"
+
+    def take_each(found: Any) -> Any:
+        if isinstance(found, np.ndarray) and found.ndim:
+            found = tuple(found)
+        if not isinstance(found, tuple | list | range) or (fixed and len(found) != len(kinds)):
+            return _WRONG
+        taken = tuple(kind.take(v) for kind, v in zip(kinds if fixed else kinds * len(found), found, strict=True))
+        return _WRONG if any(v is _WRONG for v in taken) else taken
+
+    return _Kind(allowed, take_each)
+
+
+def _among(value: Any, allowed: tuple[Any, ...]) -> Any:
+    plain = str(value) if isinstance(value, str) else _integer(value)
+    return plain if any(type(plain) is type(other) and plain == other for other in allowed) else _WRONG
+
+
+def _integer(value: Any) -> Any:
+    if isinstance(value, bool | jax.core.Tracer) or getattr(value, "dtype", None) == np.bool_:
+        return _WRONG
+    try:
+        return operator.index(value)
+    except TypeError:
+        return _WRONG
+
+
+def _real(value: Any) -> Any:
+    """A number that is not NaN; Python's as they are."""
+    if isinstance(value, bool | complex | jax.core.Tracer) or not is_array(value) or np.ndim(value):
+        return _WRONG
+    if not isinstance(value, int | float):
+        if value.dtype.kind in "bc":
+            return _WRONG
+        value = value.item()
+    if isinstance(value, int) and abs(value) >= _WIDE:
+        try:
+            return float(value)
+        except OverflowError:
+            return _WRONG
+    return value if value == value else _WRONG
+
+
+def _flag(value: Any) -> Any:
+    return bool(value) if isinstance(value, bool | np.bool_) else _WRONG
+
+
+def _array(value: Any) -> Any:
+    return value if is_array(value) else _WRONG
+
+
+def _host_array(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            return _WRONG
+    return _array(value)
+
+
+_ANYTHING = _Kind("anything", lambda value: value)
+_SEVERAL = (list, dict, collections.abc.Sequence, collections.abc.Mapping)
+_PLAIN: dict[Any, _Kind] = {
+    int: _Kind("an integer", _integer),
+    float: _Kind("a number", _real),
+    bool: _Kind("True or False", _flag),
+    str: _Kind("a text", lambda v: str(v) if isinstance(v, str) else _WRONG),
+    type(None): _Kind("None", lambda v: v if v is None else _WRONG),
+    jax.Array: _Kind("an array of numbers", _array),
+    np.ndarray: _Kind("an array of numbers", _host_array),
+}

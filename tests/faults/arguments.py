@@ -1,0 +1,565 @@
+"""Wrong arguments for every public name: all end in an error that names the argument, or in what is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+import ode_nets as on
+from ode_nets import problems, remanifest, validity
+from tests.faults.tally import Trials, outcome_of
+
+Accepts = Callable[[Any], bool]
+
+
+def _number(v: Any) -> bool:
+    plain = isinstance(v, int | float | np.integer | np.floating) and not isinstance(v, bool)
+    array = isinstance(v, np.ndarray | jax.Array) and v.ndim == 0 and v.dtype.kind in "iuf"
+    return (plain or array) and not math.isnan(float(v))
+
+
+def _integer(v: Any) -> bool:
+    return _number(v) and (isinstance(v, int | np.integer) or getattr(v, "dtype", np.dtype(float)).kind in "iu")
+
+
+def _pair(v: Any) -> bool:
+    several = isinstance(v, tuple | list) or (isinstance(v, np.ndarray) and v.ndim == 1)
+    return several and len(v) == 2 and all(map(_number, v)) and -math.inf < v[0] < v[1] < math.inf
+
+
+def _one(*kinds: Any) -> Accepts:
+    return lambda v: isinstance(v, kinds) and not isinstance(v, type)
+
+
+def optional(accepts: Accepts) -> Accepts:
+    return lambda v: v is None or accepts(v)
+
+
+def among(*names: Any) -> Accepts:
+    return lambda v: isinstance(v, str | int) and not isinstance(v, bool) and v in names
+
+
+def several(accepts: Accepts, least: int = 0) -> Accepts:
+    return lambda v: (
+        (isinstance(v, tuple | list) or (isinstance(v, np.ndarray) and v.ndim == 1))
+        and len(v) >= least
+        and all(map(accepts, v))
+    )
+
+
+COUNT: Accepts = lambda v: _integer(v) and v >= 1
+NATURAL: Accepts = lambda v: _integer(v) and v >= 0
+FINITE: Accepts = lambda v: _number(v) and math.isfinite(v)
+POSITIVE: Accepts = lambda v: FINITE(v) and v > 0
+NOT_NEGATIVE: Accepts = lambda v: FINITE(v) and v >= 0
+SHARE: Accepts = lambda v: FINITE(v) and 0 <= v <= 1
+FLAG: Accepts = _one(bool, np.bool_)
+FUNCTION: Accepts = lambda v: callable(v) and not isinstance(v, type)
+NUMERIC: Accepts = lambda v: (
+    _number(v)
+    or (isinstance(v, float | np.floating) and math.isnan(v))
+    or (
+        isinstance(v, complex | np.ndarray | jax.Array | np.number)
+        and getattr(v, "dtype", np.dtype(float)).kind in "iufc"
+    )
+)
+BASIS = _one(on.Basis)
+GRADIENT = optional(lambda v: isinstance(v, on.GradientMethod) and not isinstance(v, type))
+SOLVER = _one(on.FixedStep, on.Adaptive)
+
+
+class Call(NamedTuple):
+    """A public name with arguments that are right, and what each of them may be."""
+
+    function: Any
+    good: dict[str, Any]
+    accepts: dict[str, Accepts]
+
+
+FIELD = lambda t, x, k: -x
+RK4, TWO = on.FixedStep("rk4", 2), on.PiecewiseConstant(2)
+W = on.BasisExpansion(TWO, jnp.array([1.0, 3.0]))
+NET = on.OdeBlock(on.MLP(2), TWO, RK4)
+VARIABLES = {"params": {"coefficients": jnp.array([1.0, 3.0])}}
+OWN, FINER = remanifest.Manifestation("euler", 4), remanifest.Manifestation("euler", 8)
+PROBLEM = on.make_problem(FIELD, jnp.ones((3, 1)))
+X, KEY = np.linspace(0.1, 1, 8), jax.random.key(0)
+POINTS = np.random.default_rng(0).normal(size=(2, 4, 2))
+
+
+def _tolerance(v: Any) -> bool:
+    """A number, or several, an entry or a leaf each."""
+    if v is W:
+        return True
+    entries = v if isinstance(v, tuple | list) else np.ravel(v) if isinstance(v, np.ndarray | jax.Array) else [v]
+    return bool(len(entries)) and all(map(_number, entries))
+
+
+def _time(v: Any) -> bool:
+    """A number, or NaN, at which theta is NaN."""
+    return _number(v) or (isinstance(v, float | np.floating) and v != v)
+
+
+def _bases() -> dict[str, Call]:
+    kinds = ("PiecewiseConstant", "PiecewiseLinear", "Legendre", "Chebyshev", "Fourier")
+    return {kind: Call(getattr(on, kind), {"n_basis": 2}, {"n_basis": COUNT}) for kind in kinds}
+
+
+def _nets() -> dict[str, Call]:
+    common = {"n_classes": COUNT, "momentum": SHARE, "gradient": lambda v: v is not None and GRADIENT(v)}
+    images = common | {"widths": several(COUNT, 1)}
+    pick = lambda accepts, *names: {name: accepts[name] for name in names}
+    return {
+        "ContinuousNet": Call(
+            on.ContinuousNet, {}, images | {"basis": BASIS, "epsilon": FINITE, "stitch_scale": FINITE}
+        ),
+        "NODE18": Call(on.NODE18, {}, images | {"n_blocks": NATURAL}),
+        "ResNet": Call(on.ResNet, {}, pick(images, "n_classes", "momentum", "widths") | {"n_units": NATURAL}),
+        "ResNet18": Call(on.ResNet18, {}, pick(images, "n_classes", "momentum", "widths") | {"n_blocks": NATURAL}),
+        "ANODEV2": Call(on.ANODEV2, {}, common | {"network": among("alexnet", "resnet4", "resnet10")}),
+        "WideContinuousNet": Call(on.WideContinuousNet, {}, images),
+        "anodev2_net": Call(
+            on.anodev2_net,
+            {"network": "resnet4", "form": "baseline"},
+            {
+                "network": among("alexnet", "resnet4", "resnet10"),
+                "form": among("baseline", "neural_ode", "configuration_1", "configuration_2"),
+            },
+        ),
+        "OdeBlock": Call(
+            on.OdeBlock,
+            {"unit": on.MLP(2), "basis": TWO, "solver": RK4},
+            {"basis": BASIS, "epsilon": FINITE, "momentum": SHARE, "t0": FINITE, "t1": FINITE, "augment": NATURAL}
+            | {"keep_augmented": FLAG, "ts": optional(several(FINITE))},
+        ),
+        "LinenUnit": Call(
+            on.LinenUnit,
+            {"module": __import__("flax.linen").linen.Dense(2), "shape": (1, 2)},
+            {"shape": several(NATURAL), "module": _one(__import__("flax.linen").linen.Module)},
+        ),
+    }
+
+
+def _solves() -> dict[str, Call]:
+    times = {"t0": lambda v: FINITE(v) and not isinstance(v, bool), "t1": FINITE}
+    flags = {"has_aux": lambda v: FLAG(v) and not v, "dense": FLAG}
+    end = lambda **options: on.solve(x0=jnp.ones(2), **({"field": FIELD, "solver": RK4} | options)).x
+    until = lambda **options: (
+        on.solve_until(x0=jnp.ones(()), **({"field": FIELD, "event": lambda t, x: x - 0.5, "solver": RK4} | options)).x
+    )
+    return {
+        "solve": Call(
+            end,
+            {},
+            times | flags | {"throw": FLAG, "solver": SOLVER, "gradient": GRADIENT, "field": lambda v: v is FIELD},
+        ),
+        "solve_until": Call(
+            until,
+            {},
+            times
+            | flags
+            | {"direction": lambda v: _integer(v) and v in (-1, 0, 1), "gradient": GRADIENT}
+            | {"solver": SOLVER, "event": lambda v: False, "field": lambda v: v is FIELD},
+        ),
+        "make_problem": Call(
+            lambda **o: on.make_problem(**({"field": FIELD, "x0": jnp.ones(2)} | o)),
+            {},
+            times | {"has_aux": lambda v: FLAG(v) and not v, "field": lambda v: v is FIELD},
+        ),
+    }
+
+
+def _rolled(**changes: Any) -> Any:
+    """Particles that have no time to come to rest: what is said of them is no fault of the argument at hand."""
+    try:
+        return problems.landscape.generate(**({"key": KEY, "n": 2, "t_max": 0.02, "h": 0.01} | changes))
+    except ValueError as error:
+        if "come to rest" in str(error) or "ran away" in str(error) or "half of the distance" in str(error):
+            return str(error)
+        raise
+
+
+def calls() -> dict[str, Call]:
+    """All public functions, and classes that are made by hand."""
+    run = lambda solver: jnp.ones((2, 1)) * solver.n_steps
+    table = {
+        "ACA": Call(on.ACA, {}, {"checkpoints": lambda v: v is None or v == "auto" or COUNT(v)}),
+        "Adaptive": Call(
+            on.Adaptive,
+            {"scheme": "dopri5"},
+            {
+                "scheme": lambda v: False,
+                "rtol": lambda v: _tolerance(v) and (v is W or np.all(np.asarray(v, float) > 0)),
+                "atol": lambda v: _tolerance(v) and (v is W or np.all(np.asarray(v, float) >= 0)),
+                "max_steps": COUNT,
+                "first_step": optional(lambda v: _number(v) and v > 0),
+                "min_step": optional(lambda v: _number(v) and v > 0),
+                "controller": _one(on.StepController),
+                "norm": lambda v: among("batch", "sample")(v) or FUNCTION(v),
+                "outputs": optional(among("interpolate", "clip")),
+            },
+        ),
+        "Backsolve": Call(
+            on.Backsolve, {}, {"rtol": optional(POSITIVE), "atol": optional(NOT_NEGATIVE), "seminorm": FLAG}
+        ),
+        "Checkpointed": Call(on.Checkpointed, {}, {"unit": among("step", "block")}),
+        "FixedStep": Call(
+            on.FixedStep,
+            {"scheme": "rk4", "n_steps": 2},
+            {"scheme": lambda v: False, "n_steps": COUNT, "max_steps": COUNT},
+        ),
+        "pad": Call(
+            on.pad,
+            {"solver": RK4, "n_stages": 4},
+            {"solver": _one(on.FixedStep), "n_stages": lambda v: COUNT(v) and v >= 4},
+        ),
+        "Recorded": Call(lambda solution: on.Recorded(solution), {}, {"solution": _one(on.Solution)}),
+        "StepController": Call(
+            on.StepController,
+            {},
+            {
+                "safety": lambda v: FINITE(v) and 0 < v <= 1,
+                "min_factor": lambda v: FINITE(v) and 0 < v < 1,
+                "max_factor": lambda v: FINITE(v) and v > 1,
+                "integral": POSITIVE,
+                "proportional": NOT_NEGATIVE,
+                "shrink_accepted": FLAG,
+            },
+        ),
+        "Constant": Call(on.Constant, {"theta": 1.0}, {"domain": _pair}),
+        "Constant.at": Call(on.Constant(1.0).at, {"t": 0.5}, {"t": NUMERIC}),
+        "BasisExpansion": Call(
+            on.BasisExpansion,
+            {"basis": TWO, "coefficients": jnp.ones(2)},
+            {"basis": lambda v: BASIS(v) and v.n_basis == 2, "domain": _pair},
+        ),
+        "BasisExpansion.at": Call(lambda t: W.at(t), {"t": 0.5}, {"t": _time}),
+        "BasisExpansion.projected": Call(W.projected, {"basis": TWO}, {"basis": BASIS}),
+        "BasisExpansion.interpolated": Call(W.interpolated, {"basis": TWO}, {"basis": BASIS}),
+        "BasisExpansion.refined": Call(W.refined, {"factor": 2}, {"factor": COUNT}),
+        "Joint": Call(on.Joint, {"parts": {"a": W}}, {"parts": lambda v: False}),
+        "Box": Call(on.Box, {"width": 0.5}, {"width": POSITIVE}),
+        "Exponential": Call(on.Exponential, {"rate": 0.5}, {"rate": POSITIVE}),
+        "FlowStep": Call(on.FlowStep, {"n_steps": 2}, {"n_steps": COUNT}),
+        "Evolution": Call(
+            on.Evolution,
+            {"q": on.Still(), "solver": on.FlowStep(2), "basis": TWO},
+            {"basis": lambda v: v == TWO, "domain": _pair, "grid": optional(lambda v: COUNT(v) and v == 2)}
+            | {"gradient": lambda v: v is not None and GRADIENT(v)},
+        ),
+        "Evolved": Call(
+            on.Evolved,
+            {"w0": jnp.ones(2), "p": {}, "evolution": on.configuration_1(on.Still(), 2)},
+            {"evolution": _one(on.Evolution)},
+        ),
+        "configuration_1": Call(on.configuration_1, {"q": on.Still(), "n_steps": 2}, {"n_steps": COUNT}),
+        "configuration_2": Call(
+            on.configuration_2,
+            {"q": on.Still(), "n_steps": 2, "n_weight_steps": 4},
+            {"n_steps": lambda v: COUNT(v) and v in (1, 2, 4), "n_weight_steps": COUNT},
+        ),
+        "RDA": Call(
+            on.RDA,
+            {},
+            {"diffusion": optional(POSITIVE), "advection": optional(FINITE), "reaction": optional(FINITE)}
+            | {"sigma": optional(FUNCTION), "sharing": among("global", "tensor", "filter")},
+        ),
+        "advance_filter": Call(
+            on.advance_filter,
+            {"w": jnp.ones((3, 3, 1, 1)), "h": 1.0},
+            {"w": lambda v: False, "h": _time, "diffusion": lambda v: _number(v) and v >= 0, "reaction": _time},
+        ),
+        "MLP": Call(
+            on.MLP,
+            {"size": 2},
+            {"size": COUNT, "hidden": several(COUNT), "activation": FUNCTION, "time_aware": FLAG},
+        ),
+        "ResidualUnit": Call(
+            on.ResidualUnit,
+            {"channels": 2},
+            dict.fromkeys(("channels", "stride", "kernel_size", "n_convolutions"), COUNT)
+            | {"in_channels": optional(COUNT), "skip_init": FLAG, "bias": FLAG, "time_aware": FLAG}
+            | {"order": among("bn-relu-conv", "conv-bn-relu", "conv-relu-bn")},
+        ),
+        "SecondOrder": Call(on.SecondOrder, {"acceleration": FIELD}, {"acceleration": FUNCTION}),
+        "Coupled": Call(
+            on.Coupled,
+            {"tableau": "rk4"},
+            {"tableau": lambda v: False, "coupling": lambda v: _number(v) and 0 < v <= 1},
+        ),
+        "Hyper": Call(
+            on.Hyper,
+            {"scheme": "euler", "correction": FIELD, "params": 0.0},
+            {"scheme": lambda v: False, "correction": FUNCTION},
+        ),
+        "Measured": Call(on.Measured, {"scheme": "rk4"}, {"scheme": lambda v: False}),
+        "RungeKutta": Call(on.RungeKutta, {"tableau": on.get_tableau("rk4")}, {"tableau": _one(on.Tableau)}),
+        "get_scheme": Call(on.get_scheme, {"scheme": "rk4"}, {"scheme": lambda v: False}),
+        "get_tableau": Call(on.get_tableau, {"scheme": "rk4"}, {"scheme": lambda v: False}),
+        "refine": Call(
+            on.refine,
+            {"net": NET, "variables": VARIABLES, "factor": 2},
+            {"net": lambda v: False, "variables": lambda v: v == {}, "factor": COUNT},
+        ),
+        "project": Call(
+            on.project,
+            {"net": NET, "variables": VARIABLES, "basis": TWO},
+            {"net": lambda v: False, "variables": lambda v: v == {}, "basis": BASIS},
+        ),
+        "interpolate": Call(
+            on.interpolate,
+            {"net": NET, "variables": VARIABLES, "basis": TWO},
+            {"net": lambda v: False, "variables": lambda v: v == {}, "basis": BASIS},
+        ),
+        "pareto_front": Call(on.pareto_front, {"points": [(1, 0.5)]}, {"points": several(lambda v: False)}),
+        "n_parameters": Call(on.n_parameters, {"variables": VARIABLES}, {"variables": lambda v: False}),
+        "with_quantities": Call(
+            lambda field, has_aux=False: on.with_quantities(field, has_aux=has_aux, kinetic=on.kinetic_energy),
+            {"field": FIELD},
+            {"field": FUNCTION, "has_aux": FLAG},
+        ),
+        "as_resnet": Call(on.as_resnet, {"variables": {}}, {"net": lambda v: False}),
+        "Manifestation": Call(
+            remanifest.Manifestation,
+            {"scheme": "rk4", "n_steps": 2},
+            {"n_steps": COUNT, "rtol": optional(POSITIVE), "scheme": lambda v: isinstance(v, str) and v != ""},
+        ),
+        "nfe": Call(remanifest.nfe, {"solver": RK4}, {"solver": _one(on.FixedStep), "n_blocks": COUNT}),
+        "make_swap": Call(
+            remanifest.make_swap,
+            {"net": NET, "score": FIELD},
+            {"score": FUNCTION, "lanes": COUNT, "net": lambda v: False},
+        ),
+        "stack_solvers": Call(
+            remanifest.stack_solvers,
+            {"solvers": [RK4], "n_stages": 4},
+            {"n_stages": lambda v: COUNT(v) and v >= 4, "solvers": several(_one(on.FixedStep), 1)},
+        ),
+        "polynomial": Call(
+            problems.landscape.Polynomial,
+            {"coefficients": (1.0,), "exponents": ((2,),)},
+            {"coefficients": lambda v: several(FINITE)(v) and len(v) == 1, "exponents": lambda v: False},
+        ),
+        "landscape.generate": Call(
+            _rolled,
+            {},
+            dict.fromkeys(("gamma", "speed", "reach"), POSITIVE) | {"n": COUNT, "x_range": _pair},
+        ),
+        "spheres.generate": Call(
+            lambda **o: problems.spheres.generate(KEY, **({"n": 3, "dimension": 2} | o)),
+            {},
+            {"n": COUNT, "dimension": COUNT, "shells": lambda v: False},
+        ),
+        "pendulum.pairs": Call(
+            problems.pendulum.pairs,
+            {"n": 2, "dt": 0.1},
+            {
+                "n": COUNT,
+                "dt": POSITIVE,
+                "rho0": lambda v: FINITE(v) and abs(v) < math.pi,
+                "g": lambda v: FINITE(v) and v < 0,
+            },
+        ),
+        "pendulum.period": Call(
+            problems.pendulum.period,
+            {},
+            {"rho0": lambda v: FINITE(v) and abs(v) < math.pi, "g": lambda v: FINITE(v) and v < 0},
+        ),
+        "random_kernel": Call(
+            problems.images.random_kernel,
+            {"key": KEY, "channels": 1},
+            {"channels": COUNT, "size": lambda v: COUNT(v) and v % 2 == 1},
+        ),
+        "linear.solution": Call(
+            problems.linear.solution, {"t": 1.0, "z0": 1.0, "k": 1.0}, dict.fromkeys(("t", "z0", "k"), NUMERIC)
+        ),
+        "step_adaptation": Call(
+            validity.step_adaptation, {}, {"max_steps": lambda v: COUNT(v) and v > 1, "span": POSITIVE}
+        ),
+        "settled_step_adaptation": Call(
+            validity.settled_step_adaptation, {}, {"max_steps": lambda v: COUNT(v) and v > 1, "span": POSITIVE}
+        ),
+        "adaptation": Call(
+            validity.adaptation,
+            {"lowest": 0.1, "highest": 1.0},
+            {
+                "lowest": lambda v: POSITIVE(v) and v < 1,
+                "highest": lambda v: POSITIVE(v) and v > 0.1,
+                "threshold": lambda v: FINITE(v) and 0 < v < 1,
+                "shrink": lambda v: FINITE(v) and 0 < v < 1,
+                "grow": lambda v: FINITE(v) and v > 1,
+                "calm": lambda v: FINITE(v) and 0 < v <= 1,
+                "memory": optional(lambda v: FINITE(v) and 0.5 <= v < 1),
+                "revert": FLAG,
+            },
+        ),
+        "steps_of": Call(validity.steps_of, {"h": 0.1}, {"h": lambda v: _number(v) and v > 0, "span": POSITIVE}),
+        "find_dip": Call(
+            validity.find_dip,
+            {"n_steps": [1, 2, 4], "errors": [1.0, 1.0, 1.0], "trained": 2},
+            {
+                "n_steps": lambda v: False,
+                "errors": lambda v: several(NOT_NEGATIVE)(v) and len(v) == 3,
+                "trained": lambda v: COUNT(v) and v in (1, 2),
+                "tolerance": POSITIVE,
+                "floor": NOT_NEGATIVE,
+            },
+        ),
+        "fit_slope": Call(
+            validity.fit_slope,
+            {"h": X[::-1], "errors": X[::-1]},
+            {"h": lambda v: False, "errors": lambda v: False},
+        ),
+        "distance": Call(
+            validity.distance,
+            {"outputs": POINTS, "reference": POINTS},
+            {"outputs": lambda v: False, "reference": lambda v: False},
+        ),
+        "critical_training_step": Call(
+            validity.critical_training_step,
+            {"passed": {1: True}},
+            {"passed": lambda v: v == {} and isinstance(v, dict), "span": POSITIVE},
+        ),
+        "Quality": Call(
+            validity.Quality,
+            {"values": {OWN: 0.5, FINER: 0.5}, "measure": "accuracy"},
+            {"values": lambda v: v == {} and isinstance(v, dict), "tolerance": optional(POSITIVE)}
+            | {"floor": optional(NOT_NEGATIVE), "measure": among("accuracy", "error", "disagreement", "cross_entropy")},
+        ),
+        "exchange": Call(
+            validity.exchange,
+            {"quality": validity.Quality({OWN: 0.5, FINER: 0.5}, "accuracy"), "trained": OWN},
+            {"quality": lambda v: False, "trained": lambda v: False, "span": POSITIVE},
+        ),
+        "convergence": Call(
+            validity.convergence,
+            {"run": run, "schemes": ["euler"], "n_steps": [1, 2]},
+            {"run": lambda v: False, "n_steps": several(COUNT, 1), "span": POSITIVE, "tolerance": POSITIVE},
+        ),
+        "order_changes": Call(
+            validity.order_changes,
+            {"states": POINTS[..., 0], "t": np.arange(4.0)},
+            {"states": lambda v: False, "margin": NOT_NEGATIVE},
+        ),
+        "chord_heights": Call(validity.chord_heights, {"states": POINTS}, {"states": lambda v: False}),
+        "segment_crossings": Call(
+            validity.segment_crossings, {"states": POINTS}, {"states": lambda v: False, "margin": NOT_NEGATIVE}
+        ),
+        "crossings": Call(
+            validity.crossings,
+            {"problem": PROBLEM, "solver": RK4},
+            {
+                "problem": lambda v: False,
+                "n_samples": COUNT,
+                "substeps": optional(COUNT),
+                "margin": optional(NOT_NEGATIVE),
+            },
+        ),
+        "of_field": Call(
+            lambda **o: validity.of_field(
+                **({"field": FIELD, "theta": 1.0, "x0": jnp.ones((2, 1)), "solver": RK4} | o)
+            ),
+            {},
+            {"solver": SOLVER, "t0": FINITE, "t1": FINITE, "readout": FUNCTION},
+        ),
+    }
+    return table | _bases() | _nets() | _solves()
+
+
+WITHOUT = {
+    "protocols and aliases": ("Basis", "Field", "GradientMethod", "Scheme", "Unit", "WeightFunction"),
+    "results, which the library makes": ("Interpolation", "Problem", "Result", "Solution", "Steps", "Stopped"),
+    "no arguments": ("Direct", "Dirac", "Naive", "Reversible", "SCHEMES", "Still"),
+    "rooms": ("problems", "remanifest", "validity"),
+    "any tree of arrays": (
+        *("Flattened", "Quantified", "TracedTableau", "kinetic_energy", "of_steps", "regularization"),
+        *("weight_roles", "batch_norm", "convolution", "jacobian_frobenius", "hyper_loss"),
+    ),
+    "whole programs, tried by their parts": ("export_inference", "swap_solvers"),
+    "checked against the order conditions": ("Tableau",),
+}
+"""Public names that no wrong argument is tried on, by the reason."""
+
+PLAIN = [
+    None, True, False, "", "x",
+    b"x", 1.5, -1, 0, 1, 2, math.nan, math.inf, -math.inf, 1j, [], (), {}, [1, 2], (0.0, 1.0),
+    [1.5, "x"], {"a": 1}, {1: True}, int, object, on.PiecewiseConstant, on.FixedStep, object(), FIELD, Ellipsis,
+    Fraction(1, 2), 10**30, -(10**30), np.int64(2), np.int8(-1), np.uint8(3), np.float32(0.5), np.float64("nan"),
+    np.bool_(True), np.str_("x"), np.array(2), np.array(0.5), np.array([1, 2]), np.array(["a"]), np.array([None]),
+    np.array([]), np.zeros((2, 3)), jnp.array(2), jnp.array(0.5), jnp.array([1.0, 2.0]),
+    RK4, TWO, on.ACA(), on.Direct(),
+    on.Adaptive("bosh3"), W, NET, range(2), {1, 2}, complex("nan"), "rk4", "auto",
+]  # fmt: skip
+VALUES = st.one_of(
+    st.sampled_from(PLAIN),
+    st.integers(-5, 8),
+    st.floats(width=32),
+    st.text(max_size=3),
+    st.lists(st.one_of(st.integers(-2, 5), st.floats(width=16), st.none()), max_size=3),
+    st.tuples(st.floats(width=16), st.floats(width=16)),
+    st.builds(np.int32, st.integers(-5, 8)),
+    st.builds(np.float32, st.floats(width=32)),
+)
+SMALL = 12
+"""Counts up to which a call that is right is also made: larger ones cost memory and tell nothing more."""
+
+
+def trial(name: str, call: Call, argument: str, value: Any) -> tuple[str, str, str]:
+    """One wrong, or right, argument in a call that is right otherwise."""
+    accepted = bool(_quietly(call.accepts[argument], value))
+    run = lambda: call.function(**(call.good | {argument: value}))
+    outcome, what = outcome_of(run, (argument,), lambda _: accepted, (ValueError, TypeError))
+    if accepted and outcome == "clear error":
+        outcome, what = "unclear", f"refused though right: {what}"
+    return "arguments", outcome, f"{name}({argument}={_shown(value)}) {what}"
+
+
+def _quietly(accepts: Accepts, value: Any) -> bool:
+    try:
+        return bool(accepts(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:60]
+
+
+def _too_large(value: Any) -> bool:
+    try:
+        return bool(abs(float(value)) > SMALL)
+    except (TypeError, ValueError, OverflowError):
+        return _integer(value)
+
+
+def trials(n: int, first: int = 0) -> Trials:
+    """Wrong arguments, drawn by hypothesis from a seed."""
+    table = calls()
+    places = [(name, argument) for name, call in sorted(table.items()) for argument in sorted(call.accepts)]
+    found: list[tuple[str, str, str]] = []
+
+    @seed(first)
+    @settings(
+        max_examples=n,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.sampled_from(places), VALUES)
+    def tried(place: tuple[str, str], value: Any) -> None:
+        name, argument = place
+        call = table[name]
+        if not (_too_large(value) and _quietly(call.accepts[argument], value)):
+            found.append(trial(name, call, argument, value))
+
+    tried()
+    yield from found

@@ -1,0 +1,130 @@
+"""NaN and infinity in solves, and damaged files of data: never a plausible number, never other data."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ode_nets as on
+from experiments.images.data import load
+from experiments.images.decoding import decode_images
+from image_arrays import make_arrays, save
+from tests.faults.tally import Trials, outcome_of
+
+SCHEMES = (
+    "euler",
+    "midpoint",
+    "heun",
+    "rk4",
+    "rk4_38",
+    "ralston",
+    "heun_euler",
+    "bosh3",
+    "fehlberg21",
+    "dopri5",
+    "tsit5",
+)
+GRADIENTS = (on.Direct(), on.Checkpointed(), on.Checkpointed("block"), on.ACA(), on.ACA(2), on.Backsolve(), on.Naive())
+PLACES = ("state", "weights", "field", "late field", "one coefficient")
+VALUES = (np.nan, np.inf, -np.inf)
+
+
+def _field(place: str) -> Any:
+    def field(t: Any, x: Any, theta: Any) -> Any:
+        # A NaN for NaN's sake: `bad` is 0 where the fault is elsewhere.
+        k, bad = theta
+        where = {"field": True, "late field": t > 0.5}.get(place, False)
+        return jnp.where(where, bad, 0) - k * x
+
+    return field
+
+
+def _grid(grid: str, scheme: str) -> Any:
+    if grid == "adaptive":
+        return on.Adaptive(scheme, max_steps=64)
+    return on.FixedStep(scheme, 4 if grid == "fixed" else jnp.int32(4), max_steps=8)
+
+
+def not_finite() -> Trials:
+    """Schemes x gradients x grids x place x value: the result code tells, and derivatives are NaN."""
+    for scheme, gradient, grid, place in itertools.product(SCHEMES, GRADIENTS, ("fixed", "traced", "adaptive"), PLACES):
+        if grid == "adaptive" and on.get_tableau(scheme).embedded_order is None:
+            continue
+
+        def end(
+            x0: Any,
+            k: Any,
+            bad: Any,
+            scheme: str = scheme,
+            gradient: Any = gradient,
+            grid: Any = grid,
+            place: str = place,
+        ) -> Any:
+            weights = on.BasisExpansion(on.PiecewiseConstant(2), (k, jnp.stack([bad, bad])))
+            found = on.solve(_field(place), x0, weights, solver=_grid(grid, scheme), gradient=gradient)
+            return jnp.sum(found.x), found.result
+
+        try:
+            run = jax.jit(jax.value_and_grad(end, argnums=(0, 1), has_aux=True))
+            for value in VALUES:
+                x0 = jnp.array([1.0, value if place == "state" else 1.0])
+                k = jnp.array(
+                    [
+                        value if place == "weights" else 1.0,
+                        value if "coefficient" in place or place == "weights" else 1.0,
+                    ]
+                )
+                (total, result), slopes = run(x0, k, jnp.float32(value if "field" in place else 0.0))
+                told = int(result) != on.Result.SUCCESS and not np.isfinite(total)
+                derived = any(np.isnan(leaf).any() for leaf in jax.tree.leaves(slopes))
+                what = f"{scheme} {gradient} {grid} {place} {value}: {float(total)}, {on.Result(int(result)).name}"
+                yield "not finite", "clear error" if told and derived else "silent", what
+        except ValueError as error:
+            clear = "Naive" in str(error) or "Backsolve" in str(error)
+            yield "not finite", "clear error" if clear else "unclear", f"{scheme} {gradient} {grid}: {error}"
+
+
+def arrays_of_npz(place: Path, n: int, seed: int) -> Trials:
+    """Flipped bits of an .npz: the arrays that were written, or an error with the name of the file."""
+    good, rng = make_arrays(), np.random.default_rng(seed)
+    path = save(place / "bits.npz")
+    whole = path.read_bytes()
+    headers = [i for i in range(len(whole) - 3) if whole[i : i + 2] == b"PK"]
+    for _ in range(n):
+        # Half of them in headers, which are a small part of the file.
+        at = int(rng.choice(headers)) + int(rng.integers(60)) if rng.random() < 0.5 else int(rng.integers(len(whole)))
+        at, bit = min(at, len(whole) - 1), int(rng.integers(8))
+        content = bytearray(whole)
+        content[at] ^= 1 << bit
+        path.write_bytes(bytes(content))
+
+        def is_good(found: Any) -> bool:
+            return all(np.array_equal(getattr(found, key), value) for key, value in good.items())
+
+        outcome, what = outcome_of(lambda: load(path, validation_fraction=0), ("bits.npz",), is_good, (ValueError,))
+        yield "npz bits", outcome, f"byte {at} bit {bit}: {what}"
+
+
+def image_files(place: Path, n: int, seed: int) -> Trials:
+    """Flipped bytes and cut ends of a PNG: the pixels that were written, or an error with the name of the file."""
+    from PIL import Image
+
+    rng, path = np.random.default_rng(seed), place / "bits.png"
+    pixels = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    whole = path.read_bytes()
+    for _ in range(n):
+        at = int(rng.integers(len(whole)))
+        cut = rng.random() < 0.3
+        content = bytearray(whole[:at] if cut else whole)
+        if not cut:
+            content[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(content))
+        run = lambda: decode_images([path], [str(path)], 3)[0]
+        outcome, what = outcome_of(run, ("bits.png",), lambda found: np.array_equal(found, pixels), (ValueError,))
+        yield "image files", outcome, f"{'cut at' if cut else 'byte'} {at}: {what}"
