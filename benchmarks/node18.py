@@ -42,7 +42,8 @@ from benchmarks.continuous_net import gradient_step
 from experiments.training import models
 from experiments.training.config import Config
 from experiments.training.devices import Devices
-from experiments.training.steps import init_state, make_optimizer, train_step
+from experiments.training.optimizers import make_optimizer
+from experiments.training.steps import init_state, train_step
 from ode_nets.nn import NODE18, OdeBlock, ResNet18
 from ode_nets.remanifest import n_parameters
 
