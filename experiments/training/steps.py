@@ -94,8 +94,8 @@ def train_step(
       seed: of the augmentation.
 
     Metrics are sums over the epoch so far, of images (their loss without penalties and smoothing) and of what the
-    solver of each ODE block counted; the first step after which the loss or the weights were not finite or a solver had failed,
-    counted from 1 (0: none); and each block's result code at that step.
+    solver of each ODE block counted; the first step after which the loss or the weights were not finite or a solver had
+    failed, counted from 1 (0: none); and each block's result code at that step.
     """
     step = state["step"]
     in_epoch = step % order.shape[0]
