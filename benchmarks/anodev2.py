@@ -29,7 +29,8 @@ import tyro
 from benchmarks.harness import compare, default_path, show, write
 from experiments.configs import anodev2 as cells
 from experiments.training import models
-from experiments.training.steps import init_state, make_optimizer, train_step
+from experiments.training.optimizers import make_optimizer
+from experiments.training.steps import init_state, train_step
 from ode_nets.nn import ANODEV2, anodev2_net
 from ode_nets.nn.anodev2 import Form, Network
 from ode_nets.nn.evolving import join_kernels

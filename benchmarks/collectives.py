@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from experiments.training import models
 from experiments.training.config import Config
 from experiments.training.devices import Devices
-from experiments.training.steps import init_state, make_optimizer, train_step
+from experiments.training.optimizers import make_optimizer
+from experiments.training.steps import init_state, train_step
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 COLLECTIVE = re.compile(r" = (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")

@@ -1,4 +1,4 @@
-"""Train an image classifier: SGD with momentum, step decay, and refinement in depth while it trains.
+"""Train an image classifier by any optimizer of optax, refined in depth while it trains.
 
     python -m experiments.train digits                      a config of experiments/configs
     python -m experiments.train digits --epochs 5 --run-dir runs/short
@@ -39,7 +39,7 @@ from experiments.training.fingerprint import changes, fingerprint
 from experiments.training.progress import Bar, Interrupted, StopSignals, read, summary, unfailing_console
 from experiments.training.run import Run, check_start
 from experiments.training.steps import train_step, train_steps
-from experiments.training.task import Task
+from experiments.training.task import Task, variables_of
 from ode_nets import remanifest
 
 PyTree = Any
@@ -172,9 +172,11 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
         for epoch in range(step // n_steps, config.epochs):
             # More coefficients and steps of the same function.
             while notes["level"] < config.level(epoch):
-                run.snapshot(notes["level"], state["params"])
+                run.snapshot(notes["level"], variables_of(state)["params"])
                 parts = {name: state[name] for name in REFINED}
                 state = state | remanifest.refine(task.nets[notes["level"]], parts)[1]
+                if "ema" in state:
+                    state["ema"] = remanifest.refine(task.nets[notes["level"]], state["ema"])[1]
                 notes["level"] += 1
             net, end = task.nets[notes["level"]], (epoch + 1) * n_steps
             order, seed = task.order(epoch), np.int32(config.seed)
@@ -223,7 +225,7 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
                 raise Interrupted(signals.noted, step)
 
         # The test images, once, and only when the weights that they judge are safe.
-        run.snapshot(notes["level"], state["params"])
+        run.snapshot(notes["level"], variables_of(state)["params"])
         run.wait()
         test_loss, test_accuracy = task.evaluate(notes["level"], state, "test")
     return {

@@ -37,7 +37,7 @@ from experiments.configs import anodev2 as cells
 from experiments.images import data
 from experiments.records.environment import environment
 from experiments.records.files import RunError, write_json
-from experiments.training import models, steps
+from experiments.training import models, optimizers, steps
 from experiments.training.config import Config
 from experiments.training.run import Run, check_start
 from ode_nets.nn import ANODEV2
@@ -128,7 +128,7 @@ class Group:
     def __init__(self, config: Config, seeds: tuple[int, ...], dataset: data.Dataset):
         net: Any = models.build(config, dataset.n_classes)
         n_steps = len(dataset.x_train) // config.batch_size
-        optimizer = steps.make_optimizer(config, n_steps)
+        optimizer = optimizers.make_optimizer(config, n_steps)
         scaling, every = (dataset.mean, dataset.std), jnp.asarray(seeds)
         one_image = jnp.zeros((1, *dataset.x_train.shape[1:]))
         self.net, self.n_steps = net, n_steps

@@ -218,7 +218,7 @@ def draw_front(rows: Sequence[Row], front: Sequence[Row], chosen: Row) -> Figure
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     # Candidates that fell apart would press the front into a line.
-    low, high = min(place(front)[1]), max(place(rows)[1])
+    low, high = min(place([*front, rows[0], chosen])[1]), max(place(rows)[1])
     margin = max(1.0, 0.15 * (high - low))
     axes.set_ylim(low - 3 * margin, high + margin)
     axes.set_xlabel("field evaluations a forward pass")

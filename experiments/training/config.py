@@ -8,13 +8,14 @@ import json
 import math
 from typing import Any, Literal, get_args
 
-from experiments.training import regularize
+from experiments.training import optimizers, regularize
 from experiments.training.models import ARCHITECTURES, ContinuousNetSettings, ModelSettings, name_of
 
 VERSION = 2
 """Of stored configs; 0.1.0 stored none, and its settings were flat."""
 Extent = Literal["global", "local"]
 AdaptName = Literal["none", "step", "settled_step", "tolerance"]
+ScheduleName = Literal["step", "cosine"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +58,29 @@ class Config:
     """Passes over the training images."""
     batch_size: int = 128
     """Images a step; an incomplete last batch is left out."""
+    optimizer: str = "sgd"
+    """An optimizer of optax by its name: sgd, adamw, lion, muon, ..."""
     learning_rate: float = 0.1
-    """Of SGD at the start."""
+    """At the start, or after `warmup_epochs`."""
+    schedule: ScheduleName = "step"
+    """How the learning rate falls: in steps before `decay_epochs`, or along a cosine, to 0 after the last epoch."""
+    warmup_epochs: float = 0.0
+    """Epochs, or parts of one, in which the learning rate rises linearly."""
     decay_epochs: tuple[int, ...] = (30, 60, 90)
-    """Epochs before which the learning rate is multiplied by `decay_factor`; late ones never come."""
+    """Epochs before which the learning rate of `step` is multiplied by `decay_factor`; late ones never come."""
     decay_factor: float = 0.1
     """Factor of the step decay."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Of SGD and other optimizers that take one."""
     weight_decay: float = 5e-4
-    """L2 penalty on all parameters, added to the gradient."""
+    """Of all parameters: the optimizer's own where it has one, as AdamW, and else an L2 penalty."""
+    clip_norm: float | None = None
+    """Longest gradient, in the norm over all parameters; longer ones are scaled down."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
+    ema_decay: float = 0.0
+    """Of an average of the weights over training, which then is what is evaluated, saved for use and loaded; 0 for
+    none. In early steps it is (1 + step) / (10 + step), if that is less."""
     refine_epochs: tuple[int, ...] = ()
     """Epochs before which M and N_t are doubled (ContinuousNet sec. 5.2); late ones never come."""
     batch_statistics: Extent = "global"
@@ -94,9 +108,13 @@ class Config:
             check(name, "at least 1", getattr(self, name) >= 1)
         check("crop_pad", "at least 0", self.crop_pad >= 0)
         check("seed", "an integer from 0 to 2147483647", 0 <= self.seed <= 2**31 - 1)
+        optimizers.find(self.optimizer)
+        check("schedule", f"one of {', '.join(get_args(ScheduleName))}", self.schedule in get_args(ScheduleName))
+        check("warmup_epochs", f"at least 0 and at most epochs={self.epochs}", 0 <= self.warmup_epochs <= self.epochs)
+        check("clip_norm", "None or a number above 0", self.clip_norm is None or self.clip_norm > 0)
         check("weight_decay", "a finite number of at least 0", 0 <= self.weight_decay < math.inf)
         check("learning_rate", "a finite number above 0", 0 < self.learning_rate < math.inf)
-        for name in ("validation_fraction", "momentum"):
+        for name in ("validation_fraction", "momentum", "label_smoothing", "ema_decay"):
             check(name, "a number in [0, 1)", 0 <= getattr(self, name) < 1)
         check("decay_factor", "a number in (0, 1]", 0 < self.decay_factor <= 1)
         good = self.limit is None or self.limit >= self.batch_size

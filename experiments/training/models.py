@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -330,3 +331,8 @@ def name_of(model: ModelSettings) -> str:
 def build(config: Config, n_classes: int, level: int = 0) -> nn.Module:
     """The network of a config after `level` refinements."""
     return config.model.build(n_classes, level)
+
+
+def training(net: nn.Module) -> dict[str, Any]:
+    """What a network is called with in training; one that does the same then need not take `train`."""
+    return {"train": True} if "train" in inspect.signature(type(net).__call__).parameters else {}

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from experiments.training import adapt, regularize
 from experiments.training.config import Config
+from experiments.training.models import training
 from ode_nets.integrate import Adaptive
 from ode_nets.nn import regularization
 
@@ -34,6 +35,16 @@ def shared(config: Config, net: Any) -> Any:
     if config.step_control == "global" and isinstance(getattr(net, "solver", None), Adaptive):
         net = net.clone(solver=dataclasses.replace(net.solver, axis_name=AXIS))
     return net
+
+
+def by_block(collection: PyTree, path: str = "") -> dict[str, PyTree]:
+    """What ODE blocks hand out, by the path of each in the net."""
+    if not any(isinstance(value, dict) for value in collection.values()):
+        return {path: collection} if collection else {}
+    found: dict[str, PyTree] = {}
+    for name, inner in collection.items():
+        found |= by_block(inner, f"{path}/{name}" if path else name)
+    return found
 
 
 def slope_of_batch(
@@ -77,11 +88,17 @@ def _own(
     def objective(params: PyTree) -> tuple[jax.Array, Any]:
         variables = {"params": params, "batch_stats": part["batch_stats"]}
         collections, rngs = ["batch_stats", "solution", "quantities"], {"quantities": jax.random.fold_in(key, 1)}
-        logits, changed = adapted.apply(variables, x, train=True, mutable=collections, rngs=rngs)
+        rngs["dropout"] = jax.random.fold_in(key, 2)
+        logits, changed = adapted.apply(variables, x, **training(net), mutable=collections, rngs=rngs)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
         correct = jnp.sum(jnp.argmax(logits, -1) == y)
-        penalty = regularization(params, config.w0_penalty, config.p_penalty) + regularize.penalty(weights, changed)
+        penalty = regularization(params, config.w0_penalty, config.p_penalty)
+        penalty += regularize.penalty(weights, {"quantities": by_block(changed.get("quantities", {}))})
+        if config.label_smoothing:
+            # (1 - a) log p_label + a mean log p differs from log p_label by a times their difference.
+            penalty += config.label_smoothing * (-jax.nn.log_softmax(logits).mean() - loss)
+        stats, solution = changed.get("batch_stats", {}), by_block(changed.get("solution", {}))
         # The devices' sum is the mean over the batch.
-        return (loss + penalty) / n_devices, (loss, correct, changed["batch_stats"], changed.get("solution", {}))
+        return (loss + penalty) / n_devices, (loss, correct, stats, solution)
 
     return jax.grad(objective, has_aux=True)(part["params"])

@@ -257,7 +257,9 @@ def check_start(folder: Path, config: Any, *, resume: bool, overwrite: bool, loc
         if manifest is None:
             raise RunError(f"--resume: there is no run in {folder}; leave --resume out to start one")
         before = stored_config(folder, manifest, type(config))
-        after = dataclasses.replace(config, epochs=before.epochs) if config.epochs > before.epochs else config
+        # A cosine ends with the run, so that a longer one would have had other rates from the start.
+        longer = config.epochs > before.epochs and getattr(before, "schedule", None) != "cosine"
+        after = dataclasses.replace(config, epochs=before.epochs) if longer else config
         if differences(before, after):
             raise RunError(
                 f"--resume: the run in {folder} has another config: {'; '.join(differences(before, config))}. Repeat "
@@ -331,7 +333,9 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
         raise RunError(f"the run in {folder} has no {which!r} checkpoint yet (status: {record['status']})")
     path = checkpoints / str(steps[-1])
     try:
-        saved, variables = read_variables(path)
+        names = ("params", "batch_stats") if not stored_config(folder, record).ema_decay else ("ema",)
+        saved, variables = read_variables(path, names)
+        variables = variables.get("ema", variables)
     except DamagedError as error:
         raise RunError(
             f"the checkpoint {path} is damaged: {error}. --resume goes back to the newest whole one; --checkpoint "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,7 @@ from experiments.images import data
 from experiments.training import adapt, parallel
 from experiments.training.config import Config
 from experiments.training.feed import Feed, pick
+from experiments.training.parallel import by_block
 
 PyTree = Any
 COUNTS = ("nfe", "n_accepted", "n_rejected")
@@ -33,30 +34,34 @@ def dataset_of(config: Config) -> data.Dataset:
     )
 
 
-@lru_cache
-def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
-    """SGD with momentum on the loss plus weight decay, its rate decaying in steps."""
-    decay = {epoch * steps_per_epoch: config.decay_factor for epoch in config.decay_epochs}
-    rate = optax.piecewise_constant_schedule(config.learning_rate, decay)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, config.momentum))
-
-
 def init_state(
     net: nn.Module, optimizer: optax.GradientTransformation, one_image: jax.Array, seed: jax.Array | int
 ) -> PyTree:
-    """A new training state for images `[1, height, width, channels]`."""
+    """A new training state for images `[1, height, width, channels]`.
+
+    Raises:
+      ValueError: for a net that keeps other variables than parameters and batch statistics.
+    """
     variables = net.init(jax.random.key(seed), one_image)
-    blocks = variables.get("solution", {})
+    if other := sorted(set(variables) - {"params", "batch_stats", "solution", "quantities"}):
+        raise ValueError(f"a {type(net).__name__} has variables in {', '.join(other)}: expected params and batch_stats")
+    blocks = by_block(variables.get("solution", {}))
     sums = {"loss": jnp.float32(0), "correct": jnp.int32(0), "images": jnp.int32(0)}
     sums["counts"] = {block: {name: jnp.int32(0) for name in COUNTS} for block in blocks}
     results = {block: jnp.int32(0) for block in blocks}
     return {
         "params": variables["params"],
-        "batch_stats": variables["batch_stats"],
+        "batch_stats": variables.get("batch_stats", {}),
         "opt_state": optimizer.init(variables["params"]),
         "step": jnp.int32(0),
         "metrics": {"epoch": sums, "bad_step": jnp.int32(0), "results": results},
     }
+
+
+def averaged(decay: float, average: PyTree, now: PyTree, step: jax.Array) -> PyTree:
+    """The moving average of weights and statistics after one more step, counted from 0."""
+    decay = jnp.minimum(decay, (1 + step) / (10 + step)).astype(jnp.float32)
+    return jax.tree.map(lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype), average, now)
 
 
 @partial(jax.jit, static_argnames=("config", "net", "optimizer", "mesh", "feed"), donate_argnames="state")
@@ -83,9 +88,9 @@ def train_step(
       mesh: devices that share the batch, see `parallel.slope_of_batch`; `None` for one.
       feed: where images are, see `feed.pick`.
 
-    Metrics are sums over the epoch so far, of images (their loss without penalties) and of what the solver of each
-    ODE block counted; the first step after which the loss or the weights were not finite or a solver had failed,
-    counted from 1 (0: none); and each block's result code at that step.
+    Metrics are sums over the epoch so far, of images (their loss without penalties and smoothing) and of what the
+    solver of each ODE block counted; the first step after which the loss or the weights were not finite or a solver had
+    failed, counted from 1 (0: none); and each block's result code at that step.
     """
     step = state["step"]
     in_epoch = step % order.shape[0]
@@ -118,6 +123,9 @@ def train_step(
     if "adaptation" in state:
         judged = {"params": params, "batch_stats": batch_stats}
         trained["adaptation"] = adapt.checked(config, net, state["adaptation"], judged, x, y, step + 1)
+    if "ema" in state:
+        now = {"params": params, "batch_stats": batch_stats}
+        trained["ema"] = averaged(config.ema_decay, state["ema"], now, step)
     # The state is donated to the next step; the second copy of its metrics stays readable.
     return trained | {"step": step + 1, "metrics": metrics}, metrics
 
@@ -168,7 +176,7 @@ def result_codes(
     """How the solver of each ODE block ended on a batch."""
     net = adapt.solved(net, variables.get("adaptation"))
     _, changed = net.apply(variables, data.normalize(images, *scaling), mutable=["solution"])
-    return {name: block["result"] for name, block in changed.get("solution", {}).items()}
+    return {name: block["result"] for name, block in by_block(changed.get("solution", {})).items()}
 
 
 def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[tuple[Any, Any]]:

@@ -20,12 +20,12 @@ from experiments.training.config import Config
 from experiments.training.devices import Devices
 from experiments.training.feed import Choice, chosen, in_parts, stream
 from experiments.training.fingerprint import data_of_run
+from experiments.training.optimizers import make_optimizer
 from experiments.training.progress import NonFiniteError, failures, mean_counts
 from experiments.training.run import Run
 from experiments.training.steps import (
     evaluate_batch,
     init_state,
-    make_optimizer,
     padded_batches,
     result_codes,
 )
@@ -90,6 +90,8 @@ class Task:
         """A new training state, in the shapes of a level."""
         one_image = jnp.zeros((1, *self.dataset.x_train.shape[1:]))
         state = init_state(self.nets[level], self.optimizer, one_image, self.config.seed)
+        if self.config.ema_decay:
+            state["ema"] = {name: state[name] for name in ("params", "batch_stats")}
         if self.config.adapt == "none":
             return state
         first = self.dataset.x_train[: self.config.batch_size]
@@ -172,5 +174,6 @@ class Task:
 
 
 def variables_of(state: PyTree) -> PyTree:
-    """What a network is evaluated with, and where its adaptation stands, if it has one."""
-    return {name: state[name] for name in ("params", "batch_stats", "adaptation") if name in state}
+    """What a network is evaluated with, averages if there are any, and where its adaptation stands, if it has one."""
+    kept = {name: state[name] for name in ("params", "batch_stats", "adaptation") if name in state}
+    return kept | state.get("ema", {})

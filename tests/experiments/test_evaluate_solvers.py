@@ -238,6 +238,14 @@ def test_the_front_is_drawn_through_the_rows_that_are_in_it():
     np.testing.assert_allclose(line.get_ydata(), [93, 97.5, 98])
 
 
+def test_the_trained_network_and_the_one_chosen_are_in_the_picture_whatever_their_accuracy():
+    trained = ROWS[0] | {"accuracy": 0.3, "nfe": 64}
+    (axes,) = pictures.draw_front([trained, *ROWS[1:]], [ROWS[3], ROWS[2]], ROWS[2]).axes
+    low, high = axes.get_ylim()
+    assert low < 30
+    assert high > 97.5
+
+
 def test_blocks_without_kernels_among_their_coefficients_have_no_weights_to_keep():
     """Those of evolved weights, whose coefficients are biases and norms alone."""
     kernels = {"conv1": {"kernel": np.arange(36.0).reshape(2, 3, 3, 2, 1)}, "bn1": {"scale": np.ones((2, 2))}}

@@ -31,7 +31,7 @@ from tensorboardX.proto.event_pb2 import Event
 from experiments import train as loop
 from experiments.records.files import RunError, read_manifest, read_metrics
 from experiments.train import Options, train
-from experiments.training import steps
+from experiments.training import optimizers, steps
 from experiments.training.config import Config
 from experiments.training.models import ContinuousNetSettings, Node18Settings
 from experiments.training.progress import Bar, NonFiniteError, StopSignals, read
@@ -374,7 +374,7 @@ def assert_resumed_bitwise(config, whole, stopped, between, monkeypatch):
 
 def test_the_learning_rate_decays_with_the_first_step_of_its_epoch():
     config = dataclasses.replace(CONFIG, momentum=0.0, weight_decay=0.0, decay_epochs=(1, 2), decay_factor=0.5)
-    optimizer = steps.make_optimizer(config, 2)
+    optimizer = optimizers.make_optimizer(config, 2)
     weights = jnp.float32(0)
     state = optimizer.init(weights)
     moves = []

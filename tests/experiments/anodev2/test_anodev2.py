@@ -20,7 +20,7 @@ from experiments.anodev2 import tables as anodev2
 from experiments.configs import CONFIGS
 from experiments.configs import anodev2 as cells
 from experiments.records.files import RunError
-from experiments.training import models, steps
+from experiments.training import models, optimizers, steps
 from ode_nets import anodev2_net
 from settings import changed
 
@@ -91,7 +91,7 @@ def test_penalties_pull_at_the_weights_of_training():
     for changes in ({}, {"w0_penalty": 0.5, "p_penalty": 0.25}):
         one = dataclasses.replace(config, **changes)
         net = models.build(one, 3)
-        optimizer = steps.make_optimizer(one, 1)
+        optimizer = optimizers.make_optimizer(one, 1)
         state = steps.init_state(net, optimizer, jax.numpy.zeros((1, 4, 4, 1)), 0)
         block = state["params"]["block1"]
         start = block["evolved"] = jax.tree.map(lambda leaf: leaf + 0.3, block["evolved"])  # p starts at zero

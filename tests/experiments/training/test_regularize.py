@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agreement import jit_soon
-from experiments.training import models, regularize, steps
+from experiments.training import models, optimizers, regularize, steps
 from experiments.training.config import Config
 from experiments.training.models import ContinuousNetSettings, ResNet18Settings
 from ode_nets import Adaptive, ContinuousNet, PiecewiseConstant, ResNet18
@@ -63,7 +63,7 @@ def test_penalties_are_weighted_means_over_blocks_and_change_no_step():
 def test_a_training_step_follows_the_penalty():
     model = ContinuousNetSettings(widths=(2,), scheme="heun", n_steps=2, skip_init=False)
     config = Config(model=model, batch_size=4, limit=4, learning_rate=1e-4, regularize=("kinetic=100",))
-    net, optimizer = models.build(config, 3), steps.make_optimizer(config, 1)
+    net, optimizer = models.build(config, 3), optimizers.make_optimizer(config, 1)
     images = jax.random.randint(jax.random.key(0), (4, 8, 8, 1), 0, 255).astype(jnp.uint8)
     data = (images, jnp.arange(4) % 3, jnp.arange(4)[None], (jnp.zeros(1), jnp.ones(1)), 0)
     state = steps.init_state(net, optimizer, jnp.zeros((1, 8, 8, 1)), 0)
