@@ -72,7 +72,7 @@ class Adaptive:
         _check_number("atol", self.atol, "at least 0", lambda v: v >= 0)
         for name in ("first_step", "min_step"):
             if getattr(self, name) is not None:
-                if jax.tree.structure(getattr(self, name)).num_nodes > 1:
+                if isinstance(getattr(self, name), list | tuple | dict):
                     raise ValueError(f"{name}={shown(getattr(self, name))}: expected one number above 0, or None")
                 _check_number(name, getattr(self, name), "above 0", lambda v: v > 0)
         if self.outputs is None:

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.arguments import Count, NotNegative, Rule, checked
+from ode_nets.arguments import Count, NotNegative, Rule, checked, is_array
 from ode_nets.integrate import FixedStep, Problem, integrate, theta_at
 from ode_nets.integrate.problem import Place, evaluator
 
 PyTree = Any
 Test = Literal["order", "segments", "jacobian"]
-Margin = Annotated[np.ndarray, Rule("numbers of at least 0", lambda m: bool(np.all(np.asarray(m) >= 0)))]
+Margin = Annotated[
+    Any, Rule("a number of at least 0, or an array of such", lambda m: is_array(m) and bool(np.all(np.asarray(m) >= 0)))
+]
 Share = Annotated[float, Rule("numbers in (0, 1]", lambda x: 0 < x <= 1)]
 _ROUNDING = (3 + 16 * 2.0**-53) * 2.0**-53
 """Bound of the rounding error of an orientation, relative to the sum of its terms (Shewchuk 1997, sec. 4.1)."""
