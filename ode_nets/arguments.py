@@ -50,7 +50,7 @@ Domain = Annotated[
 ]
 Fraction01 = Annotated[float, Rule("a number in [0, 1]", lambda x: 0 <= x <= 1)]
 FloatName = Annotated[str, Rule("the name of a floating-point dtype, such as 'bfloat16'", lambda name: _is_float(name))]
-Variables = Annotated[Mapping[str, Any], Rule("variables by collection, such as {'params': ...}", lambda v: True)]
+Variables = Annotated[Any, Rule("variables by collection, such as {'params': ...}", lambda v: isinstance(v, Mapping))]
 Widths = Annotated[tuple[Count, ...], Rule("one width or more, each at least 1", bool)]
 Numbers = Annotated[Any, Rule("a number or an array of numbers", lambda x: is_array(x) and not isinstance(x, bool))]
 """What arithmetic takes, traced or not."""
@@ -129,7 +129,8 @@ def _checked_class(cls: Any) -> Any:
     after = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:  # noqa: N807 - dataclasses call it so
-        for name, kind in _kinds(type(self)).items():
+        own: Any = type(self)
+        for name, kind in _kinds(own).items():
             if name in getattr(self, "__dataclass_fields__", ()):
                 value = getattr(self, name)
                 taken = _take(kind, name, value)

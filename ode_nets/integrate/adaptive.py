@@ -78,7 +78,7 @@ class Adaptive:
         _check_number("atol", self.atol, "at least 0", lambda v: v >= 0)
         for name in ("first_step", "min_step"):
             if getattr(self, name) is not None:
-                if jax.tree.structure(getattr(self, name)).num_nodes > 1:
+                if not is_array(getattr(self, name)) or np.ndim(getattr(self, name)):
                     raise ValueError(f"{name}={shown(getattr(self, name))}: expected one number above 0, or None")
                 _check_number(name, getattr(self, name), "above 0", lambda v: v > 0)
         if self.outputs is None:
@@ -222,7 +222,8 @@ class Adaptive:
 
 
 def _check_number(name: str, value: Any, allowed: str, good: Any) -> None:
-    for leaf in jax.tree.leaves(value) or [value]:
+    # A solver is a tree of numbers, too.
+    for leaf in [value] if hasattr(value, "propose") else jax.tree.leaves(value) or [value]:
         if not is_array(leaf) or jnp.result_type(leaf) == np.bool_ or not np.size(leaf):
             raise ValueError(f"{name}={shown(value)}: expected a number {allowed}")
         out_of_range = known(leaf) and not np.all(good(np.asarray(leaf)))

