@@ -182,9 +182,8 @@ def _uncertainty(found: _Manifestations, test: Exchange, labels: jax.Array, floo
     pairs = [(found.own, at) for at in (test.worst, test.entropy_worst or test.worst)]
     if not all(bool(jnp.isfinite(found.outputs[at]).all()) for pair in pairs for at in pair):
         return None
-    hits, entropies = (
-        tuple(np.asarray(_of_samples(found.outputs[at], labels)[i]) for at in pair) for i, pair in enumerate(pairs)
-    )
+    of = lambda i, at: np.asarray(_of_samples(found.outputs[at], labels)[i])
+    hits, entropies = ((of(i, own), of(i, other)) for i, (own, other) in enumerate(pairs))
     return uncertainty(test, hits=hits, entropies=entropies, floor=floor)
 
 
