@@ -117,7 +117,7 @@ def solve_until(
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, has_aux=has_aux)
     if axes := exchanged_axes(problem.program.jaxpr) | set(axis_names(getattr(solver, "axis_name", None))):
         raise ValueError(
-            f"field or solver reduce over the axis {min(axes)!r}: an event stops every device at a time of its own, and "
+            f"field or solver reduce over the axis {min(axes)!r}: an event stops each device at a time of its own, and "
             "the others would wait for it for ever; solve up to a t1 that all share"
         )
     event = as_chosen(event)
