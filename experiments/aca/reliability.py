@@ -250,7 +250,7 @@ def reliability(config: Config, options: Options, folder: Path, console: Console
     if stored.exists() and Config.from_json(json.loads(stored.read_text())) != config:
         raise RunError(f"{folder} holds runs of another config; --run-dir starts elsewhere")
     write_json(stored, config.to_json())
-    task = Task(config, 1)
+    task = Task(config, 1, feed="whole")
     seeds = [config.seed + i for i in range(options.n_runs)]
     paths = {seed: folder / f"predictions_{seed}.npy" for seed in seeds}
     missing = [seed for seed in seeds if not paths[seed].exists()]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.arguments import checked
+from ode_nets.axes import axis_names, exchanged_axes
 from ode_nets.gradients.methods import GradientMethod, OwnLoop, check_kinds, default_gradient, run_compiled
 from ode_nets.gradients.rules import as_chosen, standard
 from ode_nets.integrate import Problem, Result, Solution, make_problem, theta_at
@@ -89,8 +90,8 @@ def solve_until(
       `Stopped`, with `t` and the state differentiable, once, by every gradient method that differentiates `solve`.
 
     Raises:
-      ValueError: as `solve`; for an event that is no scalar, a direction that is none of the three, and solvers with a
-        loop of their own.
+      ValueError: as `solve`; for an event that is no scalar, a direction that is none of the three, solvers with a
+        loop of their own, and fields and solvers that reduce over a mesh axis.
 
     Weights that jump are read at the floating-point times of stages, also on a uniform grid over their whole domain,
     where `solve` reads them exactly: the last step ends where the event is.
@@ -114,6 +115,11 @@ def solve_until(
         )
     field = as_chosen(field) if callable(field) and not isinstance(field, type) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, has_aux=has_aux)
+    if axes := exchanged_axes(problem.program.jaxpr) | set(axis_names(getattr(solver, "axis_name", None))):
+        raise ValueError(
+            f"field or solver reduce over the axis {min(axes)!r}: an event stops each device at a time of its own, and "
+            "the others would wait for it for ever; solve up to a t1 that all share"
+        )
     event = as_chosen(event)
     program, consts = close_over(lambda t, x, _: event(t, x), problem.t0, problem.x0, ())
     shape = getattr(program.shapes, "shape", None)

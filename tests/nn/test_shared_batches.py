@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ode_nets import NODE18, Adaptive, FixedStep, ResidualUnit, batch_norm, solve
+from ode_nets import NODE18, Adaptive, FixedStep, ResidualUnit, batch_norm, solve, solve_until
 
 PROGRAM = """
 import dataclasses, sys
@@ -152,6 +153,9 @@ def test_devices_that_would_wait_for_each_other_are_refused():
     with pytest.raises(ValueError, match=r"reduces over the axis 'data'.*axis_name='data'"):
         run(Adaptive("bosh3"))
     assert run(Adaptive("bosh3", axis_name="data")).shape == run(FixedStep("heun", 2)).shape == (2, 3)
+    until = partial(solve_until, event=lambda t, x: x[0] - 0.5, solver=Adaptive("bosh3", axis_name="data"))
+    with pytest.raises(ValueError, match="reduce over the axis 'data': an event stops"):
+        in_lanes(lambda x: until(lambda t, x, k: -x, x).solution.x)(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="axis_name=3: expected the name"):
         Adaptive("bosh3", axis_name=3)
 
