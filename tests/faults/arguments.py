@@ -309,17 +309,17 @@ def calls() -> dict[str, Call]:
         "refine": Call(
             on.refine,
             {"net": NET, "variables": VARIABLES, "factor": 2},
-            {"net": lambda v: False, "variables": lambda v: v == {}, "factor": COUNT},
+            {"net": lambda v: v is NET, "variables": lambda v: v == {}, "factor": COUNT},
         ),
         "project": Call(
             on.project,
             {"net": NET, "variables": VARIABLES, "basis": TWO},
-            {"net": lambda v: False, "variables": lambda v: v == {}, "basis": BASIS},
+            {"net": lambda v: v is NET, "variables": lambda v: v == {}, "basis": BASIS},
         ),
         "interpolate": Call(
             on.interpolate,
             {"net": NET, "variables": VARIABLES, "basis": TWO},
-            {"net": lambda v: False, "variables": lambda v: v == {}, "basis": BASIS},
+            {"net": lambda v: v is NET, "variables": lambda v: v == {}, "basis": BASIS},
         ),
         "pareto_front": Call(on.pareto_front, {"points": [(1, 0.5)]}, {"points": several(lambda v: False)}),
         "n_parameters": Call(on.n_parameters, {"variables": VARIABLES}, {"variables": lambda v: False}),
@@ -338,7 +338,7 @@ def calls() -> dict[str, Call]:
         "make_swap": Call(
             remanifest.make_swap,
             {"net": NET, "score": FIELD},
-            {"score": FUNCTION, "lanes": COUNT, "net": lambda v: False},
+            {"score": FUNCTION, "lanes": COUNT, "net": lambda v: v is NET},
         ),
         "stack_solvers": Call(
             remanifest.stack_solvers,
