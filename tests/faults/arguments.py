@@ -520,7 +520,9 @@ def trial(name: str, call: Call, argument: str, value: Any) -> tuple[str, str, s
     """One wrong, or right, argument in a call that is right otherwise."""
     accepted = bool(_quietly(call.accepts[argument], value))
     run = lambda: call.function(**(call.good | {argument: value}))
-    outcome, what = outcome_of(run, (argument,), lambda _: accepted, (ValueError, TypeError))
+    # Numbers of steps that are right by themselves may not fit each other.
+    named = (argument, "a number of weight steps")
+    outcome, what = outcome_of(run, named, lambda _: accepted, (ValueError, TypeError))
     if accepted and outcome == "clear error":
         outcome, what = "unclear", f"refused though right: {what}"
     return "arguments", outcome, f"{name}({argument}={_shown(value)}) {what}"
