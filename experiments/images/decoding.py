@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-FORMATS = ("PNG", "JPEG", "MPO")
-"""What Pillow may take a file for; the last are JPEGs of cameras, whose first picture is meant."""
+FORMATS = ("PNG", "JPEG")
+"""What Pillow may take a file for."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -54,7 +54,6 @@ def _decode(content: bytes, channels: int | None) -> tuple[np.ndarray, bool]:
     """The pixels of one image, and whether it is grey."""
     from PIL import Image, ImageOps
 
-    Image.init()
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         bits = content[24] if content.startswith(_PNG) else 8
         # The decoder may have cut them to 8 in silence, as it does those of three channels.

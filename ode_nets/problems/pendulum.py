@@ -126,6 +126,11 @@ def pairs(
 
 
 def _check(rho0: Any, g: Any) -> None:
+    for name, value in (("rho0", rho0), ("g", g)):
+        if jnp.ndim(value) or jnp.iscomplexobj(value):
+            raise ValueError(
+                f"{name} has shape {jnp.shape(value)}, dtype {jnp.result_type(value)}: expected one real number"
+            )
     if not isinstance(rho0, jax.core.Tracer) and not abs(float(rho0)) < math.pi:
         raise ValueError(f"rho0={rho0}: expected an angle within (-pi, pi); at pi the pendulum stands")
     if not isinstance(g, jax.core.Tracer) and not -math.inf < float(g) < 0:

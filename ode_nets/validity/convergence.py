@@ -139,7 +139,7 @@ def find_dip(
     """
     n, e = list(n_steps), np.asarray(errors, float)
     if trained not in n or max(n) == trained:
-        raise ValueError(f"n_steps={n}: expected the training step count trained={trained} and finer ones")
+        raise ValueError(f"n_steps={n}: expected the training step count {trained} (trained) and finer ones")
     if e.shape != (len(n),) or (e < 0).any() or any(a >= b for a, b in itertools.pairwise(n)):
         raise ValueError(
             f"errors={e.tolist()} at n_steps={n}: expected one of at least 0 a step count, and these rising"

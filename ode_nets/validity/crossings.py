@@ -21,7 +21,9 @@ Margin = Annotated[
     Any,
     Rule(
         "a number of at least 0, or an array of such",
-        lambda m: is_array(m) and np.asarray(m).dtype.kind in "iuf" and np.min(m, initial=0) >= 0,
+        lambda m: (
+            is_array(m) and np.asarray(m).dtype.kind in "iuf" and np.isfinite(m).all() and np.min(m, initial=0) >= 0
+        ),
     ),
 ]
 Share = Annotated[float, Rule("numbers in (0, 1]", lambda x: 0 < x <= 1)]

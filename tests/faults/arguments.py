@@ -309,17 +309,17 @@ def calls() -> dict[str, Call]:
         "refine": Call(
             on.refine,
             {"net": NET, "variables": VARIABLES, "factor": 2},
-            {"net": lambda v: False, "variables": lambda v: v == {}, "factor": COUNT},
+            {"net": lambda v: v is NET, "variables": lambda v: v == {}, "factor": COUNT},
         ),
         "project": Call(
             on.project,
             {"net": NET, "variables": VARIABLES, "basis": TWO},
-            {"net": lambda v: False, "variables": lambda v: v == {}, "basis": BASIS},
+            {"net": lambda v: v is NET, "variables": lambda v: v == {}, "basis": BASIS},
         ),
         "interpolate": Call(
             on.interpolate,
             {"net": NET, "variables": VARIABLES, "basis": TWO},
-            {"net": lambda v: False, "variables": lambda v: v == {}, "basis": BASIS},
+            {"net": lambda v: v is NET, "variables": lambda v: v == {}, "basis": BASIS},
         ),
         "pareto_front": Call(on.pareto_front, {"points": [(1, 0.5)]}, {"points": several(lambda v: False)}),
         "n_parameters": Call(on.n_parameters, {"variables": VARIABLES}, {"variables": lambda v: False}),
@@ -338,7 +338,7 @@ def calls() -> dict[str, Call]:
         "make_swap": Call(
             remanifest.make_swap,
             {"net": NET, "score": FIELD},
-            {"score": FUNCTION, "lanes": COUNT, "net": lambda v: False},
+            {"score": FUNCTION, "lanes": COUNT, "net": lambda v: v is NET},
         ),
         "stack_solvers": Call(
             remanifest.stack_solvers,
@@ -520,7 +520,9 @@ def trial(name: str, call: Call, argument: str, value: Any) -> tuple[str, str, s
     """One wrong, or right, argument in a call that is right otherwise."""
     accepted = bool(_quietly(call.accepts[argument], value))
     run = lambda: call.function(**(call.good | {argument: value}))
-    outcome, what = outcome_of(run, (argument,), lambda _: accepted, (ValueError, TypeError))
+    # Numbers of steps that are right by themselves may not fit each other.
+    named = (argument, "a number of weight steps")
+    outcome, what = outcome_of(run, named, lambda _: accepted, (ValueError, TypeError))
     if accepted and outcome == "clear error":
         outcome, what = "unclear", f"refused though right: {what}"
     return "arguments", outcome, f"{name}({argument}={_shown(value)}) {what}"
