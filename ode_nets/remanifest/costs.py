@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import jax
 
-from ode_nets.arguments import Count, Rule, checked
+from ode_nets.arguments import Count, Numbers, Rule, checked
 from ode_nets.integrate import FixedStep
 
 PyTree = Any
@@ -39,7 +39,7 @@ def nfe(solver: FixedStep, n_blocks: Count = 1) -> int:
 
 
 @checked
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+def pareto_front(points: Sequence[tuple[Numbers, Numbers]]) -> list[int]:
     """Indices of the points that no other beats in both: lower cost, higher value; sorted by cost.
 
     Args:

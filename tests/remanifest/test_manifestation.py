@@ -26,7 +26,7 @@ def test_a_manifestation_is_a_key_with_a_name():
         (("rk4", 0), "n_steps=0: expected an integer of at least 1"),
         (("rk4", 2.0), "n_steps=2.0"),
         (("rk4", True), "n_steps=True"),
-        (("dopri5", 4, 0.0), "rtol=0.0: expected a number above 0"),
+        (("dopri5", 4, 0.0), "rtol=0.0: expected a finite number above 0"),
         (("dopri5", 4, float("nan")), "rtol=nan"),
         (("", 4), "scheme='': expected a name"),
         ((4, 4), "scheme=4"),
