@@ -23,7 +23,7 @@ class ContinuousNet(nn.Module):
     """Stem, ODE blocks with a stitch between each two, mean over space, linear head (ContinuousNet fig. 6).
 
     A module is a description: `net.clone(solver=FixedStep("rk4_38", 6))` applied to the same variables is
-    the paper's ContinuousNet[RK4-3/8, 6][theta], and `remanifest.refine(net, variables)` gives a new
+    the paper's `ContinuousNet[RK4-3/8, 6][theta]`, and `remanifest.refine(net, variables)` gives a new
     description with transformed variables.
 
     Attributes:

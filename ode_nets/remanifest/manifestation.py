@@ -14,7 +14,7 @@ from ode_nets.integrate import FixedStep
 class Manifestation:
     """One manifestation of a trained model: the scheme and the grid that it is evaluated with.
 
-        ContinuousNet[scheme, n_steps][theta]                 (ContinuousNet sec. 5.3, eq. 27)
+        `ContinuousNet[scheme, n_steps][theta]`               (ContinuousNet sec. 5.3, eq. 27)
 
     Args:
       scheme: the name of a scheme, `solver.scheme.name`.

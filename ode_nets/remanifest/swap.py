@@ -179,7 +179,7 @@ def swap_solvers(
 ) -> tuple[list[PyTree], list[float]]:
     """Evaluate one set of weights under many fixed-step solvers, in one compiled program.
 
-    ContinuousNet[scheme, n_steps][theta] for each (scheme, n_steps)      (ContinuousNet sec. 5.3, eq. 27)
+    `ContinuousNet[scheme, n_steps][theta]` for each (scheme, n_steps)    (ContinuousNet sec. 5.3, eq. 27)
 
     `compile_swap` and `run_swap` in one; see there for arguments, results and errors.
 
