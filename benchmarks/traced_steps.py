@@ -23,7 +23,8 @@ import optax
 import tyro
 
 from benchmarks.harness import Measurement, compare, default_path, show, write
-from experiments.ott.tasks import TASKS, Task, draw, logits_of
+from experiments.ott.programs import draw, logits_of
+from experiments.ott.tasks import TASKS, Task
 from ode_nets import ACA, Checkpointed, Direct, FixedStep, GradientMethod
 
 PyTree = Any

@@ -13,7 +13,8 @@ from rich.console import Console
 from experiments.ott import critical_steps as ott
 from experiments.ott import figures as ott_figures
 from experiments.ott.critical_steps import Options
-from experiments.ott.tasks import POWERS, TASKS, accuracies, begin, check_cost, skips, step_of_check, training, warning
+from experiments.ott.programs import accuracies, begin, check_cost, skips, step_of_check, training, warning
+from experiments.ott.tasks import POWERS, TASKS, pooled
 from experiments.records.rows import Rows
 from ode_nets import FixedStep, n_parameters
 
@@ -129,6 +130,16 @@ def test_initial_weights_are_those_of_the_code_unless_asked_otherwise():
     for name in ("spheres2", "landscape"):
         assert biases(name) == [0.0] * 3
         assert min(biases(name, initial="uniform")) > 0
+
+
+def test_images_are_averaged_where_asked():
+    images = jnp.arange(2.0 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+    np.testing.assert_allclose(pooled(images, 2)[:, 0, 1], images[:, :2, 2:].mean((1, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(pooled(images, 4), images)
+    assert Options("grid", "cifar10", pool=2).reduced().shape == (16, 16, 3)
+    for task, pool in (("spheres2", 2), ("mnist", 3), ("mnist", 0)):
+        with pytest.raises(ValueError, match=f"pool={pool}: expected 1"):
+            Options("grid", task, pool=pool)
 
 
 def test_midpoint_checks_at_its_own_step_by_the_code():

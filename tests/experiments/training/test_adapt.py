@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import train as loop
-from experiments.ott import tasks as ott_tasks
+from experiments.ott import programs
+from experiments.ott.tasks import TASKS
 from experiments.records.files import read_metrics
 from experiments.training import adapt, models
 from experiments.training.config import Config
@@ -72,11 +73,11 @@ def test_a_model_that_fails_is_given_smaller_steps():
     state = adapt.controller(CONFIG).init(0.25)._asdict()
     after = jax.jit(lambda state: adapt.checked(CONFIG, net, state, broken, images, labels, 50))(state)
     assert (float(after["value"]), int(after["n_shrunk"])) == (0.125, 1)
-    task = ott_tasks.TASKS["landscape"]
-    states = ott_tasks.begin(task, jax.random.split(jax.random.key(0), 2))
+    task = TASKS["landscape"]
+    states = programs.begin(task, jax.random.split(jax.random.key(0), 2))
     states["params"]["field"] = jax.tree.map(lambda leaf: leaf.at[1].mul(1e30), states["params"]["field"])
     x, y = jnp.ones((8, 2)), jnp.zeros(8, int)
-    gaps = ott_tasks.gap(task)(states, x, y, jnp.array([0.5, 0.5]))
+    gaps = programs.gap(task)(states, x, y, jnp.array([0.5, 0.5]))
     assert np.isfinite(gaps).tolist() == [True, False]
 
 
