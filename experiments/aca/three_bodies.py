@@ -186,7 +186,19 @@ def print_table(rows: Rows, start: Any, console: Console) -> None:
         f"Test MSE on [0, 2], {settings['seeds']} runs; start {settings['start']}, settings of the {settings['preset']}"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("model", "ours", "paper", "on [0, 1]", "epochs", "skipped", "nfe", "ms an epoch", "MB", "masses"):
+    for column in (
+        "model",
+        "ours",
+        "each run",
+        "paper",
+        "on [0, 1]",
+        "epochs",
+        "skipped",
+        "nfe",
+        "ms an epoch",
+        "MB",
+        "masses",
+    ):
         table.add_column(column, justify="left" if column == "model" else "right")
     for key, row in rows.rows.items():
         found = np.array(row.get("masses", np.zeros((0, 3))))
@@ -198,7 +210,8 @@ def print_table(rows: Rows, start: Any, console: Console) -> None:
         )
         seen, skipped = spread(row["mse_seen"]), str(sum(row["skipped_epochs"]))
         epochs = str(row["recipe"]["epochs"])
-        table.add_row(key, spread(row["mse"]), PAPER.get(key, "-"), seen, epochs, skipped, *costs, off)
+        each = ", ".join("failed" if value is None else f"{value:.2g}" for value in row["mse"])
+        table.add_row(key, spread(row["mse"]), each, PAPER.get(key, "-"), seen, epochs, skipped, *costs, off)
     console.print(table)
 
 

@@ -240,6 +240,8 @@ def train(model: Model, recipe: Recipe, epochs: int, data: Data, keys: jax.Array
         def epoch(carry: Any, _: None) -> Any:
             theta, state, best, best_theta = carry
             (loss, nfe), slope = jax.value_and_grad(model.loss, has_aux=True)(theta, data)
+            # The gradient of a loss that is not a number may be zero.
+            slope = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(loss), leaf, jnp.nan), slope)
             updates, state = optimizer.update(slope, state, theta)
             better = loss < best
             kept = jax.tree.map(partial(jnp.where, better), theta, best_theta)
