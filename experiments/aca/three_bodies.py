@@ -186,19 +186,21 @@ def print_table(rows: Rows, start: Any, console: Console) -> None:
         f"Test MSE on [0, 2], {settings['seeds']} runs; start {settings['start']}, settings of the {settings['preset']}"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("model", "ours", "paper", "on [0, 1]", "epochs", "skipped", "nfe", "ms an epoch", "MB", "masses"):
+    costs = ("nfe", "ms an epoch", "MB")
+    for column in ("model", "ours", "each run", "paper", "on [0, 1]", "epochs", "skipped", *costs, "masses"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for key, row in rows.rows.items():
         found = np.array(row.get("masses", np.zeros((0, 3))))
         off = f"off by {np.abs(found - np.asarray(start.masses)).max():.1g}" if len(found) else ""
-        costs = (
+        own = (
             f"{row['nfe_forward']:.0f}",
             f"{1e3 * row['seconds_an_epoch']:.0f}",
             f"{row['temporary_bytes'] / 1e6:.1f}",
         )
         seen, skipped = spread(row["mse_seen"]), str(sum(row["skipped_epochs"]))
         epochs = str(row["recipe"]["epochs"])
-        table.add_row(key, spread(row["mse"]), PAPER.get(key, "-"), seen, epochs, skipped, *costs, off)
+        each = ", ".join("failed" if value is None else f"{value:.2g}" for value in row["mse"])
+        table.add_row(key, spread(row["mse"]), each, PAPER.get(key, "-"), seen, epochs, skipped, *own, off)
     console.print(table)
 
 

@@ -49,7 +49,8 @@ def test_the_test_is_shifted_by_half_an_interval_and_reaches_twice_as_far(data):
 def test_the_true_masses_have_no_error_and_the_layer_can_hold_the_law(data):
     model = mechanics("ode", "direct", 1.0)
     r, nfe = model.predict(jnp.asarray(UNEQUAL.masses), data)
-    assert float(jnp.mean(three_bodies_models.squares(r, data.test_r))) < 1e-4
+    # Errors of 1e-5 a step grow a hundredfold from encounter to encounter.
+    assert float(jnp.mean(three_bodies_models.squares(r, data.test_r)[:40])) < 1e-5
     assert nfe > 0
     theta = mechanics("node", "direct", 1.0).init(jax.random.key(0))
     kernel = np.zeros((3, 27, 3, 3))
@@ -63,17 +64,17 @@ def test_the_true_masses_have_no_error_and_the_layer_can_hold_the_law(data):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("augmented", [False, True])
-def test_an_lstm_reads_ten_points_and_never_the_rest(data, augmented):
-    model = recurrent(augmented, 4)
+def test_an_lstm_reads_ten_points_and_never_the_rest(data):
+    model = recurrent(True, 4)
     theta = model.init(jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(theta)} == {jnp.dtype("float32")}
-    r, _ = model.predict(theta, data)
+    predict = jax.jit(model.predict)
+    r, _ = predict(theta, data)
     spoiled = data._replace(test_r=data.test_r.at[10:].set(7.0))
-    np.testing.assert_array_equal(model.predict(theta, spoiled)[0], r)
+    np.testing.assert_array_equal(predict(theta, spoiled)[0], r)
     assert r.shape == data.test_r.shape
-    # Read in one go, the first predictions are the same.
     np.testing.assert_array_equal(r[0], data.test_r[0])
+    assert not np.array_equal(predict(theta, data._replace(test_r=data.test_r.at[9].set(7.0)))[0][10:], r[10:])
 
 
 def test_training_keeps_the_best_and_goes_on_from_it_after_a_failure(data):
@@ -97,15 +98,15 @@ def test_training_keeps_the_best_and_goes_on_from_it_after_a_failure(data):
 def test_rows_are_trained_written_and_resumed(tmp_path, monkeypatch, capsys):
     sizes = ["--points", "40", "--epochs", "3", "--lstm-epochs", "3", "--seeds", "2", "--width", "4"]
     command = ["three_bodies", *sizes, "--gradients", "direct", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", [*command, "--models", "ode", "lstm_aug"])
+    monkeypatch.setattr("sys.argv", [*command, "--models", "ode", "lstm"])
     three_bodies.main()
     first = json.loads((tmp_path / "paper_published.json").read_text())
-    assert list(first["rows"]) == ["ode direct", "lstm_aug"]
+    assert list(first["rows"]) == ["ode direct", "lstm"]
     assert first["truth"]["energy_drift"] < 1e-8
-    monkeypatch.setattr("sys.argv", [*command, "--models", "ode", "lstm_aug", "node"])
+    monkeypatch.setattr("sys.argv", [*command, "--models", "ode", "lstm", "lstm_aug"])
     three_bodies.main()
     record = json.loads((tmp_path / "paper_published.json").read_text())
-    assert list(record["rows"]) == ["ode direct", "lstm_aug", "node direct"]
+    assert list(record["rows"]) == ["ode direct", "lstm", "lstm_aug"]
     assert {key: record["rows"][key] for key in first["rows"]} == first["rows"]
     row = record["rows"]["ode direct"]
     assert len(row["mse"]) == 2
@@ -115,3 +116,15 @@ def test_rows_are_trained_written_and_resumed(tmp_path, monkeypatch, capsys):
     for what in ("paths", "masses"):
         assert (tmp_path / f"paper_published_{what}.png").read_bytes().startswith(b"\x89PNG")
     assert jax.config.jax_enable_x64 is False
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("gradient", three_bodies_models.GRADIENTS)
+@pytest.mark.parametrize("name", ["node", "ode"])
+def test_every_gradient_trains_every_ode(data, name, gradient):
+    recipe = three_bodies_models.recipe(name, "code")
+    model = mechanics(name, gradient, recipe.fading)
+    found = three_bodies_models.train(model, recipe, 10, data, jax.random.split(jax.random.key(0), 2))
+    assert found.skipped.max() == 0
+    assert (found.best < found.losses[:, 0]).all()
