@@ -47,8 +47,7 @@ def has_parser(module):
     if path.is_dir():
         # A paper's main script has its parser in the module that the package's __main__ runs.
         called = re.search(r"from ([\w.]+) import main", (path / "__main__.py").read_text())
-        assert called is not None
-        path = ROOT / called[1].replace(".", "/")
+        path = ROOT / called[1].replace(".", "/") if called else path / "__main__"
     source = path.with_suffix(".py").read_text()
     return "tyro" in source or "command_line" in source
 

@@ -26,7 +26,7 @@ PAPERS: dict[str, tuple[Row, ...]] = {
     "When are Neural ODE solutions proper ODEs? (Ott)": ott.ROWS,
     "The lecture": lecture.ROWS,
 }
-MARKS = ("<!-- written by python -m experiments.results -->", "<!-- end of what it writes -->")
+MARKS = ("<!-- written by `python -m experiments.results` -->", "<!-- end of what it writes -->")
 
 
 @dataclasses.dataclass(frozen=True)
