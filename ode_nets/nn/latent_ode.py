@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, checked
 from ode_nets.fields import MLP
 from ode_nets.fields.initializers import Layer
 from ode_nets.gradients import GradientMethod, solve
@@ -32,6 +33,7 @@ class Paths(NamedTuple):
     x: jax.Array
 
 
+@checked
 class LatentODE(nn.Module):
     """A latent ODE (Rubanova et al. 2019; ACA sec. 4.3): encoder, generator and decoder.
 
@@ -115,14 +117,15 @@ def _layer(key: jax.Array, shape: tuple[int, ...]) -> Layer:
     return {"kernel": NORMAL(key, shape), "bias": jnp.zeros(shape[-1])}
 
 
+@checked
 def latent_ode(
-    n_features: int,
+    n_features: Count,
     *,
-    latent: int = 15,
-    size: int = 30,
-    width: int = 300,
-    depth: int = 4,
-    units: int = 100,
+    latent: Count = 15,
+    size: Count = 30,
+    width: Count = 300,
+    depth: Count = 4,
+    units: Count = 100,
     solver: Any = DOPRI5,
     gradient: GradientMethod | None = None,
     flow: bool = True,

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Count, checked
 from ode_nets.gradients import GradientMethod, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.nn.linen import as_unit
@@ -110,6 +111,7 @@ class Perceptron(nn.Module):
         return x
 
 
+@checked
 class GaussianGRU(nn.Module):
     """A gated update of a state that has a mean and a deviation (Rubanova et al. 2019, latent ODE encoder).
 
@@ -125,7 +127,7 @@ class GaussianGRU(nn.Module):
         (5, 3)
     """
 
-    units: int = 100
+    units: Count = 100
 
     @nn.compact
     def __call__(self, state: Gaussian, x: jax.Array) -> Gaussian:
@@ -141,6 +143,7 @@ class GaussianGRU(nn.Module):
         return Gaussian((1 - keep) * new_mean + keep * mean, jnp.abs(new_std))
 
 
+@checked
 class OdeRnn(nn.Module):
     """What a series says of its latent state at its first time: an ODE-RNN that runs backward in time.
 
@@ -166,11 +169,11 @@ class OdeRnn(nn.Module):
         (5, 2)
     """
 
-    latent: int
+    latent: Count
     unit: Any = None
     cell: nn.Module = GaussianGRU()
-    size: int = 30
-    units: int = 100
+    size: Count = 30
+    units: Count = 100
     solver: Any = FixedStep("euler", 1)
     gradient: GradientMethod | None = None
 
@@ -213,6 +216,7 @@ class OdeRnn(nn.Module):
         return solve(field, mean, theta, solver=self.solver, gradient=self.gradient).x
 
 
+@checked
 class RecurrentNet(nn.Module):
     """A plain recurrent network over a series, which predicts each value from the observations before it.
 
@@ -235,7 +239,7 @@ class RecurrentNet(nn.Module):
 
     cell: Any
     decay: bool = False
-    units: int = 100
+    units: Count = 100
 
     @nn.compact
     def __call__(self, times: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:

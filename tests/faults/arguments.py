@@ -140,6 +140,16 @@ def _nets() -> dict[str, Call]:
             {"basis": BASIS, "epsilon": FINITE, "momentum": SHARE, "t0": FINITE, "t1": FINITE, "augment": NATURAL}
             | {"keep_augmented": FLAG, "ts": optional(several(FINITE))},
         ),
+        "latent_ode": Call(
+            on.latent_ode,
+            {"n_features": 2},
+            dict.fromkeys(("n_features", "latent", "size", "width", "depth", "units"), COUNT)
+            | {"gradient": GRADIENT, "flow": FLAG},
+        ),
+        "LatentODE": Call(on.LatentODE, {"encoder": None, "unit": None, "decoder": None}, {"gradient": GRADIENT}),
+        "GaussianGRU": Call(on.GaussianGRU, {}, {"units": COUNT}),
+        "OdeRnn": Call(on.OdeRnn, {"latent": 2}, dict.fromkeys(("latent", "size", "units"), COUNT)),
+        "RecurrentNet": Call(on.RecurrentNet, {"cell": None}, {"units": COUNT, "decay": FLAG}),
         "LinenUnit": Call(
             on.LinenUnit,
             {"module": __import__("flax.linen").linen.Dense(2), "shape": (1, 2)},
@@ -480,12 +490,13 @@ def calls() -> dict[str, Call]:
 
 WITHOUT = {
     "protocols and aliases": ("Basis", "Field", "GradientMethod", "Scheme", "Unit", "WeightFunction"),
-    "results, which the library makes": ("Interpolation", "Problem", "Result", "Solution", "Steps", "Stopped"),
+    "results, which the library makes": ("Interpolation", "Problem", "Result", "Solution", "Steps", "Stopped", "Gaussian", "Paths"),
     "no arguments": ("Direct", "Dirac", "Naive", "Reversible", "SCHEMES", "Still"),
     "rooms": ("problems", "remanifest", "validity"),
     "any tree of arrays": (
         *("Flattened", "Quantified", "TracedTableau", "kinetic_energy", "of_steps", "regularization"),
-        *("weight_roles", "batch_norm", "convolution", "jacobian_frobenius", "hyper_loss"),
+        *("weight_roles", "batch_norm", "convolution", "jacobian_frobenius", "hyper_loss", "kaiming_layer"),
+        *("uniform_layer", "recur", "gaussian_kl", "gaussian_log_likelihood", "importance_bound"),
     ),
     "whole programs, tried by their parts": ("export_inference", "swap_solvers"),
     "checked against the order conditions": ("Tableau",),

@@ -109,7 +109,7 @@ def test_a_gradient_touches_only_the_coefficients_that_were_read(x64):
 def test_methods_out_of_range_are_refused(checkpoints):
     with pytest.raises(ValueError, match=f"checkpoints={checkpoints}: expected an integer of at least 1 or "):
         ACA(checkpoints)
-    with pytest.raises(ValueError, match="unit='layer': expected 'step' or 'block'"):
+    with pytest.raises(ValueError, match="unit='layer': expected one of 'step', 'block'"):
         Checkpointed("layer")
 
 

@@ -161,9 +161,9 @@ def test_bfloat16_reaches_the_convolutions_and_nothing_else():
     [({"widths": ()}, r"widths=\(\)"), ({"widths": (4, 0)}, r"widths=\(4, 0\)"), ({"n_blocks": -1}, "n_blocks=-1")],
 )
 def test_what_is_no_network_is_refused_by_name(changes, says):
-    for net in (small(**changes), ResNet18(**changes)):
+    for make in (small, ResNet18):
         with pytest.raises(ValueError, match=says):
-            sizes(net)
+            make(**changes)
     with pytest.raises(ValueError, match=r"uint8.*expected floating-point"):
         NODE18().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.uint8))
 

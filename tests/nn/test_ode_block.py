@@ -37,7 +37,7 @@ def test_zeros_are_appended_and_taken_away_or_kept(x64):
     expected = block.clone(augment=0).apply(variables, wide)
     np.testing.assert_array_equal(block.apply(variables, x), expected[:, :2])
     np.testing.assert_array_equal(block.clone(keep_augmented=True).apply(variables, x), expected)
-    with pytest.raises(ValueError, match="augment=-1: expected a number of channels"):
+    with pytest.raises(ValueError, match="augment=-1: expected an integer of at least 0"):
         block.clone(augment=-1).apply(variables, x)
 
 

@@ -156,7 +156,7 @@ def test_devices_that_would_wait_for_each_other_are_refused():
     until = partial(solve_until, event=lambda t, x: x[0] - 0.5, solver=Adaptive("bosh3", axis_name="data"))
     with pytest.raises(ValueError, match="reduce over the axis 'data': an event stops"):
         in_lanes(lambda x: until(lambda t, x, k: -x, x).solution.x)(jnp.ones((2, 3)))
-    with pytest.raises(ValueError, match="axis_name=3: expected the name"):
+    with pytest.raises(ValueError, match="axis_name=3: expected a text"):
         Adaptive("bosh3", axis_name=3)
 
 

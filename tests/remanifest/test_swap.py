@@ -82,10 +82,12 @@ def test_a_memory_bound_chooses_the_lanes():
     assert bounded.temporary_bytes <= half
 
 
-@pytest.mark.parametrize(("solvers", "lanes"), [([], 1), (GRID, 0)])
-def test_an_empty_grid_is_refused(solvers, lanes):
+@pytest.mark.parametrize(
+    ("solvers", "lanes", "says"), [([], 1, "at least one"), (GRID, 0, "lanes=0: expected an integer of at least 1")]
+)
+def test_an_empty_grid_is_refused(solvers, lanes, says):
     net, variables = model(PiecewiseConstant(1))
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=says):
         remanifest.swap_solvers(net, variables, solvers, batches, score, lanes=lanes)
 
 

@@ -29,7 +29,8 @@ from experiments.training import models
 from experiments.training.config import Config
 from experiments.training.devices import Devices
 from experiments.training.parallel import slope_of_batch
-from experiments.training.steps import init_state, make_optimizer
+from experiments.training.optimizers import make_optimizer
+from experiments.training.steps import init_state
 
 config, mesh = Config.from_json(json.loads(sys.argv[1])), Devices.take(2).mesh
 net = models.build(config, 3)
