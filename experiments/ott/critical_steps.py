@@ -18,16 +18,18 @@ compares Euler with midpoint at the same steps alone; the steps critical by that
 seed and said.
 
 A grid in full takes two cores hours (spheres2, landscape) or days (images). Reduced, the same for every row, and on
-one core each (records and pictures in results/ott, where `--record` puts them):
+one core each (records and pictures in results/ott, where `--record` puts them). All but `grid spheres2` and
+`adapt spheres2` were measured with `--initial uniform`:
 
     python -m experiments.ott grid landscape --iterations 3000 --learning-rate 5e-3                       51 min
         critical step of Euler at 16 to 32 field evaluations (paper 33-65), 88.9 % (79.0)
     python -m experiments.ott adapt landscape --iterations 3000 --learning-rate 5e-3 --max-steps 256       5 min
         43.3 field evaluations, 88.9 % (paper 43.3, 76.5); 45.8 with the code's revert; ours 54.7, 88.0 %
-    python -m experiments.ott grid spheres2 --iterations 1500 --learning-rate 2e-3                        66 min
-        critical step at 64 to 128 (65-129); of five seeds at fine steps one to four get beyond 75 %
-    python -m experiments.ott adapt spheres2 --iterations 1500 --learning-rate 2e-3 --max-steps 256        9 min
-        67.5 field evaluations (100.5), 70 % (98.9), with seeds that have not trained; ours 69.9, 76 %
+    python -m experiments.ott grid spheres2 --iterations 1500 --learning-rate 1e-3 --rk4 1 2 4 8 16 32        27 min
+        all five seeds train in each of the 15 rows, to 96.5 to 100 %; critical step of Euler at 32 to 64 (65-129),
+        RK4's at 4 to 8
+    python -m experiments.ott adapt spheres2 --iterations 1500 --learning-rate 1e-3 --max-steps 256 --preset code 11 min
+        59.1 field evaluations (100.5), 99.7 % (98.9); with the code's revert 53.2, 98.1 %; ours 62.9, 99.7 %
     python -m experiments.ott grid spheres3 --iterations 600 --learning-rate 2e-3 --euler 1 4 16 64 128 \
         --rk4 1 4 16                                                                                      10 min
         critical step of Euler at 16 to 64 field evaluations, RK4's at 4 to 64; one to three of five seeds train

@@ -179,12 +179,11 @@ def _at_once(found: _Manifestations, own: jax.Array, measure: str) -> Judgement 
 
 def _uncertainty(found: _Manifestations, test: Exchange, labels: jax.Array, floor: float) -> Uncertainty | None:
     """How sure a test of accuracies is; `None` where outputs that it rests on are not finite."""
-    pairs = [(found.own, at) for at in (test.worst, test.entropy_worst or test.worst)]
-    if not all(bool(jnp.isfinite(found.outputs[at]).all()) for pair in pairs for at in pair):
+    judged = (found.own, test.worst, test.entropy_worst or test.worst)
+    if not all(bool(jnp.isfinite(found.outputs[at]).all()) for at in judged):
         return None
-    of = lambda i, at: np.asarray(_of_samples(found.outputs[at], labels)[i])
-    hits, entropies = ((of(i, own), of(i, other)) for i, (own, other) in enumerate(pairs))
-    return uncertainty(test, hits=hits, entropies=entropies, floor=floor)
+    own, worst, other = ([np.asarray(each) for each in _of_samples(found.outputs[at], labels)] for at in judged)
+    return uncertainty(test, hits=(own[0], worst[0]), entropies=(own[1], other[1]), floor=floor)
 
 
 def _of_samples(out: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

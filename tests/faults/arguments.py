@@ -490,7 +490,9 @@ def calls() -> dict[str, Call]:
 
 WITHOUT = {
     "protocols and aliases": ("Basis", "Field", "GradientMethod", "Scheme", "Unit", "WeightFunction"),
-    "results, which the library makes": ("Interpolation", "Problem", "Result", "Solution", "Steps", "Stopped", "Gaussian", "Paths"),
+    "results, which the library makes": (
+        *("Gaussian", "Interpolation", "Paths", "Problem", "Result", "Solution", "Steps", "Stopped"),
+    ),
     "no arguments": ("Direct", "Dirac", "Naive", "Reversible", "SCHEMES", "Still"),
     "rooms": ("problems", "remanifest", "validity"),
     "any tree of arrays": (
