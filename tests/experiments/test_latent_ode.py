@@ -144,7 +144,15 @@ def test_an_encoder_sees_its_share_of_the_observed_times():
     np.testing.assert_array_equal(observe(jax.random.key(0), mask, 1.0), mask)
 
 
-@pytest.mark.parametrize(("own", "net"), [(False, "latent_ode"), (True, "latent_ode"), (True, "gru"), (False, "rnn")])
+@pytest.mark.parametrize(
+    ("own", "net"),
+    [
+        pytest.param(False, "latent_ode", marks=pytest.mark.slow),
+        (True, "latent_ode"),
+        pytest.param(True, "gru", marks=pytest.mark.slow),
+        (False, "rnn"),
+    ],
+)
 def test_an_interrupted_run_goes_on_bitwise(tmp_path, monkeypatch, own, net):
     """Stopped inside an epoch, it ends as the one that never was; times of their own and shared ones, and baselines."""
     from experiments.series import training

@@ -19,6 +19,7 @@ def run(script, arguments, monkeypatch):
     script.main()
 
 
+@pytest.mark.slow
 def test_gradient_error_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     arguments = ["--k", "-1", "--times", "0.5", "1", "--tolerance", "1e-4", "--max-steps", "32", "--out", str(tmp_path)]
     run(gradient_error, arguments, monkeypatch)

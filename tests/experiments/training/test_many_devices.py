@@ -167,6 +167,7 @@ def assert_same_run(folder, reference):
     np.testing.assert_allclose(ours["test_loss"], theirs["test_loss"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_with_two_devices_each_make_the_run_of_one(runs, tmp_path):
     folder = tmp_path / "two"
     processes = start(CONFIG, folder)
