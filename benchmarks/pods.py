@@ -224,6 +224,8 @@ def draw(records: dict[str, Record], path: Path, scale: int = 1) -> None:
         right.barh(f"{model}, {variant}", r["step"]["bytes"] / r["gradient_bytes"], color=color)
     left.set(xscale="log", xlabel="devices (v5e)", ylabel="efficiency, an estimate", ylim=(0, 1.02))
     right.set(xlabel="bytes reduced a step / bytes of the gradient")
+    left.set_xticks([8, 16, 64, 256], labels=["8", "16", "64", "256"], minor=False)
+    left.minorticks_off()
     left.legend(fontsize=6)
     figure.savefig(path, dpi=150)
 

@@ -41,7 +41,7 @@ def _this_of_many(size: int, batched: Any, going: jax.Array) -> Any:
 
 @jax.custom_batching.custom_vmap
 def longest(n: jax.Array) -> jax.Array:
-    """The largest of all lanes' numbers."""
+    """The largest number that any lane has, the same for all lanes; for a single solve the number itself."""
     return n
 
 
@@ -110,7 +110,7 @@ def write(buffer: PyTree, index: Any, row: PyTree) -> PyTree:
 
 
 def read(buffer: PyTree, index: Any) -> PyTree:
-    """One row of a buffer."""
+    """The row of a buffer at an index: of every leaf `[n, ...]` an array `[...]`; beyond the ends, the nearest row."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False), buffer)
 
 

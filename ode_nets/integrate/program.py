@@ -124,5 +124,5 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def zeros_of(shapes: PyTree) -> PyTree:
-    """Zeros of these shapes."""
+    """A pytree of zeros, from one of `jax.ShapeDtypeStruct` or of arrays: each in its shape and dtype."""
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -25,7 +25,7 @@ def resolution(t: Any) -> float:
 
 
 def direction_of(t0: Any, t1: Any) -> Any:
-    """1.0, or -1.0 where t1 < t0."""
+    """The sign of a solve, a scalar of the dtype of times: 1.0 forward in time, -1.0 where t1 < t0."""
     if known((t0, t1)):
         return jnp.asarray(-1.0 if float(t1) < float(t0) else 1.0, time_dtype())
     return jnp.where(jnp.asarray(t1) < jnp.asarray(t0), -1.0, 1.0).astype(time_dtype())

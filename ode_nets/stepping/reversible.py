@@ -17,7 +17,7 @@ Coupling = Annotated[float, Rule("a number above 0 and at most 1", lambda x: 0 <
 
 
 class Pair(NamedTuple):
-    """What a coupled scheme carries."""
+    """The two states that a coupled scheme carries from step to step, in which its steps can be undone."""
 
     x: PyTree
     """The state."""

@@ -40,7 +40,7 @@ END: Node = (1, 1)
 
 
 class Step(NamedTuple):
-    """What one step gives."""
+    """The result of `Scheme.step`: where the step leads, and what is known of its error, its inside and its cost."""
 
     x: PyTree
     """What the scheme carries at its end."""
