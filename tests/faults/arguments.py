@@ -197,10 +197,8 @@ def _rolled(**changes: Any) -> Any:
         raise
 
 
-def calls() -> dict[str, Call]:
-    """All public functions, and classes that are made by hand."""
-    run = lambda solver: jnp.ones((2, 1)) * solver.n_steps
-    table = {
+def _solvers() -> dict[str, Call]:
+    return {
         "ACA": Call(on.ACA, {}, {"checkpoints": lambda v: v is None or v == "auto" or COUNT(v)}),
         "Adaptive": Call(
             on.Adaptive,
@@ -246,6 +244,11 @@ def calls() -> dict[str, Call]:
                 "shrink_accepted": FLAG,
             },
         ),
+    }
+
+
+def _weights() -> dict[str, Call]:
+    return {
         "Constant": Call(on.Constant, {"theta": 1.0}, {"domain": _pair}),
         "Constant.at": Call(on.Constant(1.0).at, {"t": 0.5}, {"t": NUMERIC}),
         "BasisExpansion": Call(
@@ -289,6 +292,11 @@ def calls() -> dict[str, Call]:
             {"w": jnp.ones((3, 3, 1, 1)), "h": 1.0},
             {"w": lambda v: False, "h": _time, "diffusion": lambda v: _number(v) and v >= 0, "reaction": _time},
         ),
+    }
+
+
+def _fields() -> dict[str, Call]:
+    return {
         "MLP": Call(
             on.MLP,
             {"size": 2},
@@ -316,6 +324,11 @@ def calls() -> dict[str, Call]:
         "RungeKutta": Call(on.RungeKutta, {"tableau": on.get_tableau("rk4")}, {"tableau": _one(on.Tableau)}),
         "get_scheme": Call(on.get_scheme, {"scheme": "rk4"}, {"scheme": lambda v: False}),
         "get_tableau": Call(on.get_tableau, {"scheme": "rk4"}, {"scheme": lambda v: False}),
+    }
+
+
+def _manifestations() -> dict[str, Call]:
+    return {
         "refine": Call(
             on.refine,
             {"net": NET, "variables": VARIABLES, "factor": 2},
@@ -355,6 +368,11 @@ def calls() -> dict[str, Call]:
             {"solvers": [RK4], "n_stages": 4},
             {"n_stages": lambda v: COUNT(v) and v >= 4, "solvers": several(_one(on.FixedStep), 1)},
         ),
+    }
+
+
+def _problems() -> dict[str, Call]:
+    return {
         "polynomial": Call(
             problems.landscape.Polynomial,
             {"coefficients": (1.0,), "exponents": ((2,),)},
@@ -393,6 +411,11 @@ def calls() -> dict[str, Call]:
         "linear.solution": Call(
             problems.linear.solution, {"t": 1.0, "z0": 1.0, "k": 1.0}, dict.fromkeys(("t", "z0", "k"), NUMERIC)
         ),
+    }
+
+
+def _adaptations() -> dict[str, Call]:
+    return {
         "step_adaptation": Call(
             validity.step_adaptation, {}, {"max_steps": lambda v: COUNT(v) and v > 1, "span": POSITIVE}
         ),
@@ -440,6 +463,12 @@ def calls() -> dict[str, Call]:
             {"passed": {1: True}},
             {"passed": lambda v: v == {} and isinstance(v, dict), "span": POSITIVE},
         ),
+    }
+
+
+def _validity() -> dict[str, Call]:
+    run = lambda solver: jnp.ones((2, 1)) * solver.n_steps
+    return {
         "Quality": Call(
             validity.Quality,
             {"values": {OWN: 0.5, FINER: 0.5}, "measure": "accuracy"},
@@ -485,7 +514,15 @@ def calls() -> dict[str, Call]:
             {"solver": SOLVER, "t0": FINITE, "t1": FINITE, "readout": FUNCTION},
         ),
     }
-    return table | _bases() | _nets() | _solves()
+
+
+def calls() -> dict[str, Call]:
+    """All public functions, and classes that are made by hand."""
+    tables = (
+        *(_solvers, _weights, _fields, _manifestations, _problems),
+        *(_adaptations, _validity, _bases, _nets, _solves),
+    )
+    return {name: call for table in tables for name, call in table().items()}
 
 
 WITHOUT = {
