@@ -31,6 +31,7 @@ def dataset_of(config: Config) -> data.Dataset:
         validation_fraction=config.validation_fraction,
         seed=config.seed,
         limit=config.limit,
+        image_size=config.image_size,
     )
 
 
