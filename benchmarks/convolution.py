@@ -26,10 +26,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax import Array, lax
 
 from benchmarks.harness import compare, default_path, show, write
+from experiments.records.command import command_line
 from ode_nets.fields import convolution
 
 Convolve = Callable[[Array, Array], Array]
@@ -176,4 +176,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(command_line(Config, "python -m benchmarks.convolution", __doc__))

@@ -35,10 +35,12 @@ from rich.table import Table
 
 from experiments.images import data
 from experiments.records import pictures
+from experiments.records.command import command_line
 from experiments.records.digests import write_digest
 from experiments.records.environment import environment
 from experiments.records.files import RunError, expand, read_manifest, write_json
 from experiments.records.swaps import Row, outcome
+from experiments.records.tables import show
 from experiments.training import models
 from experiments.training.config import Config
 from experiments.training.fingerprint import data_of_run
@@ -290,7 +292,7 @@ def print_front(front: list[Row], trained: Row, chosen: Row, console: Console) -
         numbers = (str(row["nfe"]), outcome(row))
         size = (row["basis"], str(row["n_basis"]), f"{row['n_parameters']:,}")
         table.add_row(*size, row["scheme"], str(row["n_steps"]), *numbers, what)
-    console.print(table)
+    show(table, console)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -349,7 +351,7 @@ def compress(options: Options, console: Console) -> Path:
 def main() -> None:
     """The command line."""
     try:
-        options = tyro.cli(Options, prog="python -m experiments.compress", description=__doc__)
+        options = command_line(Options, "python -m experiments.compress", __doc__)
         compress(options, Console(highlight=False))
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -24,9 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.records import pictures
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, expand, write_json
 from experiments.records.swaps import Row, Swapped, outcome
+from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches, restated
 from ode_nets.remanifest import Manifestation
@@ -141,7 +143,7 @@ def print_table(swapped: Swapped, console: Console) -> None:
     )
     table.add_column("N_t", justify="right")
     for scheme in schemes:
-        table.add_column(scheme, justify="right", no_wrap=True)
+        table.add_column(scheme, justify="right")
     by_key = {(row["scheme"], row["n_steps"]): row for row in swapped.rows}
 
     def cell(row: Row | None) -> str:
@@ -153,7 +155,7 @@ def print_table(swapped: Swapped, console: Console) -> None:
 
     for n in sorted({row["n_steps"] for row in swapped.rows}):
         table.add_row(str(n), *(cell(by_key.get((scheme, n))) for scheme in schemes))
-    console.print(table)
+    show(table, console)
     program = record["program"]
     console.print(
         f"bold: as trained; red: a point or more below it. {len(swapped.rows)} manifestations in one "
@@ -169,7 +171,7 @@ def main() -> None:
     """The command line."""
     console = Console()
     try:
-        options = tyro.cli(Options, prog="python -m experiments.evaluate_solvers", description=__doc__)
+        options = command_line(Options, "python -m experiments.evaluate_solvers", __doc__)
         folders = [options.run_dir] + ([options.twin] if options.twin else [])
         swaps = []
         for folder in folders:

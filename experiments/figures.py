@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 
 from experiments.records import pictures
+from experiments.records.command import command_line
 from experiments.records.files import RunError, read_manifest, read_metrics
 from experiments.records.swaps import read_swap
 from experiments.training import models
@@ -129,7 +130,7 @@ def draw(options: Options) -> Path:
 def main() -> None:
     """The command line."""
     try:
-        options = tyro.cli(Options, prog="python -m experiments.figures", description=__doc__)
+        options = command_line(Options, "python -m experiments.figures", __doc__)
         print(f"written: {draw(options)}")
     except (RunError, ValueError) as error:
         sys.exit(f"error: {error}")

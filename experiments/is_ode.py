@@ -29,8 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.images import data
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, write_json
+from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import RESTATED_ON
 from experiments.training.run import load_run
@@ -142,7 +144,7 @@ def print_table(records: list[Record], console: Console) -> None:
         cells += [f"{critical:.3g}" if math.isfinite(critical) else "-"]
         cells += [", ".join(f"{c['count']}/{c['examined'] or '-'}" for c in record.get("crossings", ())) or "-"]
         table.add_row(Path(record["run"]).name, *cells, record["verdict"])
-    console.print(table)
+    show(table, console)
     for record in records:
         console.print(f"[bold]{Path(record['run']).name}[/]: {record['sentence']}", soft_wrap=True)
 
@@ -189,9 +191,9 @@ def draw(records: list[Record]) -> Figure:
 
 def main() -> None:
     """The command line."""
-    console, began = Console(width=None if sys.stdout.isatty() else 150, highlight=False), time.perf_counter()
+    console, began = Console(highlight=False), time.perf_counter()
     try:
-        options = tyro.cli(Options, prog="python -m experiments.is_ode", description=__doc__)
+        options = command_line(Options, "python -m experiments.is_ode", __doc__)
         out = destination("is_ode", options.out, options.record)
         records = [examine(options, folder) for folder in options.runs]
     except (RunError, ValueError, OSError) as error:

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from experiments.records.command import command_line
 from experiments.records.digests import write_digest
 from experiments.records.files import RunError
 
@@ -94,7 +94,7 @@ def verified(path: Path) -> str:
 def main() -> None:
     """The command line."""
     try:
-        options = tyro.cli(Options, prog="python -m experiments.aca.hopper", description=__doc__)
+        options = command_line(Options, "python -m experiments.aca.hopper", __doc__)
         print(f"{write(options.out, generate(options.n, options.seed))}  {options.out}")
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -27,8 +27,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, expand, write_json
+from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import Batches, evaluate_grid, make_batches, score
 from experiments.training.progress import failures
@@ -213,7 +215,7 @@ def print_tables(record: dict[str, Any], console: Console) -> None:
         table = Table(title_justify="left")
         table.add_column(title)
         for at in shown:
-            table.add_column(f"{at:g}", justify="right", no_wrap=True)
+            table.add_column(f"{at:g}", justify="right")
         for label, scheme in schemes.items():
             cells = []
             for at in shown:
@@ -221,7 +223,7 @@ def print_tables(record: dict[str, Any], console: Console) -> None:
                 theirs = f" ({paper[label][columns.index(at)]:+.2f})" if at in columns else ""
                 cells.append("" if row is None else f"{row['error_increase']:+.2f}{theirs}")
             table.add_row(label, *cells)
-        console.print(table)
+        show(table, console)
     if adaptive:
         print_table_2(record, console)
 
@@ -232,20 +234,20 @@ def print_table_2(record: dict[str, Any], console: Console) -> None:
     table = Table(title="Table 2: error in percent, tolerance 1e-2 and stepsize 0.2", title_justify="left")
     cells = []
     for label, scheme in (ADAPTIVE | FIXED).items():
-        table.add_column(label, justify="right", no_wrap=True)
+        table.add_column(label, justify="right")
         row = rows.get((scheme, 1e-2 if label in ADAPTIVE else 5))
         theirs = TABLE_2.get(record["dataset"], {}).get(label)
         beside = "" if theirs is None else f" ({theirs:.2f})"
         cells.append("" if row is None else f"{100 * (1 - row['accuracy']):.2f}{beside}")
     table.add_row(*cells)
-    console.print(table)
+    show(table, console)
 
 
 def main() -> None:
     """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = Console(highlight=False)
     try:
-        options = tyro.cli(Options, prog="python -m experiments.aca.node18_swap", description=__doc__)
+        options = command_line(Options, "python -m experiments.aca.node18_swap", __doc__)
         print_tables(swap(options), console)
     except (RunError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

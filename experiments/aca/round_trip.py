@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.tables import show
 from ode_nets import SCHEMES, Adaptive, Field, Result, Solution, solve
 from ode_nets.problems import images, van_der_pol
 
@@ -195,7 +196,7 @@ def print_tables(oscillations: list[Row], pictures: list[Row], console: Console)
     for row in oscillations:
         counts = (steps(row, "there"), steps(row, "back"))
         table.add_row(f"{row['rtol']:.0e}", f"{row['atol']:.0e}", f"{row['T']:g}", *counts, f"{row['euclidean']:.1e}")
-    console.print(table)
+    show(table, console)
     table = Table(title="photograph under a random convolution: errors of the return", title_justify="left")
     columns = (
         "precision",
@@ -213,7 +214,7 @@ def print_tables(oscillations: list[Row], pictures: list[Row], console: Console)
     for row in pictures:
         errors = [f"{row[name]:.1e}" for name in names]
         table.add_row(row["dtype"], f"{row['T']:g}", steps(row, "there"), steps(row, "back"), *errors)
-    console.print(table)
+    show(table, console)
 
 
 def draw_oscillator(curves: dict[str, jax.Array], row: Row) -> Figure:
@@ -292,9 +293,9 @@ def save(figure: Figure, path: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(highlight=False)
     try:
-        options = tyro.cli(Options, prog="python -m experiments.aca.round_trip", description=__doc__)
+        options = command_line(Options, "python -m experiments.aca.round_trip", __doc__)
         out = destination("round_trip", options.out, options.record)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -34,13 +34,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments.continuous_net.pendulum_figures import draw_convergence, draw_trajectories
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.tables import show
 from ode_nets import MLP, Direct, FixedStep, pad, solve, validity
 from ode_nets.problems import pendulum
 
@@ -235,7 +236,7 @@ def print_tables(record: dict[str, Any], console: Console) -> None:
         table.add_column(column, justify="right")
     for scheme, slope in record["slopes"].items():
         table.add_row(scheme, f"{slope['order']:.3f}", f"{slope['from']:.4g}", f"{slope['to']:.4g}")
-    console.print(table)
+    show(table, console)
     title = f"ODE-Nets: E(dt_data), and ratios to it; median (range) of {record['settings']['seeds']} seeds"
     table = Table(title=title, title_justify="left")
     for column in ("trained with", "E(dt_data)", "at dt_data / 2", *(f"in {scheme}" for scheme in SCHEMES)):
@@ -246,7 +247,7 @@ def print_tables(record: dict[str, Any], console: Console) -> None:
         cells = [spread(swaps[scheme]) if scheme in swaps else "" for scheme in SCHEMES]
         coarse = spread(row["rk4_at_5_steps"])
         table.add_row(row["trained"], spread(row["error"]), spread(row["at_half"]), *cells, coarse)
-    console.print(table)
+    show(table, console)
     for row in record["verdicts"]:
         if row["seed"] == 0:
             crossed = f"; {row['crossings']} crossings among 16 phases"
@@ -304,9 +305,9 @@ def run(options: Options) -> tuple[dict[str, Any], dict[str, PyTree], dict[str, 
 
 def main() -> None:
     """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
+    console = Console(highlight=False)
     try:
-        options = tyro.cli(Options, prog="python -m experiments.continuous_net.pendulum", description=__doc__)
+        options = command_line(Options, "python -m experiments.continuous_net.pendulum", __doc__)
         out = destination("pendulum", options.out, options.record)
     except ValueError as error:
         sys.exit(f"error: {error}")

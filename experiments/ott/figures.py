@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.records.command import command_line
+from experiments.records.tables import show
 from ode_nets import Direct, FixedStep, solve
 from ode_nets.problems import landscape, spheres
 
@@ -234,7 +235,7 @@ def print_table(grids: dict[str, Row], adaptations: dict[str, Row], console: Con
             shown = ("", "") if "ours" in name else (str(nfe), str(percent))
             own = f"{np.mean(row['nfe_per_iteration']):.1f}"
             table.add_row(task, name, own, accuracy, *shown, iterations_of(record))
-    console.print(table)
+    show(table, console)
 
 
 def iterations_of(record: Row) -> str:
@@ -244,8 +245,8 @@ def iterations_of(record: Row) -> str:
 
 def main() -> None:
     """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    folder = tyro.cli(Options, prog="python -m experiments.ott.figures", description=__doc__).folder
+    console = Console(highlight=False)
+    folder = command_line(Options, "python -m experiments.ott.figures", __doc__).folder
     grids, adaptations, tolerances = (read(folder, what) for what in ("grid", "adapt", "tolerance"))
     if not (grids or adaptations or tolerances):
         sys.exit(f"error: {folder} holds no results; run experiments.ott first, or name another --folder")
