@@ -99,8 +99,8 @@ def swap_run(folder: Path, options: Options) -> Swapped:
         "trained": {
             "scheme": trained.scheme,
             "n_steps": trained.n_steps,
-            "basis": repr(net.basis),
-            "epsilon": net.epsilon,
+            "basis": repr(getattr(net, "basis", None)),
+            "epsilon": getattr(net, "epsilon", None),
         },
         "statistics": statistics,
         "program": program,

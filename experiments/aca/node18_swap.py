@@ -161,7 +161,6 @@ def swap(options: Options) -> dict[str, Any]:
     if not own.adaptive and own not in grid:
         grid.append(own)
     rows, _ = evaluate_grid(net, variables, grid, batches, n_images)
-    rows = [row | {"nfe": row["nfe"] * net.n_blocks} for row in rows]
     trained = net.solver
     adaptive = isinstance(trained, Adaptive)
     max_steps = trained.max_steps if adaptive else 4096

@@ -20,7 +20,7 @@ from experiments.configs import (
     resnet18_small,
 )
 from experiments.training.config import Config
-from experiments.training.models import ARCHITECTURES, ModelSettings
+from experiments.training.models import ARCHITECTURES, ModelSettings, OwnSettings
 
 MODULES: dict[str, Any] = {
     "digits": digits,
@@ -35,11 +35,28 @@ MODULES: dict[str, Any] = {
 CONFIGS: dict[str, Config] = {name: module.CONFIG for name, module in MODULES.items()}
 
 
-def with_architecture(config: Config, kind: type[ModelSettings]) -> Config:
-    """A config's training of another architecture at its defaults, without what was for the solver of the first."""
-    kept: dict[str, Any] = {"refine_epochs": config.refine_epochs if kind.REFINES else ()}
-    kept["regularize"] = config.regularize if kind.INTEGRATES else ()
-    return dataclasses.replace(config, model=kind(), adapt="none", w0_penalty=0.0, p_penalty=0.0, **kept)
+def with_architecture(config: Config, model: ModelSettings) -> Config:
+    """A config's training of another architecture, without what was for the blocks and the solver of the first."""
+    kept: dict[str, Any] = {"refine_epochs": config.refine_epochs if type(model) is type(config.model) else ()}
+    kept["regularize"] = config.regularize if model.INTEGRATES else ()
+    return dataclasses.replace(config, model=model, adapt="none", w0_penalty=0.0, p_penalty=0.0, **kept)
+
+
+def architecture(wanted: str) -> ModelSettings:
+    """The settings of an architecture at their defaults, by its name, or by PACKAGE.MODULE:FUNCTION of the user's own.
+
+    Raises:
+      ValueError: for a name that is none.
+    """
+    names = [name for name in ARCHITECTURES if name != "own"]
+    if ":" in wanted:
+        return OwnSettings(wanted)
+    if wanted not in names:
+        raise ValueError(
+            f"there is no architecture {wanted!r}: --model takes one of {', '.join(names)}, or your own as "
+            "PACKAGE.MODULE:FUNCTION"
+        )
+    return ARCHITECTURES[wanted]()
 
 
 def command_line(options: type[Any], prog: str, args: list[str] | None = None) -> tuple[str, Config, Any]:
@@ -59,8 +76,9 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
         width = max(map(len, MODULES))
         titles = [f"  {name:{width}} {(module.__doc__ or '').splitlines()[0]}" for name, module in MODULES.items()]
         print(f"usage: {prog} CONFIG [--key value ...]\n\nconfigs:", *titles, "", sep="\n")
-        print(f"{prog} CONFIG --help lists the keys; --model {{{','.join(ARCHITECTURES)}}}, given first among them,")
-        print("takes another architecture with its own defaults")
+        named = ",".join(name for name in ARCHITECTURES if name != "own")
+        print(f"{prog} CONFIG --help lists the keys; --model {{{named}}}, given first among them,")
+        print("takes another architecture with its own defaults, and --model PACKAGE.MODULE:FUNCTION one of your own")
         sys.exit(0 if name else 2)
     if name not in MODULES:
         close = difflib.get_close_matches(name, MODULES, n=1)
@@ -69,9 +87,10 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
     config = CONFIGS[name]
     if keys[:1] == ["--model"]:
         _, wanted, *keys = [*keys, ""] if len(keys) == 1 else keys
-        if wanted not in ARCHITECTURES:
-            sys.exit(f"error: there is no architecture {wanted!r}: --model takes one of {', '.join(ARCHITECTURES)}")
-        config = with_architecture(config, ARCHITECTURES[wanted])
+        try:
+            config = with_architecture(config, architecture(wanted))
+        except ValueError as error:
+            sys.exit(f"error: {error}")
     both: Any = dataclasses.make_dataclass(
         "Settings",
         [

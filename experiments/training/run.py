@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
@@ -22,7 +21,7 @@ from experiments.training import adapt, models
 from experiments.training.checkpoints import KEPT, Checkpoints, DamagedError, read_variables, steps_in
 from experiments.training.config import Config, differences
 from experiments.training.devices import is_first, wait_for_all
-from ode_nets.nn import weight_roles
+from experiments.training.snapshots import pick_weights
 
 PyTree = Any
 
@@ -292,24 +291,6 @@ def stored_config(folder: Path, manifest: dict[str, Any], kind: Any = Config) ->
         raise RunError(f"{folder}/manifest.json: {error}") from error
 
 
-def pick_weights(params: PyTree, n_weights: int = 40) -> dict[str, np.ndarray]:
-    """The same few kernel entries of each block at any level, `{block: [n_basis, n_weights]}`.
-
-    Blocks whose kernels evolve have none in their coefficients, and are left out.
-    """
-    picked = {}
-    for block, tree in params.items():
-        roles = jax.tree.leaves(weight_roles(tree))
-        stacked = [leaf for leaf, role in zip(jax.tree.leaves(tree), roles, strict=True) if role == "expansion"]
-        leaves = [leaf for leaf in jax.device_get(stacked) if leaf.ndim == 5]
-        if not leaves:
-            continue
-        entries = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
-        n_picked = min(n_weights, entries.shape[1])
-        picked[block] = entries[:, np.random.default_rng(0).permutation(entries.shape[1])[:n_picked]]
-    return picked
-
-
 def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, PyTree, dict[str, Any]]:
     """The network that a run trained, with its weights, for evaluation.
 
@@ -343,7 +324,9 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
         ) from error
     config = stored_config(folder, record)
     notes = saved | {"step": steps[-1], "data": record.get("data")}
-    net = models.build(config, variables["params"]["head"]["bias"].shape[0], notes["level"])
+    data = record.get("data") or {}
+    n_classes = data["n_classes"] if "n_classes" in data else variables["params"]["head"]["bias"].shape[0]
+    net = models.build(config, n_classes, notes["level"])
     if "adapted" in notes:
         net = adapt.settled(net, notes["adapted"])
     return config, net, variables, notes
