@@ -86,6 +86,8 @@ class Options:
     """Points of validation accuracy that may be lost."""
     out: Path | None = None
     """Folder of the compressed run; default RUN_DIR/compressed/<what was chosen>."""
+    data_dir: Path | None = None
+    """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False
     """Compress by data that is not that of the run."""
     overwrite: bool = False
@@ -305,7 +307,7 @@ def compress(options: Options, console: Console) -> Path:
       RunError: for a run that cannot be compressed, no candidate within `max_drop`, or a folder in use.
     """
     config, net, variables, notes = loaded(options.run_dir, options.checkpoint, "basis")
-    dataset = data_of_run(config, notes["data"], options.accept_new_data)
+    dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
     variables, statistics = restated(net, variables, dataset)
     rows = evaluate_candidates(net, variables, dataset, candidates(net, options))
     front, folder = front_of(rows), options.run_dir / "compressed"

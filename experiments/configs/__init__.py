@@ -91,17 +91,22 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
             config = with_architecture(config, architecture(wanted))
         except ValueError as error:
             sys.exit(f"error: {error}")
+    return name, *keyed(config, options(), f"{prog} {name}", MODULES[name].__doc__, keys)
+
+
+def keyed(config: Config, options: Any, prog: str, description: str | None, keys: list[str]) -> tuple[Config, Any]:
+    """A config and options with what `--key value ...` overrides; errors end the process, as of `command_line`."""
     both: Any = dataclasses.make_dataclass(
         "Settings",
         [
             # The keys of an architecture have its prefix, those of training and of the run have none.
             ("config", Annotated[Config, tyro.conf.arg(name="")], dataclasses.field(default=config)),
-            ("run", Annotated[options, tyro.conf.arg(name="")], dataclasses.field(default_factory=options)),
+            ("run", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options)),
         ],
     )
     try:
         settings, unknown = tyro.cli(
-            both, prog=f"{prog} {name}", description=MODULES[name].__doc__, args=keys, return_unknown_args=True
+            both, prog=prog, description=description, args=keys, return_unknown_args=True
         )
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -113,6 +118,6 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
         close = [own] if own in allowed else difflib.get_close_matches(unknown[0], allowed, n=1)
         hint = f", did you mean {close[0]}?" if close else "."
         if unknown[0] == "--model":
-            hint = f": give it directly after {name!r}."
+            hint = ": give it directly after the name of a config."
         sys.exit(f"error: there is no key {unknown[0]}{hint} The keys are {', '.join(allowed)}")
-    return name, settings.config, settings.run
+    return settings.config, settings.run

@@ -25,7 +25,8 @@ class Dataset:
 
     Validation images come from the published training images only. mean and std are those of x_train, float32
     `[channels]`, where 255 counts as 1; std is 1 for a constant channel. source: where the images are from;
-    notes: what was not read there.
+    notes: what was not read there. class_names: in the order of the labels, or none.
+    path: the file or folder, absolute.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    path: str | None = None
 
 
 def load(
@@ -93,7 +96,9 @@ def load(
         raise ValueError(
             f"all training images of {raw.where} are of one and the same colour. Check how they were made."
         )
-    return Dataset(str(name), raw.source, n_classes, *splits, mean, std, raw.notes)
+    class_names = raw.class_names if len(raw.class_names) == n_classes else ()
+    path = str(Path(raw.where).absolute()) if Path(raw.where).exists() else None
+    return Dataset(str(name), raw.source, n_classes, *splits, mean, std, raw.notes, class_names, path)
 
 
 def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ _VALIDATION = "Validation images are a share of the training images, validation_
 class Raw(NamedTuple):
     """Unchecked arrays by the names in `KEYS`, the file or folder they lie in, a sentence on their origin.
 
-    notes: what of that place was not read, a sentence each.
+    notes: what of that place was not read, a sentence each; class_names: in the order of the labels, or none.
     """
 
     arrays: dict[str, np.ndarray]
@@ -37,6 +37,7 @@ class Raw(NamedTuple):
     source: str
     n_classes: int | None = None
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def read(name: str, data_dir: str | Path | None) -> Raw:
@@ -68,7 +69,8 @@ def _read_digits() -> Raw:
     test = np.sort(np.concatenate([m[: round(0.2 * len(m))] for m in members]))
     train = np.setdiff1d(np.arange(len(y)), test)
     source = f"scikit-learn's {len(y)} handwritten digits (from the UCI repository), a fixed fifth for testing"
-    return Raw(by_key(x[train], y[train], x[test], y[test]), "scikit-learn's digits", source, 10)
+    arrays, names = by_key(x[train], y[train], x[test], y[test]), tuple(map(str, range(10)))
+    return Raw(arrays, "scikit-learn's digits", source, 10, class_names=names)
 
 
 def read_npz(path: Path) -> Raw:
@@ -127,7 +129,7 @@ def _read_folder(path: Path) -> Raw:
         decode_images(files, [str(file) for file in files], None),
         np.asarray([label for _, label in train + test]),
     )
-    return Raw(by_key(x[:n], y[:n], x[n:], y[n:]), str(path), source, len(classes), notes)
+    return Raw(by_key(x[:n], y[:n], x[n:], y[n:]), str(path), source, len(classes), notes, tuple(classes))
 
 
 def _unread(path: Path, used: set[Path]) -> tuple[str, ...]:
@@ -240,4 +242,4 @@ def read_prepared(folder: Path) -> Raw:
     if (folder / "metadata.json").is_file():
         source += f", prepared from {_read_json(folder / 'metadata.json').get('source', 'arrays')}"
     source += "" if test == "test" else "; its published validation split is the test set"
-    return Raw(by_key(*arrays), str(folder), source, classes.num_classes)
+    return Raw(by_key(*arrays), str(folder), source, classes.num_classes, class_names=tuple(classes.names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import hashlib
 import importlib
 import sys
 import traceback
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, get_args
 
 import flax.linen as nn
 
-from experiments.records.files import RunError
+from experiments.records.files import RunError, say
 from experiments.training.architecture import BASES, BasisName, ModelSettings
 from ode_nets.integrate import FixedStep
 from ode_nets.remanifest import check_exchangeable
@@ -111,6 +112,37 @@ class OwnSettings(ModelSettings):
                 "tuples in place of lists, and no arrays"
             )
         return net
+
+
+def source_of(config: Any) -> dict[str, str] | None:
+    """Where the function of a config lies: a folder to import from, the file below it and its SHA-256 digest.
+
+    `None` of an architecture of the library.
+    """
+    model = getattr(config, "model", None)
+    if not isinstance(model, OwnSettings):
+        return None
+    module = model.make.partition(":")[0]
+    path = Path(_imported(module, model.make).__file__ or "").absolute()
+    # A package's file is one level further down than its name says.
+    folder = path.parents[module.count(".") + (path.name == "__init__.py")]
+    return {"folder": str(folder), "file": str(path.relative_to(folder)), "sha256": _digest(path)}
+
+
+def find(config: Any, source: dict[str, str] | None) -> None:
+    """Let the function of a run be found where it was, if it is not here, and say so if it has changed since."""
+    if source is None:
+        return
+    if source["folder"] not in sys.path and Path(source["folder"]).is_dir():
+        # Last, so that what lies here comes before it.
+        sys.path.append(source["folder"])
+    now = source_of(config)
+    if now is not None and now["sha256"] != source["sha256"]:
+        say(f"{now['file']} in {now['folder']} is not what it was when the run was started: its weights may not fit it")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _imported(module: str, make: str) -> Any:

@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from experiments.records.environment import environment
 from experiments.records.files import RunError, check_place, read_manifest, read_metrics, say, write_json
 from experiments.records.lock import Lock, check_free
-from experiments.training import adapt, models
+from experiments.training import adapt, models, own
 from experiments.training.checkpoints import KEPT, Checkpoints, DamagedError, read_variables, steps_in
 from experiments.training.config import Config, differences
 from experiments.training.devices import is_first, wait_for_all
@@ -31,7 +31,7 @@ FOLDERS = ("checkpoints", "tensorboard", "snapshots", "swap")
 class Run:
     """The files of one run. Every process takes part in checkpoints; all else is written by the first alone.
 
-        manifest.json     config, environment, data, status, results
+        manifest.json     config, environment, data, status, results, and where a network of one's own was found
         metrics.jsonl     a line an epoch
         tensorboard/      the same as curves
         checkpoints/      latest/ and best/, by step; damaged/ what could not be read
@@ -78,10 +78,11 @@ class Run:
         if resume:
             changes: dict[str, Any] = {} if data is None else {"data": data}
             before = stored_config(folder, manifest, type(config))
+            if before != config:
+                changes["config"] = config.to_json()
             if before.epochs != config.epochs:
                 extended = {"epochs": before.epochs, "results": manifest["results"]}
-                changes |= {"config": config.to_json(), "results": {}}
-                changes["extended"] = [*manifest.get("extended", []), extended]
+                changes |= {"results": {}, "extended": [*manifest.get("extended", []), extended]}
             run.update(status="running", resumed=[*manifest["resumed"], environment()], **changes)
         return run
 
@@ -97,6 +98,8 @@ class Run:
         for which in KEPT:
             (folder / "checkpoints" / which).mkdir(parents=True)
         started = {"status": "running", "config": config.to_json(), "environment": environment()}
+        if (source := own.source_of(config)) is not None:
+            started["source"] = source
         write_json(folder / "manifest.json", started | {"data": data, "results": {}, "resumed": []})
 
     def update(self, **entries: Any) -> None:
@@ -229,7 +232,7 @@ def check_start(folder: Path, config: Any, *, resume: bool, overwrite: bool, loc
       folder: of the run.
       config: that is asked for, a `Config` or another dataclass with `epochs`, `to_json` and `from_json`. A run is
         resumed with its own config, or with more epochs: nothing but their number depends on it, so that it then
-        becomes the run that was started with so many.
+        becomes the run that was started with so many. Its data, known by digests, may lie in another `data_dir`.
       resume, overwrite: whether to go on with the run that is there, or to delete it.
       locked: whether this process holds the folder already.
 
@@ -259,10 +262,13 @@ def check_start(folder: Path, config: Any, *, resume: bool, overwrite: bool, loc
         # A cosine ends with the run, so that a longer one would have had other rates from the start.
         longer = config.epochs > before.epochs and getattr(before, "schedule", None) != "cosine"
         after = dataclasses.replace(config, epochs=before.epochs) if longer else config
+        if hasattr(before, "data_dir"):
+            after = dataclasses.replace(after, data_dir=before.data_dir)
         if differences(before, after):
             raise RunError(
-                f"--resume: the run in {folder} has another config: {'; '.join(differences(before, config))}. Repeat "
-                "the settings it was started with (--epochs may be more), or start another run with --run-dir"
+                f"--resume: the run in {folder} has another config: {'; '.join(differences(before, config))}. Give "
+                f"`--resume {folder}` alone, which takes those it was started with (beside it --epochs may be more), "
+                "or start another run with --run-dir"
             )
         if not (folder / "checkpoints").is_dir():
             raise RunError(_gone(folder))
@@ -308,7 +314,9 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
     folder = folder.expanduser()
     record, checkpoints = read_manifest(folder), (folder / "checkpoints" / which).absolute()
     if record is None:
-        raise RunError(f"there is no run in {folder}: it has no manifest.json; train one with experiments.train")
+        within = next((place for place in folder.absolute().parents if (place / "manifest.json").is_file()), None)
+        hint = f"it lies in the run {within}, give that" if within else "train one with experiments.train"
+        raise RunError(f"there is no run in {folder}: it has no manifest.json; {hint}")
     steps = steps_in(checkpoints)
     if not steps:
         raise RunError(f"the run in {folder} has no {which!r} checkpoint yet (status: {record['status']})")
@@ -326,6 +334,7 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
     notes = saved | {"step": steps[-1], "data": record.get("data")}
     data = record.get("data") or {}
     n_classes = data["n_classes"] if "n_classes" in data else variables["params"]["head"]["bias"].shape[0]
+    own.find(config, record.get("source"))
     net = models.build(config, n_classes, notes["level"])
     if "adapted" in notes:
         net = adapt.settled(net, notes["adapted"])

@@ -41,6 +41,7 @@ class Task:
       config: what is trained.
       n_devices: default all.
       kept: fingerprint of the data of the run that goes on; `None` for a new run.
+      data_dir: the folder that this data lies in now, if it was moved.
       accept_new_data: whether other data will do.
       feed: how images come to the devices, see `feed.chosen`.
 
@@ -55,13 +56,14 @@ class Task:
         n_devices: int | None = None,
         *,
         kept: dict[str, Any] | None = None,
+        data_dir: str | None = None,
         accept_new_data: bool = False,
         feed: Choice = "auto",
     ):
         self.config = config
         try:
             self.devices = Devices.take(n_devices)
-            self.dataset = data_of_run(config, kept, accept_new_data)
+            self.dataset = data_of_run(config, kept, accept_new_data, data_dir)
         except (ValueError, OSError, ImportError) as error:
             raise RunError(str(error)) from error
         n_train = len(self.dataset.x_train)

@@ -236,7 +236,7 @@ def test_any_config_can_be_asked_for_on_the_command_line(name):
         (["digits", "--model", "own"], ["'own'", "PACKAGE.MODULE:FUNCTION"]),
         (["digits", "--model", "a/b.py:make"], ["model.make='a/b.py:make'", "my_package.my_module:make"]),
         (["digits", "--model", "a:b", "--model.args", "width"], ["model.args=('width',)", "NAME=VALUE"]),
-        (["digits", "--epochs", "3", "--model", "resnet"], ["--model", "directly after 'digits'"]),
+        (["digits", "--epochs", "3", "--model", "resnet"], ["--model", "directly after the name of a config"]),
         (["imagenet"], ["'imagenet'", "digits", "cifar10"]),
         (["digit_euler"], ["'digit_euler'", "did you mean digits_euler?"]),
     ],
