@@ -55,6 +55,8 @@ class Options:
     """Solvers side by side; default 1 on a CPU, and elsewhere as many as --memory-gib allows."""
     memory_gib: float | None = None
     """Temporary memory that lanes may take; default half of the device's, or 4."""
+    data_dir: Path | None = None
+    """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False
     """Evaluate on data that is not that of the run."""
     out: Path | None = None
@@ -81,7 +83,7 @@ class Options:
 def swap_run(folder: Path, options: Options) -> Swapped:
     """The grid of one run, written into its folder as swap.csv and swap.json."""
     config, net, variables, notes = loaded(folder, options.checkpoint)
-    dataset = data_of_run(config, notes["data"], options.accept_new_data)
+    dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
     variables, statistics = restated(net, variables, dataset)
     batches, n_images = make_batches(dataset, options.split)
     trained = Manifestation.of(net.solver)
@@ -101,8 +103,8 @@ def swap_run(folder: Path, options: Options) -> Swapped:
         "trained": {
             "scheme": trained.scheme,
             "n_steps": trained.n_steps,
-            "basis": repr(net.basis),
-            "epsilon": net.epsilon,
+            "basis": repr(getattr(net, "basis", None)),
+            "epsilon": getattr(net, "epsilon", None),
         },
         "statistics": statistics,
         "program": program,

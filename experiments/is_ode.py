@@ -58,6 +58,8 @@ class Options:
     """Step counts, in units of the trained one."""
     samples: int = 32
     """Images whose trajectories are searched for crossings, an eighth of them beyond two dimensions; 0 for none."""
+    data_dir: Path | None = None
+    """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False
     """Examine on data that is not that of the run."""
     out: Path | None = None
@@ -78,7 +80,7 @@ def examine(options: Options, folder: Path) -> Record:
     """The report on one run, as plain data."""
     began = time.perf_counter()
     config, net, variables, notes = load_run(folder)
-    dataset = data_of_run(config, notes["data"], options.accept_new_data)
+    dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
     seen = data.normalize(jnp.asarray(dataset.x_train[:RESTATED_ON]), dataset.mean, dataset.std)
     images = data.normalize(jnp.asarray(dataset.x_test[: options.images]), dataset.mean, dataset.std)
     labels = jnp.asarray(dataset.y_test[: options.images])

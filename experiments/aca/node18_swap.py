@@ -85,6 +85,8 @@ class Options:
     """Of the fixed solvers; 1 / stepsize must be an integer."""
     tolerances: tuple[float, ...] = TOLERANCES
     """rtol = atol of the adaptive solvers."""
+    data_dir: Path | None = None
+    """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False
     """Evaluate on data that is not that of the run."""
 
@@ -154,7 +156,7 @@ def swap(options: Options) -> dict[str, Any]:
     if not isinstance(net, NODE18):
         raise RunError(f"the run in {options.run_dir} trained a {type(net).__name__}: expected a NODE18")
     batches, n_images = make_batches(
-        data_of_run(config, notes["data"], options.accept_new_data), options.split, options.images
+        data_of_run(config, notes["data"], options.accept_new_data, options.data_dir), options.split, options.images
     )
 
     # All fixed solvers are one program, every embedded pair is one more.
@@ -163,7 +165,6 @@ def swap(options: Options) -> dict[str, Any]:
     if not own.adaptive and own not in grid:
         grid.append(own)
     rows, _ = evaluate_grid(net, variables, grid, batches, n_images)
-    rows = [row | {"nfe": row["nfe"] * net.n_blocks} for row in rows]
     trained = net.solver
     adaptive = isinstance(trained, Adaptive)
     max_steps = trained.max_steps if adaptive else 4096

@@ -20,7 +20,7 @@ from experiments.configs import (
     resnet18_small,
 )
 from experiments.training.config import Config
-from experiments.training.models import ARCHITECTURES, ModelSettings
+from experiments.training.models import ARCHITECTURES, ModelSettings, OwnSettings
 
 MODULES: dict[str, Any] = {
     "digits": digits,
@@ -35,11 +35,28 @@ MODULES: dict[str, Any] = {
 CONFIGS: dict[str, Config] = {name: module.CONFIG for name, module in MODULES.items()}
 
 
-def with_architecture(config: Config, kind: type[ModelSettings]) -> Config:
-    """A config's training of another architecture at its defaults, without what was for the solver of the first."""
-    kept: dict[str, Any] = {"refine_epochs": config.refine_epochs if kind.REFINES else ()}
-    kept["regularize"] = config.regularize if kind.INTEGRATES else ()
-    return dataclasses.replace(config, model=kind(), adapt="none", w0_penalty=0.0, p_penalty=0.0, **kept)
+def with_architecture(config: Config, model: ModelSettings) -> Config:
+    """A config's training of another architecture, without what was for the blocks and the solver of the first."""
+    kept: dict[str, Any] = {"refine_epochs": config.refine_epochs if type(model) is type(config.model) else ()}
+    kept["regularize"] = config.regularize if model.INTEGRATES else ()
+    return dataclasses.replace(config, model=model, adapt="none", w0_penalty=0.0, p_penalty=0.0, **kept)
+
+
+def architecture(wanted: str) -> ModelSettings:
+    """The settings of an architecture at their defaults, by its name, or by PACKAGE.MODULE:FUNCTION of the user's own.
+
+    Raises:
+      ValueError: for a name that is none.
+    """
+    names = [name for name in ARCHITECTURES if name != "own"]
+    if ":" in wanted:
+        return OwnSettings(wanted)
+    if wanted not in names:
+        raise ValueError(
+            f"there is no architecture {wanted!r}: --model takes one of {', '.join(names)}, or your own as "
+            "PACKAGE.MODULE:FUNCTION"
+        )
+    return ARCHITECTURES[wanted]()
 
 
 def command_line(options: type[Any], prog: str, args: list[str] | None = None) -> tuple[str, Config, Any]:
@@ -59,8 +76,9 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
         width = max(map(len, MODULES))
         titles = [f"  {name:{width}} {(module.__doc__ or '').splitlines()[0]}" for name, module in MODULES.items()]
         print(f"usage: {prog} CONFIG [--key value ...]\n\nconfigs:", *titles, "", sep="\n")
-        print(f"{prog} CONFIG --help lists the keys; --model {{{','.join(ARCHITECTURES)}}}, given first among them,")
-        print("takes another architecture with its own defaults")
+        named = ",".join(name for name in ARCHITECTURES if name != "own")
+        print(f"{prog} CONFIG --help lists the keys; --model {{{named}}}, given first among them,")
+        print("takes another architecture with its own defaults, and --model PACKAGE.MODULE:FUNCTION one of your own")
         sys.exit(0 if name else 2)
     if name not in MODULES:
         close = difflib.get_close_matches(name, MODULES, n=1)
@@ -69,20 +87,26 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
     config = CONFIGS[name]
     if keys[:1] == ["--model"]:
         _, wanted, *keys = [*keys, ""] if len(keys) == 1 else keys
-        if wanted not in ARCHITECTURES:
-            sys.exit(f"error: there is no architecture {wanted!r}: --model takes one of {', '.join(ARCHITECTURES)}")
-        config = with_architecture(config, ARCHITECTURES[wanted])
+        try:
+            config = with_architecture(config, architecture(wanted))
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+    return name, *keyed(config, options(), f"{prog} {name}", MODULES[name].__doc__, keys)
+
+
+def keyed(config: Config, options: Any, prog: str, description: str | None, keys: list[str]) -> tuple[Config, Any]:
+    """A config and options with what `--key value ...` overrides; errors end the process, as of `command_line`."""
     both: Any = dataclasses.make_dataclass(
         "Settings",
         [
             # The keys of an architecture have its prefix, those of training and of the run have none.
             ("config", Annotated[Config, tyro.conf.arg(name="")], dataclasses.field(default=config)),
-            ("run", Annotated[options, tyro.conf.arg(name="")], dataclasses.field(default_factory=options)),
+            ("run", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options)),
         ],
     )
     try:
         settings, unknown = tyro.cli(
-            both, prog=f"{prog} {name}", description=MODULES[name].__doc__, args=keys, return_unknown_args=True
+            both, prog=prog, description=description, args=keys, return_unknown_args=True
         )
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -94,6 +118,6 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
         close = [own] if own in allowed else difflib.get_close_matches(unknown[0], allowed, n=1)
         hint = f", did you mean {close[0]}?" if close else "."
         if unknown[0] == "--model":
-            hint = f": give it directly after {name!r}."
+            hint = ": give it directly after the name of a config."
         sys.exit(f"error: there is no key {unknown[0]}{hint} The keys are {', '.join(allowed)}")
-    return name, settings.config, settings.run
+    return settings.config, settings.run

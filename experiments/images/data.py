@@ -29,7 +29,8 @@ class Dataset:
     Validation images are those of a folder that has training, validation and test images, else a share of the
     training images. mean and std are those of x_train, float32
     `[channels]`, where 255 counts as 1; std is 1 for a constant channel. source: where the images are from;
-    notes: what was not read there.
+    notes: what was not read there. class_names: in the order of the labels, or none.
+    path: the file or folder, absolute.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    path: str | None = None
 
 
 def load(
@@ -106,7 +109,9 @@ def load(
         raise ValueError(
             f"all training images of {raw.where} are of one and the same colour. Check how they were made."
         )
-    return Dataset(str(name), raw.source, n_classes, *splits, mean, std, raw.notes)
+    class_names = raw.class_names if len(raw.class_names) == n_classes else ()
+    path = str(Path(raw.where).absolute()) if Path(raw.where).exists() else None
+    return Dataset(str(name), raw.source, n_classes, *splits, mean, std, raw.notes, class_names, path)
 
 
 def _resized(x: np.ndarray, size: int) -> np.ndarray:

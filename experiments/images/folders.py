@@ -70,7 +70,8 @@ def read_folder(path: Path, image_size: int | None) -> Raw:
         arrays[f"y_{split}"] = labels[start : start + len(listed)]
         start += len(listed)
     notes = _unread(path, listing.roots, set(files))
-    return Raw(arrays, str(path), f"the images in {path}{listing.remark}", len(listing.classes), notes)
+    source, classes = f"the images in {path}{listing.remark}", tuple(listing.classes)
+    return Raw(arrays, str(path), source, len(classes), notes, classes)
 
 
 def _split_folders(path: Path) -> dict[str, Path]:

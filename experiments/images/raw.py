@@ -13,7 +13,7 @@ class Raw(NamedTuple):
     """Unchecked arrays by the names in `KEYS`, the file or folder they lie in, a sentence on their origin.
 
     `x_validation` and `y_validation` are among the arrays where the place has validation images of its own.
-    notes: what of that place was not read, a sentence each.
+    notes: what of that place was not read, a sentence each; class_names: in the order of the labels, or none.
     """
 
     arrays: dict[str, np.ndarray]
@@ -21,6 +21,7 @@ class Raw(NamedTuple):
     source: str
     n_classes: int | None = None
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def by_key(*arrays: np.ndarray) -> dict[str, np.ndarray]:

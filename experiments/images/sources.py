@@ -46,7 +46,8 @@ def _read_digits() -> Raw:
     test = held_out(y, 10)
     train = np.setdiff1d(np.arange(len(y)), test)
     source = f"scikit-learn's {len(y)} handwritten digits (from the UCI repository), a fixed fifth for testing"
-    return Raw(by_key(x[train], y[train], x[test], y[test]), "scikit-learn's digits", source, 10)
+    arrays, names = by_key(x[train], y[train], x[test], y[test]), tuple(map(str, range(10)))
+    return Raw(arrays, "scikit-learn's digits", source, 10, class_names=names)
 
 
 def read_npz(path: Path) -> Raw:
@@ -155,4 +156,4 @@ def read_prepared(folder: Path) -> Raw:
     if (folder / "metadata.json").is_file():
         source += f", prepared from {_read_json(folder / 'metadata.json').get('source', 'arrays')}"
     source += "" if test == "test" else "; its published validation split is the test set"
-    return Raw(by_key(*arrays), str(folder), source, classes.num_classes)
+    return Raw(by_key(*arrays), str(folder), source, classes.num_classes, class_names=tuple(classes.names))
