@@ -32,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.images.archives import IDX_FILES, URLS, Content, checked, read_cifar, read_idx
 from experiments.images.raw import Raw
 from experiments.images.sources import ARCHIVED, PREPARE, data_root, read_npz, read_prepared
+from experiments.records.command import flags_of, folded, refuse_values_of_flags
 
 
 def from_arrays(
@@ -322,8 +323,11 @@ def main() -> None:
         "download": download,
     }
     later = {name: _deferred(command) for name, command in commands.items()}
+    refuse_values_of_flags(sys.argv[1:], flags_of(*commands.values()))
+    if sys.argv[1:2] in (["-h"], ["--help"], []):
+        print(folded(__doc__ or "", Console().width), end="\n\n")
     try:
-        tyro.extras.subcommand_cli_from_dict(later, prog=PREPARE, description=__doc__)()
+        tyro.extras.subcommand_cli_from_dict(later, prog=PREPARE, description="")()
     except (ValueError, OSError, ImportError) as error:
         _say(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(1)

@@ -8,6 +8,9 @@ import sys
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from experiments.configs import (
     anodev2,
@@ -19,6 +22,9 @@ from experiments.configs import (
     node18_small,
     resnet18_small,
 )
+from experiments.configs.keys import print_help
+from experiments.records.command import flags_of, folded, refuse_values_of_flags
+from experiments.records.tables import show
 from experiments.training.config import Config
 from experiments.training.models import ARCHITECTURES, ModelSettings, OwnSettings
 
@@ -73,17 +79,22 @@ def command_line(options: type[Any], prog: str, args: list[str] | None = None) -
     """
     name, *keys = (sys.argv[1:] if args is None else args) or [""]
     if name in ("", "-h", "--help"):
-        width = max(map(len, MODULES))
-        titles = [f"  {name:{width}} {(module.__doc__ or '').splitlines()[0]}" for name, module in MODULES.items()]
-        print(f"usage: {prog} CONFIG [--key value ...]\n\nconfigs:", *titles, "", sep="\n")
-        named = ",".join(name for name in ARCHITECTURES if name != "own")
-        print(f"{prog} CONFIG --help lists the keys; --model {{{named}}}, given first among them,")
-        print("takes another architecture with its own defaults, and --model PACKAGE.MODULE:FUNCTION one of your own")
+        console, table = Console(highlight=False), Table("config", "", box=None, pad_edge=False)
+        for config, module in MODULES.items():
+            table.add_row(config, escape((module.__doc__ or "").splitlines()[0]))
+        named = ", ".join(name for name in ARCHITECTURES if name != "own")
+        console.print(f"usage: {prog} CONFIG [--key value ...]\n", soft_wrap=True, markup=False)
+        show(table, console)
+        about = (
+            f"{prog} CONFIG --help lists the keys. --model NAME, given first among them, takes another architecture "
+            f"with its own defaults ({named}), and --model PACKAGE.MODULE:FUNCTION one of your own."
+        )
+        console.print(escape(folded(about, console.width)))
         sys.exit(0 if name else 2)
     if name not in MODULES:
         close = difflib.get_close_matches(name, MODULES, n=1)
-        hint = f", did you mean {close[0]}?" if close else "."
-        sys.exit(f"error: there is no config {name!r}{hint} The configs are {', '.join(MODULES)}")
+        hint = f", did you mean {close[0]}? {prog} lists all" if close else f". The configs are {', '.join(MODULES)}"
+        sys.exit(f"error: there is no config {name!r}{hint}")
     config = CONFIGS[name]
     if keys[:1] == ["--model"]:
         _, wanted, *keys = [*keys, ""] if len(keys) == 1 else keys
@@ -104,10 +115,12 @@ def keyed(config: Config, options: Any, prog: str, description: str | None, keys
             ("run", Annotated[type(options), tyro.conf.arg(name="")], dataclasses.field(default=options)),
         ],
     )
+    refuse_values_of_flags(keys, flags_of(Config, type(options)) | flags_of(type(config.model), prefix="model."))
+    if {"-h", "--help"} & set(keys):
+        print_help(prog, description, config, options, Console(highlight=False))
+        sys.exit(0)
     try:
-        settings, unknown = tyro.cli(
-            both, prog=prog, description=description, args=keys, return_unknown_args=True
-        )
+        settings, unknown = tyro.cli(both, prog=prog, args=keys, return_unknown_args=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
     if unknown:
@@ -116,8 +129,8 @@ def keyed(config: Config, options: Any, prog: str, description: str | None, keys
         allowed = [f"--{key.replace('_', '-')}" for key in names if key != "model"]
         own = f"--model.{unknown[0].removeprefix('--')}"
         close = [own] if own in allowed else difflib.get_close_matches(unknown[0], allowed, n=1)
-        hint = f", did you mean {close[0]}?" if close else "."
+        hint = f", did you mean {close[0]}? --help lists all" if close else f". The keys are {', '.join(allowed)}"
         if unknown[0] == "--model":
-            hint = ": give it directly after the name of a config."
-        sys.exit(f"error: there is no key {unknown[0]}{hint} The keys are {', '.join(allowed)}")
+            hint = ": give it directly after the name of a config"
+        sys.exit(f"error: there is no key {unknown[0]}{hint}")
     return settings.config, settings.run

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -36,14 +37,10 @@ def command_line(options: type[T], prog: str, about: str | None, args: Sequence[
     return tyro.cli(options, prog=prog, description="", args=given)
 
 
-def flags_of(*kinds: Any, prefixes: Mapping[Any, str] | None = None) -> set[str]:
-    """The keys of dataclasses that are switches, as the command line spells them."""
-    found = set()
-    for kind in kinds:
-        for name, parameter in inspect.signature(kind).parameters.items():
-            if parameter.annotation in (bool, "bool"):
-                found.add(f"--{(prefixes or {}).get(kind, '')}{name.replace('_', '-')}")
-    return found
+def flags_of(*kinds: Any, prefix: str = "") -> set[str]:
+    """The keys of dataclasses and functions that are switches, as the command line spells them."""
+    parameters = (parameter for kind in kinds for parameter in inspect.signature(kind).parameters.values())
+    return {f"--{prefix}{p.name.replace('_', '-')}" for p in parameters if p.annotation in (bool, "bool")}
 
 
 def refuse_values_of_flags(args: Sequence[str], flags: set[str]) -> None:
@@ -52,7 +49,7 @@ def refuse_values_of_flags(args: Sequence[str], flags: set[str]) -> None:
     Raises:
       SystemExit: for `--flip True`, with the two ways in which it is written.
     """
-    for arg, value in zip(args, [*args[1:], ""], strict=True):
+    for arg, value in itertools.pairwise([*args, ""]):
         key, is_given, joined = arg.replace("_", "-").partition("=")
         value = joined if is_given else value
         if key in flags and value.lower() in BOOLEANS:

@@ -255,7 +255,7 @@ def test_help_names_the_configs_and_then_their_keys(capsys):
         read("--help")
     assert stop.value.code == 0
     listed = capsys.readouterr().out
-    assert all(f"  {name} " in listed for name in configs.CONFIGS)
+    assert all(f"{name} " in listed for name in configs.CONFIGS)
     with pytest.raises(SystemExit) as stop:
         read("digits", "--help")
     assert stop.value.code == 0
