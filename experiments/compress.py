@@ -39,6 +39,7 @@ from experiments.records.command import command_line
 from experiments.records.digests import write_digest
 from experiments.records.environment import environment
 from experiments.records.files import RunError, expand, read_manifest, write_json
+from experiments.records.progress import told
 from experiments.records.swaps import Row, outcome
 from experiments.records.tables import show
 from experiments.training.architecture import BASES, BasisName, basis_name
@@ -154,7 +155,7 @@ def evaluate_candidates(
     """One row a candidate, on the validation images; one compiled program a (basis, M)."""
     batches, n_images = make_batches(dataset, "validation")
     rows = []
-    for (name, m), grid in grids.items():
+    for (name, m), grid in told(grids.items(), lambda pair: "{}, M = {}".format(*pair[0])):
         smaller, projected = remanifest.project(net, variables, BASES[name](m))
         evaluated, _ = evaluate_grid(smaller, projected, grid, batches, n_images)
         size = {"basis": name, "n_basis": m, "n_parameters": remanifest.n_parameters(projected)}

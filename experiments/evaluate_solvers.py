@@ -27,6 +27,7 @@ from experiments.records import pictures
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, expand, write_json
+from experiments.records.progress import working
 from experiments.records.swaps import Row, Swapped, outcome
 from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
@@ -92,7 +93,8 @@ def swap_run(folder: Path, options: Options) -> Swapped:
     # Every curve is read against the manifestation that was trained.
     own_scheme = (Manifestation(trained.scheme, n) for n in sorted({*steps, trained.counted}))
     grid += [own for own in own_scheme if own not in grid]
-    rows, program = evaluate_grid(net, variables, grid, batches, n_images, options.lanes, options.memory_gib)
+    with working(f"{folder.name}: {len(grid)} manifestations in one program"):
+        rows, program = evaluate_grid(net, variables, grid, batches, n_images, options.lanes, options.memory_gib)
     record = {
         "run": str(folder),
         "checkpoint": options.checkpoint,

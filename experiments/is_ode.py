@@ -32,6 +32,7 @@ from experiments.images import data
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, write_json
+from experiments.records.progress import told
 from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import RESTATED_ON
@@ -197,7 +198,7 @@ def main() -> None:
     try:
         options = command_line(Options, "python -m experiments.is_ode", __doc__)
         out = destination("is_ode", options.out, options.record)
-        records = [examine(options, folder) for folder in options.runs]
+        records = [examine(options, folder) for folder in told(options.runs)]
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print_table(records, console)

@@ -30,6 +30,7 @@ from rich.table import Table
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.progress import told
 from experiments.records.tables import show
 from ode_nets import ACA, SCHEMES, Adaptive, Backsolve, Checkpointed, Direct, solve
 from ode_nets.control import initial_step, scaled_norm
@@ -143,7 +144,7 @@ def measure(options: Options, dtype: str) -> list[Row]:
     counts = jax.jit(lambda z0, k, t1: solve(linear.field, z0, k, solver=solver, gradient=ACA(), t1=t1))
     methods, rows = gradients_of(solver), []
     for k in options.k:
-        for t1 in options.times:
+        for t1 in told(options.times, lambda t1, k=k: f"{dtype}, k = {k:g}, T = {t1:g}"):
             arguments = [jnp.asarray(value, dtype) for value in (options.z0, k, t1)]
             solution = counts(*arguments)
             if int(solution.result):

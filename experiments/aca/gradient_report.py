@@ -52,6 +52,7 @@ from experiments.aca.gradient_costs import METHODS, Loss, PyTree, Row, Solver, f
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.progress import told
 from experiments.records.tables import show
 from ode_nets import MLP, SCHEMES, Adaptive, FixedStep, ResidualUnit, solve
 from ode_nets.integrate import Field
@@ -160,7 +161,7 @@ def lecture(steps: tuple[int, ...]) -> list[Row]:
     state, rows = x0.size * x0.dtype.itemsize, []
     # What a vjp keeps holds the state and the kernels that it was given.
     activations = n_bytes(kept) - state - n_bytes(theta)
-    for n in steps:
+    for n in told(steps, lambda n: f"lecture: compiling {n} Euler steps by every method"):
         sizes = {"stages": 1, "n_accepted": n, "n_rejected": 0, "n_accepted_back": n, "n_rejected_back": 0}
         sizes |= {"state_bytes": state, "activation_bytes": activations}
         for name, method in METHODS.items():

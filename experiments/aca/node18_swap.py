@@ -30,6 +30,7 @@ from rich.table import Table
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, expand, write_json
+from experiments.records.progress import told, working
 from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import Batches, evaluate_grid, make_batches, score
@@ -164,7 +165,8 @@ def swap(options: Options) -> dict[str, Any]:
     own = Manifestation.of(net.solver)
     if not own.adaptive and own not in grid:
         grid.append(own)
-    rows, _ = evaluate_grid(net, variables, grid, batches, n_images)
+    with working(f"{len(grid)} fixed solvers in one program"):
+        rows, _ = evaluate_grid(net, variables, grid, batches, n_images)
     trained = net.solver
     adaptive = isinstance(trained, Adaptive)
     max_steps = trained.max_steps if adaptive else 4096
@@ -175,7 +177,7 @@ def swap(options: Options) -> dict[str, Any]:
     ]
     if adaptive and trained not in pairs:
         pairs.append(trained)
-    rows += [evaluate_adaptive(net, variables, pair, batches, n_images) for pair in pairs]
+    rows += [evaluate_adaptive(net, variables, pair, batches, n_images) for pair in told(pairs)]
     grid_of = {"tolerance": trained.rtol, "atol": trained.atol} if adaptive else {"n_steps": own.n_steps}
     key = {"scheme": own.scheme} | grid_of
     own_row = next(row for row in rows if key.items() <= row.items())

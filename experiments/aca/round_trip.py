@@ -30,6 +30,7 @@ from rich.table import Table
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.progress import told
 from experiments.records.tables import show
 from ode_nets import SCHEMES, Adaptive, Field, Result, Solution, solve
 from ode_nets.problems import images, van_der_pol
@@ -126,7 +127,7 @@ def oscillator(options: Options) -> tuple[list[Row], dict[str, jax.Array]]:
     start, rows, curves = jnp.array(van_der_pol.START), [], {}
     for factor in options.tighter:
         rtol, atol = factor * options.rtol, factor * options.atol
-        for t1 in options.times:
+        for t1 in told(options.times, lambda t1, rtol=rtol: f"van der Pol, rtol {rtol:.0e}, T = {t1:g}"):
             ts, there, back = there_and_back(
                 van_der_pol.field, start, van_der_pol.MU, t1, rtol, atol, options.scheme, 401
             )
@@ -154,7 +155,7 @@ def convolved(options: Options) -> tuple[list[Row], jax.Array, dict[str, tuple[j
     rows, states = [], {}
     for dtype in ("float64", "float32"):
         x0, theta = photo.astype(dtype), kernel.astype(dtype)
-        for t1 in options.image_times:
+        for t1 in told(options.image_times, lambda t1, dtype=dtype: f"photograph in {dtype}, T = {t1:g}"):
             tolerances = (options.rtol, options.atol)
             _, there, back = there_and_back(images.field, x0, theta, t1, *tolerances, options.scheme)
             exact = images.solution(t1, photo, kernel)

@@ -37,6 +37,7 @@ from rich.table import Table
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.progress import told
 from experiments.records.tables import show
 from ode_nets import Checkpointed, Dirac, Evolution, Evolved, Exponential, FixedStep, PiecewiseLinear, solve
 
@@ -164,7 +165,7 @@ def measure(options: Options) -> list[Row]:
     with jax.enable_x64(True):
         arguments = system(options.seed)
         for scheme in options.schemes:
-            for name in options.kernels:
+            for name in told(options.kernels, lambda name, scheme=scheme: f"{scheme}, kernel {name}"):
                 previous: Row | None = None
                 for n in options.n_steps:
                     pair = lambda *a, n=n: [g(scheme, KERNELS[name], n, *a) for g in (trained, kkt)]  # noqa: B023

@@ -41,6 +41,7 @@ from experiments.continuous_net.pendulum_figures import draw_convergence, draw_t
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.progress import told
 from experiments.records.tables import show
 from ode_nets import MLP, Direct, FixedStep, pad, solve, validity
 from ode_nets.problems import pendulum
@@ -168,7 +169,7 @@ def all_errors(options: Options, thetas: dict[str, PyTree], counts: Sequence[int
     t1 = jnp.float64(options.t1)
     return {
         f"{trained}>{scheme}": np.stack([errors_of(theta, pad(FixedStep(scheme, n), 4), t1) for n in counts], axis=-1)
-        for trained, theta in thetas.items()
+        for trained, theta in told(thetas.items(), lambda pair: f"errors of ODE-Net({pair[0]})")
         for scheme in SCHEMES
     }
 
@@ -186,7 +187,7 @@ def verdicts(options: Options, thetas: dict[str, PyTree], trained: int) -> list[
     """The report of `validity.examine` on every network, from 16 phases of the orbit it has seen."""
     phases, rows = jnp.arange(16) / 16 * pendulum.period(), []
     x0, truth = pendulum.solution(phases), pendulum.solution(phases + options.t1)
-    for scheme, stacked in thetas.items():
+    for scheme, stacked in told(thetas.items(), lambda pair: f"examining ODE-Net({pair[0]})"):
         for seed in range(options.seeds):
             theta = jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked)
             subject = validity.of_field(network, theta, x0, FixedStep(scheme, trained), t1=options.t1)
@@ -281,7 +282,10 @@ def run(options: Options) -> tuple[dict[str, Any], dict[str, PyTree], dict[str, 
     began = time.perf_counter()
     trained, counts = options.trained, options.counts()
     keys = jax.random.split(jax.random.key(0), options.seeds)
-    fitted = {scheme: train(options, FixedStep(scheme, 1), keys) for scheme in SCHEMES}
+    fitted = {
+        scheme: train(options, FixedStep(scheme, 1), keys)
+        for scheme in told(SCHEMES, lambda scheme: f"training {options.seeds} networks by {scheme}")
+    }
     thetas = {scheme: theta for scheme, (theta, _) in fitted.items()}
     errors, exact = all_errors(options, thetas, counts), numerical(options, counts)
     slopes = {

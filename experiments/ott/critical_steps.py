@@ -80,7 +80,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.ott import programs
+from experiments.ott import figures, programs
 from experiments.ott.programs import CHECK_EVERY, Preset, check_cost, skips, warning
 from experiments.ott.tasks import LAYERS, TASKS, Task
 from experiments.records.command import command_line
@@ -397,6 +397,7 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     console.print(f"{time.perf_counter() - began:.0f} s; written: {rows.path}")
+    figures.draw_all(rows.path.parent, console)
 
 
 if __name__ == "__main__":

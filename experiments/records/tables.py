@@ -52,14 +52,13 @@ def _room(console: Console, n_columns: int) -> int:
 
 
 def _widths(sizes: Sequence[Measurement], room: int) -> list[int]:
-    """Of each column: its longest word, and of what is left as much as its lines need, evenly."""
+    """Of each column: its longest word, and of what is left as much as its lines need, those that need least first."""
     widths = [size.minimum for size in sizes]
     while (excess := sum(widths) - room) > 0:
         widest = max(range(len(widths)), key=lambda i: widths[i])
         widths[widest] -= min(excess, max(1, widths[widest] - sorted(widths)[-2] if len(widths) > 1 else excess))
-    while sum(widths) < room and (narrow := [i for i, size in enumerate(sizes) if widths[i] < size.maximum]):
-        for i in narrow[: room - sum(widths)]:
-            widths[i] += 1
+    for i in sorted(range(len(widths)), key=lambda i: sizes[i].maximum - widths[i]):
+        widths[i] += max(0, min(sizes[i].maximum - widths[i], room - sum(widths)))
     return widths
 
 
