@@ -35,15 +35,17 @@ from rich.table import Table
 
 from experiments.images import data
 from experiments.records import pictures
+from experiments.records.command import command_line
 from experiments.records.digests import write_digest
 from experiments.records.environment import environment
 from experiments.records.files import RunError, expand, read_manifest, write_json
+from experiments.records.progress import told
 from experiments.records.swaps import Row, outcome
-from experiments.training import models
+from experiments.records.tables import show
+from experiments.training.architecture import BASES, BasisName, basis_name
 from experiments.training.config import Config
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches, restated
-from experiments.training.models import BasisName
 from experiments.training.run import Run
 from ode_nets import remanifest
 from ode_nets.integrate import FixedStep
@@ -87,6 +89,8 @@ class Options:
     """Points of validation accuracy that may be lost."""
     out: Path | None = None
     """Folder of the compressed run; default RUN_DIR/compressed/<what was chosen>."""
+    data_dir: Path | None = None
+    """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False
     """Compress by data that is not that of the run."""
     overwrite: bool = False
@@ -95,7 +99,7 @@ class Options:
     def __post_init__(self) -> None:
         expand(self, "run_dir", "out")
         for name, good, allowed in (
-            ("basis", bool(self.basis), f"some of {', '.join(models.BASES)}"),
+            ("basis", bool(self.basis), f"some of {', '.join(BASES)}"),
             ("n_basis", all(m >= 1 for m in self.n_basis), "numbers of at least 1"),
             (
                 "scheme",
@@ -119,8 +123,10 @@ class Options:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[str, int], list[Manifestation]]:
+def candidates(net: nn.Module, options: Options) -> dict[tuple[str, int], list[Manifestation]]:
     """For each (basis, M) the manifestations to try, the trained one first; M = 1 is tried in one basis."""
+    if basis_name(net.basis) not in BASES:
+        raise RunError(f"net.basis={net.basis!r}: expected one of {', '.join(BASES)}; project onto one of them first")
     own_solver = Manifestation.of(net.solver)
     budget = remanifest.nfe(net.solver)
     sizes = options.n_basis or sorted({-(-net.basis.n_basis // 2**k) for k in range(16)})
@@ -132,8 +138,7 @@ def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[s
         if options.n_steps or remanifest.nfe(FixedStep(scheme, n)) <= budget
     ]
     bases = [(name, m) for k, name in enumerate(options.basis) for m in sorted(sizes, reverse=True) if m > 1 or k == 0]
-    model: Any = config.model
-    own_basis = (model.basis, net.basis.n_basis)
+    own_basis = (basis_name(net.basis), net.basis.n_basis)
     found: dict[tuple[str, int], list[Manifestation]] = {own_basis: [own_solver]}
     found |= {basis: [] for basis in bases if basis != own_basis}
     for basis in bases:
@@ -150,8 +155,8 @@ def evaluate_candidates(
     """One row a candidate, on the validation images; one compiled program a (basis, M)."""
     batches, n_images = make_batches(dataset, "validation")
     rows = []
-    for (name, m), grid in grids.items():
-        smaller, projected = remanifest.project(net, variables, models.BASES[name](m))
+    for (name, m), grid in told(grids.items(), lambda pair: "{}, M = {}".format(*pair[0])):
+        smaller, projected = remanifest.project(net, variables, BASES[name](m))
         evaluated, _ = evaluate_grid(smaller, projected, grid, batches, n_images)
         size = {"basis": name, "n_basis": m, "n_parameters": remanifest.n_parameters(projected)}
         rows += [size | row for row in evaluated]
@@ -197,7 +202,7 @@ def compressed(config: Config, chosen: Row) -> Config:
     """The setting of the network that was chosen; its kernels evolve on the grid that they were trained on."""
     changes: dict[str, Any] = {name: chosen[name] for name in ("basis", "n_basis", "scheme", "n_steps")}
     model: Any = config.model
-    if model.evolution != "none":
+    if getattr(model, "evolution", "none") != "none":
         changes["evolution_steps"] = model.evolution_steps or model.n_steps
     return dataclasses.replace(config, refine_epochs=(), model=dataclasses.replace(model, **changes))
 
@@ -290,7 +295,7 @@ def print_front(front: list[Row], trained: Row, chosen: Row, console: Console) -
         numbers = (str(row["nfe"]), outcome(row))
         size = (row["basis"], str(row["n_basis"]), f"{row['n_parameters']:,}")
         table.add_row(*size, row["scheme"], str(row["n_steps"]), *numbers, what)
-    console.print(table)
+    show(table, console)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -304,10 +309,10 @@ def compress(options: Options, console: Console) -> Path:
     Raises:
       RunError: for a run that cannot be compressed, no candidate within `max_drop`, or a folder in use.
     """
-    config, net, variables, notes = loaded(options.run_dir, options.checkpoint)
-    dataset = data_of_run(config, notes["data"], options.accept_new_data)
+    config, net, variables, notes = loaded(options.run_dir, options.checkpoint, "basis")
+    dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
     variables, statistics = restated(net, variables, dataset)
-    rows = evaluate_candidates(net, variables, dataset, candidates(net, config, options))
+    rows = evaluate_candidates(net, variables, dataset, candidates(net, options))
     front, folder = front_of(rows), options.run_dir / "compressed"
     chosen = choose(rows, options)
     print_front(front, rows[0], chosen, console)
@@ -327,7 +332,7 @@ def compress(options: Options, console: Console) -> Path:
 
     name = f"{chosen['basis']}-{chosen['n_basis']}-{chosen['scheme']}-{chosen['n_steps']}"
     out = options.out or folder / name
-    small, projected = remanifest.project(net, variables, models.BASES[chosen["basis"]](chosen["n_basis"]))
+    small, projected = remanifest.project(net, variables, BASES[chosen["basis"]](chosen["n_basis"]))
     small = small.clone(solver=FixedStep(chosen["scheme"], chosen["n_steps"]))
     save(out, options.run_dir, config, projected, notes, chosen, options.overwrite)
     results = evaluate_test(small, projected, dataset, chosen)
@@ -349,7 +354,7 @@ def compress(options: Options, console: Console) -> Path:
 def main() -> None:
     """The command line."""
     try:
-        options = tyro.cli(Options, prog="python -m experiments.compress", description=__doc__)
+        options = command_line(Options, "python -m experiments.compress", __doc__)
         compress(options, Console(highlight=False))
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -29,8 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.images import data
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, write_json
+from experiments.records.progress import told
+from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import RESTATED_ON
 from experiments.training.run import load_run
@@ -56,6 +59,8 @@ class Options:
     """Step counts, in units of the trained one."""
     samples: int = 32
     """Images whose trajectories are searched for crossings, an eighth of them beyond two dimensions; 0 for none."""
+    data_dir: Path | None = None
+    """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False
     """Examine on data that is not that of the run."""
     out: Path | None = None
@@ -76,7 +81,7 @@ def examine(options: Options, folder: Path) -> Record:
     """The report on one run, as plain data."""
     began = time.perf_counter()
     config, net, variables, notes = load_run(folder)
-    dataset = data_of_run(config, notes["data"], options.accept_new_data)
+    dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
     seen = data.normalize(jnp.asarray(dataset.x_train[:RESTATED_ON]), dataset.mean, dataset.std)
     images = data.normalize(jnp.asarray(dataset.x_test[: options.images]), dataset.mean, dataset.std)
     labels = jnp.asarray(dataset.y_test[: options.images])
@@ -142,7 +147,7 @@ def print_table(records: list[Record], console: Console) -> None:
         cells += [f"{critical:.3g}" if math.isfinite(critical) else "-"]
         cells += [", ".join(f"{c['count']}/{c['examined'] or '-'}" for c in record.get("crossings", ())) or "-"]
         table.add_row(Path(record["run"]).name, *cells, record["verdict"])
-    console.print(table)
+    show(table, console)
     for record in records:
         console.print(f"[bold]{Path(record['run']).name}[/]: {record['sentence']}", soft_wrap=True)
 
@@ -189,11 +194,11 @@ def draw(records: list[Record]) -> Figure:
 
 def main() -> None:
     """The command line."""
-    console, began = Console(width=None if sys.stdout.isatty() else 150, highlight=False), time.perf_counter()
+    console, began = Console(highlight=False), time.perf_counter()
     try:
-        options = tyro.cli(Options, prog="python -m experiments.is_ode", description=__doc__)
+        options = command_line(Options, "python -m experiments.is_ode", __doc__)
         out = destination("is_ode", options.out, options.record)
-        records = [examine(options, folder) for folder in options.runs]
+        records = [examine(options, folder) for folder in told(options.runs)]
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print_table(records, console)

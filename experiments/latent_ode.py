@@ -23,6 +23,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from experiments.records.command import command_line
 from experiments.records.files import RunError, say
 from experiments.series.config import SeriesConfig
 from experiments.series.data import prepare, read
@@ -61,7 +62,7 @@ class Command:
 def main() -> None:
     """Errors are said in a line."""
     try:
-        asked = tyro.cli(Command, prog="python -m experiments.latent_ode", description=__doc__)
+        asked = command_line(Command, "python -m experiments.latent_ode", __doc__)
         run(asked.data.expanduser(), asked.config, asked.options, unfailing_console(highlight=False))
     except Interrupted as stop:
         say(f"\n{stop}")

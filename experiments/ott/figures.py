@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.records.command import command_line
+from experiments.records.tables import show
 from ode_nets import Direct, FixedStep, solve
 from ode_nets.problems import landscape, spheres
 
@@ -234,7 +235,7 @@ def print_table(grids: dict[str, Row], adaptations: dict[str, Row], console: Con
             shown = ("", "") if "ours" in name else (str(nfe), str(percent))
             own = f"{np.mean(row['nfe_per_iteration']):.1f}"
             table.add_row(task, name, own, accuracy, *shown, iterations_of(record))
-    console.print(table)
+    show(table, console)
 
 
 def iterations_of(record: Row) -> str:
@@ -242,13 +243,15 @@ def iterations_of(record: Row) -> str:
     return f"{record['used']['iterations']} ({record['paper']['iterations']})"
 
 
-def main() -> None:
-    """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    folder = tyro.cli(Options, prog="python -m experiments.ott.figures", description=__doc__).folder
+def draw_all(folder: Path, console: Console) -> None:
+    """Draw what a folder holds, and print table 1.
+
+    Raises:
+      FileNotFoundError: where it holds nothing.
+    """
     grids, adaptations, tolerances = (read(folder, what) for what in ("grid", "adapt", "tolerance"))
     if not (grids or adaptations or tolerances):
-        sys.exit(f"error: {folder} holds no results; run experiments.ott first, or name another --folder")
+        raise FileNotFoundError(f"{folder} holds no results; run experiments.ott first, or name another --folder")
     drawn: dict[str, Figure] = {"data": draw_data()}
     trained = {t: record for t, record in grids.items() if any(trained_rows(record, s) for s in ("euler", "rk4"))}
     drawn |= {f"grid_{task}": draw_grid(record) for task, record in trained.items()}
@@ -263,6 +266,14 @@ def main() -> None:
         figure.savefig(folder / f"{name}.png", dpi=100)
     print_table(grids, adaptations, console)
     console.print(f"written: {folder}/" + ", ".join(f"{name}.png" for name in drawn), soft_wrap=True)
+
+
+def main() -> None:
+    """The command line."""
+    try:
+        draw_all(command_line(Options, "python -m experiments.ott.figures", __doc__).folder, Console(highlight=False))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

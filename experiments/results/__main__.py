@@ -13,8 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import tyro
-
+from experiments.records.command import command_line
 from experiments.results import aca, anodev2, continuous_net, lecture, ott
 from experiments.results.rows import Row, render
 
@@ -52,7 +51,7 @@ def page(text: str, root: Path) -> str:
 
 def main() -> None:
     """The command line."""
-    options = tyro.cli(Options, prog="python -m experiments.results", description=__doc__)
+    options = command_line(Options, "python -m experiments.results", __doc__)
     path = ROOT / "results" / "README.md"
     before = path.read_text()
     try:

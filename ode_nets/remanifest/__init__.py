@@ -3,11 +3,13 @@
     deeper, finer = remanifest.refine(net, variables)
     small, coarse = remanifest.project(deeper, finer, PiecewiseConstant(1))
 
-Every function takes a description (`net`) and its variables and changes neither. What happens to one weight
-function alone are methods of it: `BasisExpansion.refined`, `.projected` and `.interpolated`.
+Every function takes a description (`net`) and its variables and changes neither; what a network of one's own offers for
+that is `Exchangeable`. What happens to one weight function alone are methods of it: `BasisExpansion.refined`,
+`.projected` and `.interpolated`.
 """
 
 from ode_nets.remanifest.costs import n_parameters, nfe, pareto_front
+from ode_nets.remanifest.exchangeable import Exchangeable, check_exchangeable
 from ode_nets.remanifest.export import export_inference
 from ode_nets.remanifest.manifestation import Manifestation
 from ode_nets.remanifest.rebase import interpolate, map_coefficients, project, refine
@@ -15,8 +17,10 @@ from ode_nets.remanifest.statistics import has_intervals, reestimated, restat, u
 from ode_nets.remanifest.swap import Swap, compile_swap, lanes_within, make_swap, run_swap, stack_solvers, swap_solvers
 
 __all__ = [
+    "Exchangeable",
     "Manifestation",
     "Swap",
+    "check_exchangeable",
     "compile_swap",
     "export_inference",
     "has_intervals",

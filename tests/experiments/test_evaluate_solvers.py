@@ -18,7 +18,8 @@ from experiments.records.swaps import read_swap
 from experiments.training import manifestations
 from experiments.training.config import Config
 from experiments.training.models import ContinuousNetSettings
-from experiments.training.run import load_run, pick_weights
+from experiments.training.run import load_run
+from experiments.training.snapshots import pick_weights
 from experiments.training.steps import dataset_of
 from ode_nets import remanifest
 from ode_nets.weights import PiecewiseConstant

@@ -358,6 +358,7 @@ def _manifestations() -> dict[str, Call]:
             {"n_steps": COUNT, "rtol": optional(POSITIVE), "scheme": lambda v: isinstance(v, str) and v != ""},
         ),
         "nfe": Call(remanifest.nfe, {"solver": RK4}, {"solver": _one(on.FixedStep), "n_blocks": COUNT}),
+        "check_exchangeable": Call(remanifest.check_exchangeable, {"net": NET}, {"net": lambda v: v is NET}),
         "make_swap": Call(
             remanifest.make_swap,
             {"net": NET, "score": FIELD},
