@@ -15,7 +15,7 @@ import jupytext
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
-from nbconvert.preprocessors import ExecutePreprocessor
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, ExecutePreprocessor
 
 SCRIPTS = Path(__file__).parent / "notebooks"
 PICTURE = "![Picture drawn by the code above]"
@@ -28,6 +28,7 @@ def executed(name: str, script: str) -> tuple[str, dict[str, bytes]]:
     notebook = jupytext.reads(script, "py:percent")
     runner: Any = ExecutePreprocessor(timeout=600)
     runner.preprocess(notebook, {"metadata": {"path": str(SCRIPTS)}})
+    CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
     exporter: Any = MarkdownExporter()
     text, resources = exporter.from_notebook_node(notebook, {"unique_key": name, "output_files_dir": "pictures"})
     return text.replace("![png]", PICTURE), dict(resources["outputs"])

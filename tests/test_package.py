@@ -200,6 +200,20 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert f'"{TEST_COMMAND}"' in (ROOT / ".ci" / "run").read_text()
 
 
+def test_workflow_and_hooks_run_what_ci_runs():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["ci"]
+    classifiers = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["classifiers"]))
+    assert job["strategy"]["matrix"]["python"] == classifiers
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    checked = [hook["name"] for hook in local["hooks"] if "stages" not in hook]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert checked == re.findall(r"^run (ruff check|mypy|lint-imports)", script, re.MULTILINE)
+    for template in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert yaml.safe_load(template.read_text())
+
+
 def test_pinned_versions_satisfy_every_requirement():
     pinned = pins()
     extras = PROJECT["optional-dependencies"]

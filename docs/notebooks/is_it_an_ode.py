@@ -38,7 +38,14 @@ def fit(scheme, n_iterations=4000):
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, n_iterations))
 
     def loss_of(theta):
-        step = on.solve(network, x, theta, solver=on.FixedStep(scheme, 1), gradient=on.Direct(), t1=DT).x
+        step = on.solve(
+            network,
+            x,
+            theta,
+            solver=on.FixedStep(scheme, 1),
+            gradient=on.Direct(),
+            t1=DT,
+        ).x
         return jnp.mean(jnp.sum((step - y) ** 2, axis=-1))
 
     def body(carry, _):
@@ -48,10 +55,14 @@ def fit(scheme, n_iterations=4000):
         return (optax.apply_updates(theta, updates), state), loss
 
     theta = network.init(jax.random.key(0))
-    (theta, _), losses = jax.jit(lambda theta: jax.lax.scan(body, (theta, optimizer.init(theta)), None, n_iterations))(
-        theta
+    (theta, _), losses = jax.jit(
+        lambda theta: jax.lax.scan(
+            body, (theta, optimizer.init(theta)), None, n_iterations
+        )
+    )(theta)
+    print(
+        f"{scheme:6} root of the mean squared error of one step: {jnp.sqrt(losses[-1]):.1e}"
     )
-    print(f"{scheme:6} root of the mean squared error of one step: {jnp.sqrt(losses[-1]):.1e}")
     return theta
 
 
@@ -77,11 +88,19 @@ assert [report.verdict for report in reports.values()] == ["tied", "ode"]
 # The rows of the report are what the verdict rests on:
 
 # %%
-fig, panels = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+fig, panels = plt.subplots(
+    1, 2, figsize=(8, 3.4), sharey=True, layout="constrained"
+)
 for axes, (trained, report) in zip(panels, reports.items(), strict=True):
     for scheme, mark in (("euler", "o"), ("midpoint", "s"), ("rk4", "^")):
-        rows = sorted((row["h"], row["error"]) for row in report.rows if row["scheme"] == scheme)
-        axes.loglog(*zip(*rows, strict=True), marker=mark, ms=4, label=f"run with {scheme}")
+        rows = sorted(
+            (row["h"], row["error"])
+            for row in report.rows
+            if row["scheme"] == scheme
+        )
+        axes.loglog(
+            *zip(*rows, strict=True), marker=mark, ms=4, label=f"run with {scheme}"
+        )
     axes.axvline(DT, color="grey", lw=1, ls=":")
     axes.set(xlabel="step", title=f"trained through {trained}")
     axes.spines[["top", "right"]].set_visible(False)
