@@ -1,6 +1,7 @@
 """Image sets as checked uint8 arrays, and what a training loop does to them; `load` never uses the network.
 
 - "digits": scikit-learn's 1,797 handwritten digits of 8x8 pixels
+- "photographs": 520 colour patches of 32x32 pixels from scikit-learn's two photographs, a class each
 - "some/file.npz": x_train, y_train, x_test, y_test (and n_classes, if some class has no training image)
 - "./folder": Tiny-ImageNet as published, or train/<class>/*.png and test/<class>/*.png (.jpg, .jpeg)
 - "cifar10", "mnist", ...: any image classification set of TFDS that lies prepared on disk as array_record,
