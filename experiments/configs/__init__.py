@@ -11,6 +11,7 @@ import tyro
 
 from experiments.configs import (
     anodev2,
+    augmented_digits,
     cifar10_small,
     continuous_net,
     digits,
@@ -25,6 +26,7 @@ from experiments.training.models import ARCHITECTURES, ModelSettings
 MODULES: dict[str, Any] = {
     "digits": digits,
     "digits_euler": digits_euler,
+    "augmented_digits": augmented_digits,
     "cifar10_small": cifar10_small,
     "node18_small": node18_small,
     "resnet18_small": resnet18_small,
