@@ -134,6 +134,11 @@ def _nets() -> dict[str, Call]:
                 "form": among("baseline", "neural_ode", "configuration_1", "configuration_2"),
             },
         ),
+        "AugmentedNet": Call(
+            on.AugmentedNet,
+            {},
+            pick(common, "n_classes", "gradient") | {"augment": NATURAL, "filters": COUNT, "basis": BASIS},
+        ),
         "OdeBlock": Call(
             on.OdeBlock,
             {"unit": on.MLP(2), "basis": TWO, "solver": RK4},
