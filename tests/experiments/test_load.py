@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,8 +75,17 @@ def test_a_run_is_loaded_from_anywhere_and_predicts_from_uint8_images(place):
             trained.predict(wrong)
 
 
+def test_the_three_lines_of_the_readme_run(place, tmp_path):
+    (lines,) = re.findall(r"^```py\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    shutil.copytree(place / "run", tmp_path / "runs" / "digits")
+    names = {"images": np.zeros((3, 4, 4, 1), np.uint8)}
+    exec(lines, names)
+    assert names["probabilities"].shape == (3, 2)
+    assert len(lines.splitlines()) == 3
+
+
 def test_what_is_no_run_or_damaged_is_named(place, tmp_path):
-    with pytest.raises(RunError, match=r"no run in .*latest: .*it lies in the run .*/run, give that"):
+    with pytest.raises(RunError, match=r"no run in .*latest: .*give the run it lies in, experiments.load\('.*/run'\)"):
         experiments.load(place / "run" / "checkpoints" / "latest")
     again = shutil.copytree(place / "run", tmp_path / "again")
     largest = max(again.glob("checkpoints/latest/2/state/d/*"), key=lambda path: path.stat().st_size)
