@@ -315,7 +315,7 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
     record, checkpoints = read_manifest(folder), (folder / "checkpoints" / which).absolute()
     if record is None:
         within = next((place for place in folder.absolute().parents if (place / "manifest.json").is_file()), None)
-        hint = f"it lies in the run {within}, give that" if within else "train one with experiments.train"
+        hint = f"give the run it lies in, experiments.load({str(within)!r})" if within else "train one first"
         raise RunError(f"there is no run in {folder}: it has no manifest.json; {hint}")
     steps = steps_in(checkpoints)
     if not steps:
