@@ -37,8 +37,8 @@ def export_inference(
     the function is called; `padded` keeps to a few.
 
     Args:
-      net, variables: a trained model; of `quantize`d variables the function holds the int8 values, and makes the weights
-        from them when it runs.
+      net, variables: a trained model; of `quantize`d variables the function holds the int8 values, and makes the
+        weights from them when it runs.
       image_shape: height, width, channels.
       preprocess: what is done to images before the net, e.g. scaling; pure.
       dtype: of the images that the function takes, `[batch, *image_shape]`.

@@ -17,10 +17,10 @@ Values = list[Any]
 
 
 def flattened(function: Callable[[Any], Any], argument: jax.ShapeDtypeStruct) -> Callable[[Any], Any]:
-    """The same function of one array, without loops, branches, calls, and without what does not depend on its argument.
+    """The same function of one array without loops, branches and calls, and without what does not depend on the array.
 
-    Loops are unrolled, branches taken, calls inlined, and whatever the argument has no part in, such as theta(t) at every
-    stage and the times of the steps, is computed here, once. Equal constants are one.
+    Loops are unrolled, branches taken, calls inlined, and whatever the argument has no part in, such as theta(t) at
+    every stage and the times of the steps, is computed here, once. Equal constants are one.
 
     Args:
       function: from one array to one array.
@@ -66,6 +66,8 @@ def _apply(equation: JaxprEqn, values: Values, found: dict[Any, Any]) -> Values:
     match name:
         case "platform_index":  # which of several programs for one function: that of no platform in particular
             return [np.int32(params["platforms"].index(None))]
+        case "dim_as_value":
+            raise ValueError(_REFUSED.format("computes with the size of the batch"))
         case "optimization_barrier":
             return values
         case "stack":
@@ -77,9 +79,9 @@ def _apply(equation: JaxprEqn, values: Values, found: dict[Any, Any]) -> Values:
             return _scan(params, values, run)
         case "while":
             return _while(params, values, run)
-    if inner := [params[key] for key in ("jaxpr", "call_jaxpr", "call", "fun_jaxpr") if key in params]:
-        called = inner[0]
-        return run(called, *values) if isinstance(called, ClosedJaxpr) else _run(called, (), values, found)
+    inner = [params[key] for key in ("jaxpr", "call_jaxpr", "call") if key in params]
+    if inner and not name.startswith("reduce"):  # whose program is of two elements
+        return run(inner[0], *values) if isinstance(inner[0], ClosedJaxpr) else _run(inner[0], (), values, found)
     operation = partial(equation.primitive.bind, **params)
     fixed = all(isinstance(size, int) for v in equation.outvars for size in v.aval.shape)
     results = _folded(operation, *values) if fixed else operation(*values)
@@ -129,8 +131,11 @@ def _while(params: dict[str, Any], values: Values, run: Callable[..., Values]) -
 
 def _known(value: Any, name: str) -> Any:
     if isinstance(value, jax.core.Tracer):
-        raise ValueError(
-            f"the network has a {name} that depends on the values of the images, expected loops of a fixed length: "
-            "give its blocks a solver with a number of steps, net.clone(solver=FixedStep(...))"
-        )
+        raise ValueError(_REFUSED.format(f"has a {name} that depends on the values of the images"))
     return value
+
+
+_REFUSED = (
+    "the network {}, as with adaptive steps, expected operations that are the same for all images: give its blocks a "
+    "known number of steps, net.clone(solver=FixedStep(...))"
+)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ode_nets.arguments import Variables, checked
 from ode_nets.nn import weight_roles
+from ode_nets.remanifest.costs import WithParams
 
 PyTree = Any
 _LARGEST = 127
@@ -27,7 +28,7 @@ class Quantized(NamedTuple):
 
 
 @checked
-def quantize(variables: Variables) -> PyTree:
+def quantize(variables: WithParams) -> PyTree:
     """Kernels in int8 with one scale a channel, symmetric about 0, from the weights alone.
 
         scale = max |w| / 127,  values = round(w / scale)          so that |w - values * scale| <= scale / 2

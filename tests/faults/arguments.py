@@ -358,6 +358,11 @@ def _manifestations() -> dict[str, Call]:
             {"n_steps": COUNT, "rtol": optional(POSITIVE), "scheme": lambda v: isinstance(v, str) and v != ""},
         ),
         "nfe": Call(remanifest.nfe, {"solver": RK4}, {"solver": _one(on.FixedStep), "n_blocks": COUNT}),
+        "quantize": Call(remanifest.quantize, {"variables": VARIABLES}, {"variables": lambda v: False}),
+        "dequantize": Call(
+            remanifest.dequantize, {"variables": VARIABLES}, {"variables": lambda v: isinstance(v, dict)}
+        ),
+        "padded": Call(remanifest.padded, {"function": FIELD}, {"function": FUNCTION, "sizes": several(COUNT, 1)}),
         "make_swap": Call(
             remanifest.make_swap,
             {"net": NET, "score": FIELD},
