@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ def check_place(folder: Path) -> None:
     for place in (folder.absolute(), *folder.absolute().parents):
         if place.exists() and not place.is_dir():
             raise RunError(f"{place} is a file, expected the folder of a run, or none yet")
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """See whether anything can be written in a folder, or where it is to be made.
+
+    Raises:
+      RunError: if not, with what to do.
+    """
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RunError(f"nothing can be written in {place} ({error.strerror}): {remedy}") from error
 
 
 def say(text: str) -> None:

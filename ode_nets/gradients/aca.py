@@ -105,9 +105,10 @@ def _packing(clock: Clock, x: PyTree) -> Packing:
 
 
 def _size(problem: Problem, solver: Solver) -> int:
-    """Bytes of what is carried from step to step."""
+    """Bytes of what is carried from step to step; a mebibyte where the batch of an exported function may be any."""
     carried = jax.tree.leaves(jax.eval_shape(solver.scheme.lift, problem.x0))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in carried)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in carried)
+    return size if isinstance(size, int) else MEBIBYTE
 
 
 def _recorded(problem: Problem, solver: Solver) -> int:

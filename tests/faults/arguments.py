@@ -364,6 +364,11 @@ def _manifestations() -> dict[str, Call]:
         ),
         "nfe": Call(remanifest.nfe, {"solver": RK4}, {"solver": _one(on.FixedStep), "n_blocks": COUNT}),
         "check_exchangeable": Call(remanifest.check_exchangeable, {"net": NET}, {"net": lambda v: v is NET}),
+        "quantize": Call(remanifest.quantize, {"variables": VARIABLES}, {"variables": lambda v: False}),
+        "dequantize": Call(
+            remanifest.dequantize, {"variables": VARIABLES}, {"variables": lambda v: isinstance(v, dict)}
+        ),
+        "padded": Call(remanifest.padded, {"function": FIELD}, {"function": FUNCTION, "sizes": several(COUNT, 1)}),
         "make_swap": Call(
             remanifest.make_swap,
             {"net": NET, "score": FIELD},
