@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from experiments.records.digests import sealed, unsealed
 
 
 class RunError(Exception):
@@ -69,11 +72,18 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of a run, whole or not at all, with its own digest."""
+    write_json(folder / "manifest.json", sealed(manifest))
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run, or `None` where there is none.
+    """The manifest of a run without its digest, or `None` where there is none.
+
+    One that has no digest, of an earlier version or edited by hand, is taken as it is, and that is said.
 
     Raises:
-      RunError: for one that cannot be read, or that is not what a run writes.
+      RunError: for one that cannot be read, that is not what a run writes, or not what its digest was made of.
     """
     path = folder / "manifest.json"
     try:
@@ -84,9 +94,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise RunError(f"{folder} is not a folder: give the folder of a run") from error
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}): {_REPAIR}") from error
-    expected = {"status": str, "config": dict}
     if not isinstance(manifest, dict):
         raise RunError(f"{path} holds a {type(manifest).__name__}, expected a record of a run: {_REPAIR}")
+    if "sha256" in manifest:
+        try:
+            manifest = unsealed(manifest)
+        except ValueError as error:
+            raise RunError(f"{path} is damaged or was edited, as {error}: {_REPAIR}; {_EDITED}") from error
+    else:
+        _say_not_checked(path)
+    expected = {"status": str, "config": dict}
     if wrong := [key for key, kind in expected.items() if not isinstance(manifest.get(key), kind)]:
         raise RunError(f"{path} lacks {' and '.join(wrong)}, or holds something else there: {_REPAIR}")
     kinds = {"results": dict, "resumed": list}
@@ -97,6 +114,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 _REPAIR = "put back a copy, or start anew with --overwrite"
+_EDITED = 'to keep what was edited by hand, delete its entry "sha256"'
+
+
+@functools.cache
+def _say_not_checked(path: Path) -> None:
+    say(f'{path} has no entry "sha256": it is taken as it is, unchecked')
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

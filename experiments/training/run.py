@@ -16,7 +16,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from experiments.records.environment import environment
-from experiments.records.files import RunError, check_place, read_manifest, read_metrics, say, write_json
+from experiments.records.files import RunError, check_place, read_manifest, read_metrics, say, write_manifest
 from experiments.records.lock import Lock, check_free
 from experiments.training import adapt, models
 from experiments.training.checkpoints import KEPT, Checkpoints, DamagedError, read_variables, steps_in
@@ -98,7 +98,7 @@ class Run:
         for which in KEPT:
             (folder / "checkpoints" / which).mkdir(parents=True)
         started = {"status": "running", "config": config.to_json(), "environment": environment()}
-        write_json(folder / "manifest.json", started | {"data": data, "results": {}, "resumed": []})
+        write_manifest(folder, started | {"data": data, "results": {}, "resumed": []})
 
     def update(self, **entries: Any) -> None:
         """Change entries of the manifest.
@@ -111,7 +111,7 @@ class Run:
                 raise RunError(
                     f"{self.folder / 'manifest.json'} is gone: put back a copy, or start anew with --overwrite"
                 )
-            write_json(self.folder / "manifest.json", manifest | entries)
+            write_manifest(self.folder, manifest | entries)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line of metrics, in JSON and in TensorBoard."""
