@@ -337,10 +337,9 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
         saved, variables = read_variables(path, names)
         variables = variables.get("ema", variables)
     except DamagedError as error:
-        raise RunError(
-            f"the checkpoint {path} is damaged: {error}. --resume goes back to the newest whole one; --checkpoint "
-            "takes latest or best"
-        ) from error
+        resume = "--resume goes back to the newest whole one; --checkpoint takes latest or best"
+        how = "compress the run that it came from once more" if "parent" in record else resume
+        raise RunError(f"the checkpoint {path} is damaged: {error}. {how}") from error
     config = stored_config(folder, record)
     notes = saved | {"step": steps[-1], "data": record.get("data")}
     net = models.build(config, variables["params"]["head"]["bias"].shape[0], notes["level"])
