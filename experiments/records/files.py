@@ -30,21 +30,35 @@ def destination(name: str, out: Path | None, record: bool) -> Path:
     """The folder of a script's results: runs/<name>, `--out`, or with `--record` results/<name>, which git keeps.
 
     Raises:
-      ValueError: for both at once.
+      ValueError: for both at once, and for an address such as gs://.
     """
     if record and out is not None:
         raise ValueError(f"out={str(out)!r} beside --record, which writes into results/{name}: give one of them")
-    return out.expanduser() if out else Path("results" if record else "runs") / name
+    return local(out) if out else Path("results" if record else "runs") / name
 
 
 def expand(options: Any, *names: str) -> None:
-    """Put the home folder in the place of `~` in settings of a frozen dataclass that are paths, or tuples of them."""
+    """Make settings of a frozen dataclass that are paths, or tuples of them, `local`."""
     for name in names:
         value = getattr(options, name)
         if isinstance(value, tuple):
-            object.__setattr__(options, name, tuple(Path(path).expanduser() for path in value))
+            object.__setattr__(options, name, tuple(map(local, value)))
         elif value is not None:
-            object.__setattr__(options, name, Path(value).expanduser())
+            object.__setattr__(options, name, local(value))
+
+
+def local(path: str | Path) -> Path:
+    """A path with the home folder in the place of `~`.
+
+    Raises:
+      ValueError: for an address such as gs://, which would be taken for a folder of that name.
+    """
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(path)):
+        raise ValueError(
+            f"{match[1]}://{str(path)[match.end() :]} is an address of {match[1]}, expected a place on this machine: "
+            "mount the bucket, as with gcsfuse, and give the folder it is mounted to"
+        )
+    return Path(path).expanduser()
 
 
 def check_place(folder: Path) -> None:
@@ -54,11 +68,10 @@ def check_place(folder: Path) -> None:
       RunError: for an address such as gs://, for a name that checkpoints are not found under again, and where a file
         is in the way.
     """
-    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(folder)):
-        raise RunError(
-            f"{folder} is an address of {match[1]}, expected a folder of this machine: mount the bucket, as with "
-            "gcsfuse, and give the folder it is mounted to"
-        )
+    try:
+        local(folder)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     if bad := sorted(set("[]*?") & set(str(folder.absolute()))):
         raise RunError(f"{folder} has {' '.join(bad)} in its name, which checkpoints are not found under: rename it")
     for place in (folder.absolute(), *folder.absolute().parents):

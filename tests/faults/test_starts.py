@@ -239,6 +239,15 @@ def test_signals_that_the_process_was_started_to_ignore_stay_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("raised", ["raise KeyboardInterrupt", "raise ImportError from KeyboardInterrupt()"])
+def test_ctrl_c_while_a_command_imports_is_one_line(raised, tmp_path):
+    # As Python does it for `python -m`, with an import that Ctrl-C meets in the place of the rest.
+    code = f"import sys; sys.argv = ['-m']; sys.path.insert(0, {str(ROOT)!r}); import experiments; {raised}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr == "\nstopped\n"
+
+
 PRINTS = """
 from experiments.training.progress import unfailing_console
 console = unfailing_console()
