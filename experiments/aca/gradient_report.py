@@ -29,8 +29,9 @@ compiled and analysed under every method, but not run.
 
 `--module` names a function without arguments that returns `(field, x0, theta, loss)`: a pure
 field(t, x, theta), a state, a pytree of floating-point arrays or a weight function, and
-loss(x(t1)) -> scalar. From Python: `experiments.gradient_costs.report(field, x0, theta, loss, solver)`.
+loss(x(t1)) -> scalar. From Python: `experiments.aca.gradient_costs.report(field, x0, theta, loss, solver)`.
 
+Two and a half minutes on two cores that do nothing else, most of them compilation; what is compiled is said.
 Writes gradient_report.json, gradient_report.png and memory.png into --out.
 """
 

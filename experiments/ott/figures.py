@@ -1,6 +1,6 @@
 """Table 1 and the pictures of what `experiments.ott` has measured; nothing is trained here.
 
-    python -m experiments.ott.figures                         everything in runs/ott
+    python -m experiments.ott.figures                         everything in runs/ott; seconds
     python -m experiments.ott.figures --folder results/ott    another folder
 
 Reads grid_*.json, adapt_*.json and tolerance_*.json, and writes beside them grid_<task>.png (Ott Figs 1, 3, 4, 17
