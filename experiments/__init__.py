@@ -6,7 +6,9 @@ Run from the repository root, as `python -m experiments.NAME` or `python -m expe
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -34,3 +36,18 @@ def load(run: str | Path, checkpoint: Literal["latest", "best"] = "latest") -> T
     from experiments.training.trained import load as load_trained
 
     return load_trained(Path(run), checkpoint)
+
+
+def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    chain: BaseException | None = error
+    while chain is not None and not isinstance(chain, KeyboardInterrupt):
+        chain = chain.__cause__ or chain.__context__
+    if chain is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print("\nstopped", file=sys.stderr)
+
+
+# Python is about to run one of these as a command, which Ctrl-C may meet while it still imports.
+if sys.argv[:1] == ["-m"]:
+    sys.excepthook = _end_in_one_line

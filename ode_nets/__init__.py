@@ -52,6 +52,7 @@ from ode_nets.integrate import (
 from ode_nets.nn import (
     ANODEV2,
     NODE18,
+    AugmentedNet,
     ContinuousNet,
     Gaussian,
     GaussianGRU,
@@ -129,6 +130,7 @@ __all__ = [
     "RDA",
     "SCHEMES",
     "Adaptive",
+    "AugmentedNet",
     "Backsolve",
     "Basis",
     "BasisExpansion",

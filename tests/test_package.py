@@ -27,6 +27,7 @@ import ode_nets
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 TABLE = ROOT / "results" / "README.md"
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 PAGES = [ROOT / "README.md", TABLE, *sorted((ROOT / "docs").rglob("*.md"))]  # the table lies in docs by a link
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TEST_COMMAND = "python -m pip install -e '.[test]' && python -m pytest"
@@ -64,8 +65,9 @@ def test_the_library_depends_on_what_it_imports_and_on_nothing_else():
             elif isinstance(node, ast.ImportFrom):
                 imported.add((node.module or "").partition(".")[0])
     needed = {Requirement(text).name for text in PROJECT["dependencies"]}
-    # diffrax brings equinox, whose modules its own are; flatbuffers is what jax.export forgets to ask for.
-    assert imported - sys.stdlib_module_names - {"ode_nets"} <= needed | {"equinox"}
+    # diffrax brings equinox, whose modules its own are; flatbuffers is what jax.export forgets to ask for. jax2onnx is
+    # imported where ONNX is written.
+    assert imported - sys.stdlib_module_names - {"ode_nets"} <= needed | {"equinox", "jax2onnx"}
     assert needed == {"jax", "jaxlib", "flatbuffers", "numpy", "flax", "optax", "diffrax"}
 
 
@@ -169,7 +171,8 @@ def test_configs_and_files_that_pages_name_exist(page):
     text = page.read_text()
     assert set(re.findall(r"python -m experiments\.train (\w+)", text)) <= set(CONFIGS)
     for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (page.parent / target).exists(), target
+        found = page.parent / target
+        assert found.exists() or found.resolve().with_suffix(".py") in NOTEBOOKS, target
 
 
 def test_every_public_name_is_on_a_page():
@@ -190,12 +193,26 @@ def test_every_public_name_is_on_a_page():
     assert {f"interop.diffrax.{name}" for name in diffrax.__all__} <= set(shown)
     menu = re.findall(r"([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text())
     pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
-    assert set(menu) == pages | {"results/README.md"}
+    assert set(menu) == pages | {"results/README.md"} | {f"notebooks/{notebook.stem}.md" for notebook in NOTEBOOKS}
 
 
 def test_ci_runs_the_test_command_of_the_readme():
     assert TEST_COMMAND in blocks("sh")[0].splitlines()
     assert f'"{TEST_COMMAND}"' in (ROOT / ".ci" / "run").read_text()
+
+
+def test_workflow_and_hooks_run_what_ci_runs():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["ci"]
+    classifiers = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["classifiers"]))
+    assert job["strategy"]["matrix"]["python"] == classifiers
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    checked = [hook["name"] for hook in local["hooks"] if "stages" not in hook]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert checked == re.findall(r"^run (ruff check|mypy|lint-imports)", script, re.MULTILINE)
+    for template in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert yaml.safe_load(template.read_text())
 
 
 def test_pinned_versions_satisfy_every_requirement():

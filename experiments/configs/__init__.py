@@ -14,6 +14,7 @@ from rich.table import Table
 
 from experiments.configs import (
     anodev2,
+    augmented_digits,
     cifar10_small,
     continuous_net,
     digits,
@@ -31,6 +32,7 @@ from experiments.training.models import ARCHITECTURES, ModelSettings, OwnSetting
 MODULES: dict[str, Any] = {
     "digits": digits,
     "digits_euler": digits_euler,
+    "augmented_digits": augmented_digits,
     "cifar10_small": cifar10_small,
     "node18_small": node18_small,
     "resnet18_small": resnet18_small,

@@ -1,6 +1,7 @@
 """Image sets as checked uint8 arrays, and what a training loop does to them; `load` never uses the network.
 
 - "digits": scikit-learn's 1,797 handwritten digits of 8x8 pixels
+- "photographs": 520 colour patches of 32x32 pixels from scikit-learn's two photographs, a class each
 - "some/file.npz": x_train, y_train, x_test, y_test (and n_classes, if some class has no training image)
 - "./folder": .png, .jpg or .jpeg files below train/<class>/, val/<class>/ and test/<class>/, the latter two or not,
   or below <class>/; Tiny-ImageNet as published. `experiments.images.folders` says what is then tested on

@@ -1,4 +1,4 @@
-"""Where image sets come from: digits, .npz, folders, prepared TFDS directories; all unchecked."""
+"""Where image sets come from: digits, photographs, .npz, folders, prepared TFDS directories; all unchecked."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def read(name: str, data_dir: str | Path | None, image_size: int | None = None) 
     path = Path(name).expanduser()
     if name == "digits":
         return _read_digits()
+    if name == "photographs":
+        return _read_photographs()
     if path.suffix == ".npz":
         return read_npz(path)
     if name.startswith((".", "~")) or path.is_absolute() or is_split(path):
@@ -48,6 +50,23 @@ def _read_digits() -> Raw:
     source = f"scikit-learn's {len(y)} handwritten digits (from the UCI repository), a fixed fifth for testing"
     arrays, names = by_key(x[train], y[train], x[test], y[test]), tuple(map(str, range(10)))
     return Raw(arrays, "scikit-learn's digits", source, 10, class_names=names)
+
+
+def _read_photographs() -> Raw:
+    """Two photographs in patches of CIFAR's size, of which every fifth column is for testing: no pixel is in both."""
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError as error:
+        raise ImportError("'photographs' come with scikit-learn: pip install scikit-learn pillow") from error
+    rows, columns = 13, 20  # of 32 x 32 pixels in 427 x 640
+    cut = [photograph[: 32 * rows, : 32 * columns] for photograph in load_sample_images().images]
+    x = np.stack(cut).reshape(2, rows, 32, columns, 32, 3).transpose(3, 0, 1, 2, 4, 5)
+    y = np.broadcast_to(np.arange(2)[:, None], (columns, 2, rows))
+    test = np.arange(columns) % 5 == 2
+    x, y = x.reshape(columns, -1, 32, 32, 3), y.reshape(columns, -1)
+    arrays = (part.reshape(-1, *part.shape[2:]) for part in (x[~test], y[~test], x[test], y[test]))
+    source = f"{y.size} patches of scikit-learn's photographs of a temple and of a flower, a fixed fifth for testing"
+    return Raw(by_key(*arrays), "scikit-learn's photographs", source, 2)
 
 
 def read_npz(path: Path) -> Raw:
@@ -88,7 +107,7 @@ def _find_prepared(name: str, data_dir: str | Path | None) -> Path:
     found = [file.parent for file in root.glob(f"{stem}/{version or '*'}/dataset_info.json")]
     if found := [folder for folder in found if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]:
         return max(found, key=lambda folder: tuple(map(int, folder.name.split("."))))
-    meant = next(iter(difflib.get_close_matches(stem, ("digits", *ARCHIVED), 1, 0.7)), stem)
+    meant = next(iter(difflib.get_close_matches(stem, ("digits", "photographs", *ARCHIVED), 1, 0.7)), stem)
     there = sorted(p.parent.relative_to(root).as_posix() for p in root.glob("[!.]*/**/dataset_info.json"))
     archive = "FOLDER_OF_THE_FOUR_GZ_FILES" if "mnist" in meant else f"cifar-{meant[5:]}-python.tar.gz"
     options = f"--data-dir {shlex.quote(str(root))}"

@@ -18,7 +18,7 @@ from experiments.training.own import OwnSettings
 from ode_nets.fields.residual import Order
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, Naive
 from ode_nets.integrate import Adaptive, FixedStep
-from ode_nets.nn import ANODEV2, NODE18, ContinuousNet, ResNet, ResNet18
+from ode_nets.nn import ANODEV2, NODE18, AugmentedNet, ContinuousNet, ResNet, ResNet18
 from ode_nets.tableaus import SCHEMES, get_tableau
 from ode_nets.weights import (
     RDA,
@@ -259,6 +259,29 @@ class Anodev2Settings(OdeSettings):
         return ANODEV2(self.network, n_classes, basis, solver, self.evolved(), gradient, dtype=dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class AugmentedSettings(OdeSettings):
+    """One ODE block on the image and channels of zeros beside it (ANODE)."""
+
+    ADAPTS: ClassVar[bool] = True
+    INTEGRATES: ClassVar[bool] = True
+
+    augment: int = 5
+    """Channels of zeros."""
+    filters: int = 64
+    """Channels between the convolutions of the right-hand side."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("augment", "at least 0", self.augment >= 0)
+        self.check_counts("filters")
+
+    def build(self, n_classes: int, level: int = 0) -> nn.Module:
+        solver, gradient, evolution = self.solver(level), GRADIENTS[self.gradient], self.evolved()
+        options: dict[str, Any] = {"dtype": self.compute_dtype, "evolution": evolution}
+        return AugmentedNet(n_classes, self.augment, self.filters, solver=solver, gradient=gradient, **options)
+
+
 ARCHITECTURES: dict[str, type[ModelSettings]] = {
     "continuous_net": ContinuousNetSettings,
     "resnet": ResNetSettings,
@@ -266,6 +289,7 @@ ARCHITECTURES: dict[str, type[ModelSettings]] = {
     "resnet18": ResNet18Settings,
     "anodev2": Anodev2Settings,
     "own": OwnSettings,
+    "augmented": AugmentedSettings,
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from experiments.records.environment import environment
-from experiments.records.files import RunError, check_place, read_manifest, read_metrics, say, write_json
+from experiments.records.files import RunError, check_place, read_manifest, read_metrics, say, write_manifest
 from experiments.records.lock import Lock, check_free
 from experiments.training import adapt, models, own
 from experiments.training.checkpoints import KEPT, Checkpoints, DamagedError, read_variables, steps_in
@@ -100,7 +100,7 @@ class Run:
         started = {"status": "running", "config": config.to_json(), "environment": environment()}
         if (source := own.source_of(config)) is not None:
             started["source"] = source
-        write_json(folder / "manifest.json", started | {"data": data, "results": {}, "resumed": []})
+        write_manifest(folder, started | {"data": data, "results": {}, "resumed": []})
 
     def update(self, **entries: Any) -> None:
         """Change entries of the manifest.
@@ -113,7 +113,7 @@ class Run:
                 raise RunError(
                     f"{self.folder / 'manifest.json'} is gone: put back a copy, or start anew with --overwrite"
                 )
-            write_json(self.folder / "manifest.json", manifest | entries)
+            write_manifest(self.folder, manifest | entries)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line of metrics, in JSON and in TensorBoard."""
@@ -315,7 +315,7 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
     record, checkpoints = read_manifest(folder), (folder / "checkpoints" / which).absolute()
     if record is None:
         within = next((place for place in folder.absolute().parents if (place / "manifest.json").is_file()), None)
-        hint = f"it lies in the run {within}, give that" if within else "train one with experiments.train"
+        hint = f"give the run it lies in, experiments.load({str(within)!r})" if within else "train one first"
         raise RunError(f"there is no run in {folder}: it has no manifest.json; {hint}")
     steps = steps_in(checkpoints)
     if not steps:
@@ -326,10 +326,9 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
         saved, variables = read_variables(path, names)
         variables = variables.get("ema", variables)
     except DamagedError as error:
-        raise RunError(
-            f"the checkpoint {path} is damaged: {error}. --resume goes back to the newest whole one; --checkpoint "
-            "takes latest or best"
-        ) from error
+        resume = "--resume goes back to the newest whole one; --checkpoint takes latest or best"
+        how = "compress the run that it came from once more" if "parent" in record else resume
+        raise RunError(f"the checkpoint {path} is damaged: {error}. {how}") from error
     config = stored_config(folder, record)
     notes = saved | {"step": steps[-1], "data": record.get("data")}
     data = record.get("data") or {}

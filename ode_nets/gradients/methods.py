@@ -29,6 +29,9 @@ N_PROGRAMS = 256
 class GradientMethod(Protocol):
     """How a solve is differentiated: a frozen, hashable value that owns the solve and its backward pass.
 
+    Derivatives of a solve that failed are made NaN afterwards, unless the method has an attribute `marks_failed` that
+    is true: its own are NaN then.
+
     Example:
         >>> isinstance(ACA(), GradientMethod), isinstance(FixedStep("rk4", 4), GradientMethod)
         (True, False)
@@ -161,7 +164,7 @@ def _compiled(frame: Any, method: Any, dense: bool) -> Callable:
     def run(parts: list[Any]) -> Solution:
         problem, solver = frame.fill(parts)
         solution = method.run(problem, solver, dense) if dense else method.run(problem, solver)
-        return mark_failed(solution, (problem, solver))
+        return solution if getattr(method, "marks_failed", False) else mark_failed(solution, (problem, solver))
 
     return run
 

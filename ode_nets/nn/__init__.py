@@ -1,6 +1,7 @@
 """Flax shells: thin modules around pure fields, weight functions and solves."""
 
 from ode_nets.nn.anodev2 import ANODEV2, anodev2_net, regularization
+from ode_nets.nn.augmented import AugmentedNet
 from ode_nets.nn.bound import gaussian_kl, gaussian_log_likelihood, importance_bound
 from ode_nets.nn.continuous_net import ContinuousNet, WideContinuousNet
 from ode_nets.nn.latent_ode import LatentODE, Paths, latent_ode
@@ -14,6 +15,7 @@ from ode_nets.nn.roles import weight_roles
 __all__ = [
     "ANODEV2",
     "NODE18",
+    "AugmentedNet",
     "ContinuousNet",
     "Gaussian",
     "GaussianGRU",

@@ -10,8 +10,9 @@ that is `Exchangeable`. What happens to one weight function alone are methods of
 
 from ode_nets.remanifest.costs import n_parameters, nfe, pareto_front
 from ode_nets.remanifest.exchangeable import Exchangeable, check_exchangeable
-from ode_nets.remanifest.export import export_inference
+from ode_nets.remanifest.export import export_inference, export_onnx, padded
 from ode_nets.remanifest.manifestation import Manifestation
+from ode_nets.remanifest.quantize import Quantized, dequantize, quantize
 from ode_nets.remanifest.rebase import interpolate, map_coefficients, project, refine
 from ode_nets.remanifest.statistics import has_intervals, reestimated, restat, unmet_intervals
 from ode_nets.remanifest.swap import Swap, compile_swap, lanes_within, make_swap, run_swap, stack_solvers, swap_solvers
@@ -19,10 +20,13 @@ from ode_nets.remanifest.swap import Swap, compile_swap, lanes_within, make_swap
 __all__ = [
     "Exchangeable",
     "Manifestation",
+    "Quantized",
     "Swap",
     "check_exchangeable",
     "compile_swap",
+    "dequantize",
     "export_inference",
+    "export_onnx",
     "has_intervals",
     "interpolate",
     "lanes_within",
@@ -30,8 +34,10 @@ __all__ = [
     "map_coefficients",
     "n_parameters",
     "nfe",
+    "padded",
     "pareto_front",
     "project",
+    "quantize",
     "reestimated",
     "refine",
     "restat",

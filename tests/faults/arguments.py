@@ -134,6 +134,11 @@ def _nets() -> dict[str, Call]:
                 "form": among("baseline", "neural_ode", "configuration_1", "configuration_2"),
             },
         ),
+        "AugmentedNet": Call(
+            on.AugmentedNet,
+            {},
+            pick(common, "n_classes", "gradient") | {"augment": NATURAL, "filters": COUNT, "basis": BASIS},
+        ),
         "OdeBlock": Call(
             on.OdeBlock,
             {"unit": on.MLP(2), "basis": TWO, "solver": RK4},
@@ -359,6 +364,11 @@ def _manifestations() -> dict[str, Call]:
         ),
         "nfe": Call(remanifest.nfe, {"solver": RK4}, {"solver": _one(on.FixedStep), "n_blocks": COUNT}),
         "check_exchangeable": Call(remanifest.check_exchangeable, {"net": NET}, {"net": lambda v: v is NET}),
+        "quantize": Call(remanifest.quantize, {"variables": VARIABLES}, {"variables": lambda v: False}),
+        "dequantize": Call(
+            remanifest.dequantize, {"variables": VARIABLES}, {"variables": lambda v: isinstance(v, dict)}
+        ),
+        "padded": Call(remanifest.padded, {"function": FIELD}, {"function": FUNCTION, "sizes": several(COUNT, 1)}),
         "make_swap": Call(
             remanifest.make_swap,
             {"net": NET, "score": FIELD},

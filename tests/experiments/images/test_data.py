@@ -38,6 +38,21 @@ def test_digits_are_split_by_class_and_lose_no_image():
     assert not np.array_equal(one.x_validation, two.x_validation)
 
 
+def test_photographs_are_cut_into_patches_that_share_no_pixel():
+    from sklearn.datasets import load_sample_images
+
+    found = load("photographs", validation_fraction=0.0)
+    assert (len(found.x_train), len(found.x_test), found.n_classes) == (416, 104, 2)
+    assert found.x_test.shape[1:] == (32, 32, 3)
+    assert np.bincount(found.y_train).tolist() == [208, 208]
+    whole = np.concatenate([found.x_train, found.x_test])
+    labels = np.concatenate([found.y_train, found.y_test])
+    for label, photograph in enumerate(load_sample_images().images):
+        # Cut once more, another way.
+        patches = [photograph[i : i + 32, j : j + 32] for i in range(0, 416, 32) for j in range(0, 640, 32)]
+        assert sorted(map(bytes, whole[labels == label])) == sorted(map(bytes, patches))
+
+
 def test_validation_and_limit_take_from_the_training_part_only(tmp_path):
     x = np.zeros((40, 2, 2, 1), np.uint8)
     x[:, 0, 0, 0] = np.arange(40)

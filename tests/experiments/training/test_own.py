@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from experiments.records.files import RunError
 from experiments.training.config import Config
 from experiments.training.own import OwnSettings
+from experiments.training.parallel import shared
 from experiments.training.task import Task
 from ode_nets.integrate import FixedStep
 from ode_nets.weights import Legendre, PiecewiseConstant
@@ -64,3 +66,11 @@ def test_what_cannot_be_built_is_named_in_one_line(settings, says):
 def test_a_network_that_does_not_fit_the_data_is_refused_before_a_run_begins():
     with pytest.raises(RunError, match=r"a Own has outputs of shape \(1, 3\).*expected logits \(1, 10\)"):
         Task(Config(model=OwnSettings("small_nets:always_three"), limit=128))
+
+
+def test_batch_statistics_are_shared_where_the_network_can_be_told_by_what():
+    config, net = Config(model=OwnSettings("small_nets:make")), make(3)
+    assert shared(config, net, {}) == net
+    with pytest.raises(RunError, match=r"a Own has no axis_name.*--batch-statistics local"):
+        shared(config, net, {"block": 1})
+    assert shared(dataclasses.replace(config, batch_statistics="local"), net, {"block": 1}) == net
