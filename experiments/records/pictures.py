@@ -253,6 +253,6 @@ def draw_front(rows: Sequence[Row], front: Sequence[Row], chosen: Row) -> Figure
     axes.set_ylim(low - 3 * margin, high + margin)
     axes.set_xlabel("field evaluations a forward pass")
     axes.set_ylabel("validation accuracy [%]")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    below(axes, ncols=2)
     _bare(axes)
     return figure
