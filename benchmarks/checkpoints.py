@@ -29,10 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import tyro
 
 from benchmarks.harness import Measurement, default_path, show, write
 from experiments.configs import CONFIGS
+from experiments.records.command import command_line
 from experiments.records.digests import differing, digests
 from experiments.training import models
 from experiments.training.checkpoints import KEPT, Checkpoints
@@ -129,7 +129,7 @@ def timed(function: Callable[[], Any]) -> float:
 
 def main() -> None:
     """The command line."""
-    config = tyro.cli(Config, prog="python -m benchmarks.checkpoints", description=__doc__)
+    config = command_line(Config, "python -m benchmarks.checkpoints", __doc__)
     results = {name: measure_checkpoints(name, config.repeats, config.folder) for name in config.models}
     parts = ("plain save", "save", "save, waited for", "plain restore", "restore", "digests")
     rows = [

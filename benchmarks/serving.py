@@ -34,7 +34,9 @@ from rich.table import Table
 
 from benchmarks import harness
 from experiments.images.data import normalize
+from experiments.records.command import command_line
 from experiments.records.files import RunError, expand
+from experiments.records.tables import show
 from experiments.training import exported
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import loaded, restated
@@ -171,7 +173,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 def main() -> None:
     """The command line."""
-    options = tyro.cli(Options, description=__doc__)
+    options = command_line(Options, "python -m benchmarks.serving", __doc__)
     try:
         results = measure(options)
     except RunError as error:
@@ -188,7 +190,7 @@ def main() -> None:
         latencies = [f"{1e3 * row['latency'][str(n)]['median']:.3g}" for n in options.batch_sizes]
         table.add_row(name, f"{row['bytes'] / 1024:.0f}", f"{100 * row['accuracy']:.2f}", *latencies, *seconds)
     console = Console(highlight=False)
-    console.print(table)
+    show(table, console)
     console.print(
         f"as trained: {trained['scheme']}, {trained['n_steps']} steps, M = {trained['n_basis']}; first calls are of a "
         f"batch of {size}, of ONNX the session\nwritten to {path}"

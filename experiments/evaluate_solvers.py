@@ -1,6 +1,6 @@
 """Evaluate the weights of a run under other solvers: a grid of (scheme, N_t) in one compiled program.
 
-    python -m experiments.evaluate_solvers runs/digits
+    python -m experiments.evaluate_solvers runs/digits    8 s of compilation and evaluation on two cores
     python -m experiments.evaluate_solvers runs/digits --twin runs/digits_euler --n-steps 4 5 6 7 8
     python -m experiments.evaluate_solvers runs/cifar10 --schemes euler rk4_38 --n-steps 6 11 32
 

@@ -4,7 +4,7 @@
     python -m experiments.figures training runs/digits runs/digits_euler    progress of training, Fig. 7
     python -m experiments.figures swap runs/digits runs/digits_euler        solver swaps, Fig. 9
 
-Written into --out, by default pictures/ in the first run's folder. `swap` draws what evaluate_solvers wrote.
+Seconds. Written into --out, by default pictures/ in the first run's folder. `swap` draws what evaluate_solvers wrote.
 """
 
 from __future__ import annotations

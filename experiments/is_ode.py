@@ -32,6 +32,7 @@ from experiments.images import data
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, write_json
+from experiments.records.pictures import apart, below, plain_ticks
 from experiments.records.progress import told
 from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
@@ -174,21 +175,22 @@ def draw(records: list[Record]) -> Figure:
             rows = [row for row in record["rows"] if (row["scheme"], "rtol" in row) == scheme]
             rows.sort(key=lambda row: row["n_steps"])
             label = scheme[0] + (" (adaptive)" if scheme[1] else "")
-            style = {"color": f"C{i}", "marker": marks.get(scheme[0], "s"), "ms": 5, "lw": 1, "label": label}
+            style = {"color": f"C{i}", "marker": marks.get(scheme[0], "s"), "label": label} | apart(i)
             n = [row["n_steps"] for row in rows]
             top.plot(n, [100 * row["accuracy"] for row in rows], **style)
             # The finest is no distance from itself, which a logarithm cannot show.
             bottom.plot(n, [row["relative_error"] or math.nan for row in rows], **style)
         for axes in (top, bottom):
             axes.set_xscale("log", base=2)
+            plain_ticks(axes.xaxis)
             axes.axvline(trained["n_steps"], color="0.7", lw=0.8, ls=":")
             axes.spines[["top", "right"]].set_visible(False)
         bottom.set_yscale("log")
         bottom.set_xlabel("steps a block; dotted: as trained")
         top.set_title(f"{Path(record['run']).name}: {record['verdict']}", fontsize=10)
-        top.legend(frameon=False, fontsize=8)
+        below(bottom, ncols=2, bbox_to_anchor=(0.5, -0.2))
     panels[0, 0].set_ylabel("test accuracy [%]")
-    panels[1, 0].set_ylabel("relative distance from the finest outputs")
+    panels[1, 0].set_ylabel("relative distance from the finest")
     return figure
 
 

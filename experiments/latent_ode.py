@@ -9,7 +9,8 @@ DATA.npz holds `times`, `[times]` or a row a series; `values`, `[series, times, 
 `mask`, like values, true where observed. Series shorter than others are padded with their last time and NaN. The last
 series validate and test. Of each series the encoder sees a share of the times; all of its values are to be predicted,
 so that what is asked of it is interpolation. Writes manifest.json, metrics.jsonl, checkpoints, and series.png, which
-interpolates, and extrapolates behind the dotted line, into --run-dir (default runs/series/<name of the file>).
+interpolates, and extrapolates behind the dotted line, into --run-dir (default runs/series/<name of the file>). How long
+it takes is a matter of the data: seconds and time left are shown from the first epoch on, which compiles.
 """
 
 from __future__ import annotations

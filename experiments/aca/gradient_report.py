@@ -29,8 +29,9 @@ compiled and analysed under every method, but not run.
 
 `--module` names a function without arguments that returns `(field, x0, theta, loss)`: a pure
 field(t, x, theta), a state, a pytree of floating-point arrays or a weight function, and
-loss(x(t1)) -> scalar. From Python: `experiments.gradient_costs.report(field, x0, theta, loss, solver)`.
+loss(x(t1)) -> scalar. From Python: `experiments.aca.gradient_costs.report(field, x0, theta, loss, solver)`.
 
+Two and a half minutes on two cores that do nothing else, most of them compilation; what is compiled is said.
 Writes gradient_report.json, gradient_report.png and memory.png into --out.
 """
 
@@ -52,6 +53,7 @@ from experiments.aca.gradient_costs import METHODS, Loss, PyTree, Row, Solver, f
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.pictures import plain_ticks
 from experiments.records.progress import told
 from experiments.records.tables import show
 from ode_nets import MLP, SCHEMES, Adaptive, FixedStep, ResidualUnit, solve
@@ -307,6 +309,8 @@ def draw_memory(rows: list[Row]) -> Figure:
         axes.loglog(n, [row["formula_bytes"] / 2**30 for row in chosen], color=color, lw=1, alpha=0.7)
         measured = [row["temporary_bytes"] / 2**30 for row in chosen]
         axes.loglog(n, measured, "os^Dv<>"[k % 7], color=color, **style)
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)
     axes.set_xlabel("Euler steps N")
     axes.set_ylabel("temporary memory [GiB]")
     axes.set_title("state 64 x 64 x 32, batch 32, float32\nmarks: compiled program, lines: formula", fontsize=10)

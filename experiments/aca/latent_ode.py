@@ -30,6 +30,7 @@ from experiments.aca import hopper
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, read_manifest, read_metrics, say, write_json
+from experiments.records.pictures import plain_ticks
 from experiments.records.tables import show
 from experiments.series.config import GradientName, NetName, SeriesConfig
 from experiments.series.data import prepare, read
@@ -145,7 +146,9 @@ def draw_curves(rows: list[Row]) -> Figure:
         axes.set_title(f"{100 * share:g} % observed", fontsize=10)
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+    plain_ticks(figure.axes[0].yaxis)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     figure.axes[0].set_ylabel("validation MSE [1e-2]")
     return figure
 

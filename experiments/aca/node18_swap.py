@@ -1,7 +1,7 @@
 """Evaluate one trained NODE18 under fixed and adaptive solvers of every order (ACA Tables 2, 6 and 7).
 
     python -m experiments.aca.node18_swap runs/node18_cifar10
-    python -m experiments.aca.node18_swap runs/node18_small --images 1000
+    python -m experiments.aca.node18_swap runs/node18_small --images 1000    five minutes on two cores
 
 Prints the increase of the test error over the solver that the run was trained with, in percentage points and in the
 paper's layout, with the paper's figures beside: those of Table 7 for a network trained with an adaptive solver, those

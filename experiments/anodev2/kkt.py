@@ -37,6 +37,7 @@ from rich.table import Table
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.pictures import below, plain_ticks
 from experiments.records.progress import told
 from experiments.records.tables import show
 from ode_nets import Checkpointed, Dirac, Evolution, Evolved, Exponential, FixedStep, PiecewiseLinear, solve
@@ -219,10 +220,12 @@ def draw(rows: list[Row]) -> Figure:
         axes.loglog(h, slope, color="0.6", lw=1, ls=":")
         text = {"xytext": (6, -9), "textcoords": "offset points", "fontsize": 8, "color": "0.4"}
         axes.annotate(f"slope {ORDERS[scheme]}", (h[-1], slope[-1]), **text)
+    axes.margins(y=0.12)
+    plain_ticks(axes.xaxis)
     axes.set_xlabel("step of state and weights")
     axes.set_ylabel("relative difference of the gradients")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7)
+    below(axes, ncols=2)
     return figure
 
 

@@ -1,6 +1,6 @@
 """Table 1 and the pictures of what `experiments.ott` has measured; nothing is trained here.
 
-    python -m experiments.ott.figures                         everything in runs/ott
+    python -m experiments.ott.figures                         everything in runs/ott; seconds
     python -m experiments.ott.figures --folder results/ott    another folder
 
 Reads grid_*.json, adapt_*.json and tolerance_*.json, and writes beside them grid_<task>.png (Ott Figs 1, 3, 4, 17
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.records.command import command_line
+from experiments.records.pictures import below, plain_ticks
 from experiments.records.tables import show
 from ode_nets import Direct, FixedStep, solve
 from ode_nets.problems import landscape, spheres
@@ -74,7 +75,7 @@ def draw_grid(record: Row) -> Figure:
     from matplotlib.figure import Figure
 
     found = {scheme: rows for scheme in ("euler", "rk4") if (rows := trained_rows(record, scheme))}
-    figure = Figure(figsize=(5.5 * len(found), 4.2), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(found), 4.8), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axes, (scheme, rows) in zip(panels, found.items(), strict=True):
         for i, row in enumerate(rows):
@@ -88,9 +89,10 @@ def draw_grid(record: Row) -> Figure:
             style = {"color": color, "marker": "o", "ms": 9, "mec": "k", "ls": "none"}
             axes.plot([row["n_steps"]], [own], **style, label=f"{row['n_steps']}{verdict}")
         axes.set_xscale("log", base=2)
+        plain_ticks(axes.xaxis)
         axes.set_xlabel("steps of the test solver")
         axes.set_title(f"trained with {scheme}; ringed: as trained", fontsize=10)
-        axes.legend(frameon=False, fontsize=7, title="training steps", title_fontsize=8, ncols=2)
+        below(axes, title="training steps", title_fontsize=8, ncols=5)
         _bare(axes)
     panels[0].set_ylabel("test accuracy [%]")
     figure.suptitle(f"{record['settings']['task']}: o Euler, x midpoint, triangle RK4", fontsize=10)
@@ -105,13 +107,18 @@ def draw_trajectories(record: Row, kept: Any) -> Figure:
     counts = sorted(rows)
     coarse = min((n for n in counts if n >= 8), default=counts[-1])
     shown = [(coarse, 0), *((counts[-1], seed) for seed in range(min(5, record["settings"]["seeds"])))]
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    labels = kept["y"]
-    for axes, (n, seed) in zip(figure.subplots(2, 3).flat, shown, strict=False):
+    n_rows, n_columns = -(-len(shown) // 3), min(3, len(shown))
+    figure = Figure(figsize=(4 * n_columns, 3.5 * n_rows), layout="constrained")
+    labels, panels = kept["y"], figure.subplots(n_rows, n_columns, squeeze=False)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (n, seed) in zip(panels.flat, shown, strict=False):
         for states, label in zip(kept[f"euler {n}"][seed], labels, strict=False):
             axes.plot(*states.T, color=CLASSES[label], lw=0.7)
             axes.plot(*states[0], ".", color=CLASSES[label], ms=4)
         axes.set_title(f"Euler, {n} steps, seed {seed}: {rows[n]['crossings'][seed]} crossings", fontsize=9)
+        axes.set_xlabel("$x_1$")
+        axes.set_ylabel("$x_2$")
         _bare(axes)
     return figure
 
@@ -135,11 +142,13 @@ def draw_adaptation(record: Row) -> Figure:
         title = f"{name}\n{np.mean(row['nfe_per_iteration']):.1f} NFE, {halved:.1f} halvings a seed"
         column[0].set_title(title, fontsize=9)
         column[0].set_yscale("log", base=2)
+        plain_ticks(column[0].yaxis)
         column[1].set_xlabel("iteration")
         for axes in column:
             _bare(axes)
     panels[0, 0].set_ylabel("steps")
-    panels[1, 0].set_ylabel("test accuracy [%]\nline Euler, x midpoint, triangle RK4")
+    panels[1, 0].set_ylabel("test accuracy [%]")
+    figure.suptitle(f"{record['settings']['task']}: line Euler, x midpoint, triangle RK4; a color a seed", fontsize=10)
     return figure
 
 

@@ -21,7 +21,7 @@ def print_front(front: list[Row], trained: Row, chosen: Row, console: Console) -
     for row in sorted(front + extra, key=lambda row: (row["nfe"], row["accuracy"])):
         what = " ".join(name for name, one in (("trained", trained), ("chosen", chosen)) if row is one)
         numbers = (str(row["nfe"]), outcome(row))
-        size = (row["basis"], str(row["n_basis"]), f"{row['n_parameters']:,}")
+        size = (row["basis"].replace("_", " "), str(row["n_basis"]), f"{row['n_parameters']:,}")
         table.add_row(*size, row["scheme"], str(row["n_steps"]), *numbers, what)
     show(table, console)
 

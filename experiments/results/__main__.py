@@ -3,7 +3,7 @@
     python -m experiments.results            writes it
     python -m experiments.results --check    says whether it is what the JSON gives, and fails where it is not
 
-Nothing is run here. What a row says was measured is read from the JSON that it names, which also names device and
+Seconds, as nothing is run here. What a row says was measured is read from the JSON that it names, which also names device and
 revision; a row without one was not run. What lies outside of the two marks in results/README.md is left as it is.
 """
 

@@ -16,6 +16,7 @@ from experiments.aca import gradient_error, gradient_report, latent_ode, node18_
 from experiments.anodev2 import kkt, tables
 from experiments.continuous_net import pendulum
 from experiments.ott import figures
+from experiments.records import fronts
 from experiments.records.swaps import Swapped
 from experiments.records.tables import show
 from ode_nets.remanifest import Manifestation
@@ -66,6 +67,18 @@ def verdicts(console):
     is_ode.print_table(reports, console)
 
 
+def front(console):
+    row = {
+        "basis": "piecewise_constant",
+        "n_basis": 4,
+        "scheme": "heun_euler",
+        "n_steps": 16,
+        "n_parameters": 1_756_680,
+    }
+    rows = [row | {"nfe": nfe, "accuracy": 0.9861, "loss": 0.041, "diverged": 0} for nfe in (64, 128, 1024)]
+    fronts.print_front(rows, rows[-1], rows[0], console)
+
+
 def trips(console):
     record = read("round_trip/round_trip.json")
     round_trip.print_tables(record["van_der_pol"], record["photograph"], console)
@@ -76,6 +89,7 @@ PRINTED = {
     "is_ode": verdicts,
     "gradient_report": report,
     "gradient_error": errors,
+    "compress": front,
     "round_trip": trips,
     "node18_swap": lambda console: node18_swap.print_tables(read("node18_small/swap.json"), console),
     "three_bodies": bodies,
