@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax
+from matplotlib.ticker import NullFormatter
 
 import ode_nets as on
 from ode_nets.problems import pendulum
@@ -103,6 +104,8 @@ for axes, (trained, report) in zip(panels, reports.items(), strict=True):
         )
     axes.axvline(DT, color="grey", lw=1, ls=":")
     axes.set(xlabel="step", title=f"trained through {trained}")
+    axes.set_xticks([0.003, 0.01, 0.03], ["0.003", "0.01", "0.03"])
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("error after 1 s")
 panels[1].legend(frameon=False)
