@@ -452,7 +452,7 @@ def _adaptations() -> dict[str, Call]:
             validity.find_dip,
             {"n_steps": [1, 2, 4], "errors": [1.0, 1.0, 1.0], "trained": 2},
             {
-                "n_steps": lambda v: False,
+                "n_steps": lambda v: several(COUNT)(v) and len(v) == 3 and v[0] < v[1] < v[2] and 2 in v[:2],
                 "errors": lambda v: several(NOT_NEGATIVE)(v) and len(v) == 3,
                 "trained": lambda v: COUNT(v) and v in (1, 2),
                 "tolerance": POSITIVE,
