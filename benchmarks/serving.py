@@ -190,8 +190,8 @@ def main() -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        f"as trained: {trained['scheme']}, {trained['n_steps']} steps a block, M = {trained['n_basis']}; first calls are "
-        f"of a batch of {size}, of ONNX the session\nwritten to {path}",
+        f"as trained: {trained['scheme']}, {trained['n_steps']} steps a block, M = {trained['n_basis']}; first calls "
+        f"are of a batch of {size}, of ONNX the session\nwritten to {path}",
         soft_wrap=True,
     )
 
