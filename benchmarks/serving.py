@@ -93,7 +93,7 @@ def variants(net: nn.Module, variables: PyTree, options: Options) -> dict[str, t
     fewer_steps = net.clone(solver=FixedStep(net.solver.scheme, n_steps))
     return {
         "as trained": (net, variables),
-        f"{n_steps} steps": (fewer_steps, variables),
+        f"N_t = {n_steps}": (fewer_steps, variables),
         f"M = {n_basis}": remanifest.project(net, variables, type(net.basis)(n_basis)),
         "int8": (net, remanifest.quantize(variables)),
     }
@@ -192,8 +192,9 @@ def main() -> None:
     console = Console(highlight=False)
     show(table, console)
     console.print(
-        f"as trained: {trained['scheme']}, {trained['n_steps']} steps, M = {trained['n_basis']}; first calls are of a "
-        f"batch of {size}, of ONNX the session\nwritten to {path}"
+        f"as trained: {trained['scheme']}, {trained['n_steps']} steps a block, M = {trained['n_basis']}; first calls "
+        f"are of a batch of {size}, of ONNX the session\nwritten to {path}",
+        soft_wrap=True,
     )
 
 

@@ -83,8 +83,7 @@ def _apply(equation: JaxprEqn, values: Values, found: dict[Any, Any]) -> Values:
     if inner and not name.startswith("reduce"):  # whose program is of two elements
         return run(inner[0], *values) if isinstance(inner[0], ClosedJaxpr) else _run(inner[0], (), values, found)
     operation = partial(equation.primitive.bind, **params)
-    shapes: list[Any] = [v.aval for v in equation.outvars]
-    fixed = all(isinstance(size, int) for aval in shapes for size in aval.shape)
+    fixed = all(isinstance(size, int) for v in equation.outvars for size in getattr(v.aval, "shape", ()))
     results = _folded(operation, *values) if fixed else operation(*values)
     several = list(results) if equation.primitive.multiple_results else [results]
     return [_shared(value, found) for value in several]

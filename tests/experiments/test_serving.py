@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from benchmarks import serving
 from experiments import compress
 from experiments.records.files import read_manifest
 from experiments.train import Options, train
@@ -79,6 +80,19 @@ def test_what_a_compressed_run_says_of_its_files_is_so(served):
         found = tensors[name] if name in tensors else tensors[f"{name}/values"] * tensors[f"{name}/scale"]
         np.testing.assert_array_equal(found, leaf)
     process(served, TENSORS_BLOCK + "assert len(variables) > 10", ("jax", "flax", "ode_nets"))
+
+
+@pytest.mark.slow
+def test_the_table_of_serving_has_every_variant_through_one_call(served):
+    run = served.parents[1]
+    measured = serving.measure(serving.Options(run, batch_sizes=(1, 4), repeats=1))
+    found = measured["variants"]
+    assert list(found) == ["as trained", "N_t = 1", "M = 1", "int8", "ONNX"]
+    for name in ("as trained", "ONNX"):
+        assert found[name]["accuracy"] == pytest.approx(read_manifest(run)["results"]["test_accuracy"], abs=1e-9)
+    assert found["M = 1"]["bytes"] < found["as trained"]["bytes"]
+    assert all(set(row["latency"]) == {"1", "4"} for row in found.values())
+    assert all(row["first_call_seconds"]["new"].keys() == {"1", "4"} for name, row in found.items() if name != "ONNX")
 
 
 @pytest.mark.slow
