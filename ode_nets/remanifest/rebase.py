@@ -157,6 +157,9 @@ def _changed(matrix: np.ndarray, path: tuple[Any, ...], leaf: Any, role: str) ->
         return leaf
     if not _is_second_moment(path):
         return transform(leaf, matrix)
+    # Adafactor has one number in the place of moments that it does not keep.
+    if np.shape(leaf) == (1,) and matrix.shape[1] != 1:
+        return leaf
     weights = np.abs(matrix)
     return transform(leaf, weights.sum(1, keepdims=True) * weights)
 

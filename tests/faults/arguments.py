@@ -95,12 +95,19 @@ X, KEY = np.linspace(0.1, 1, 8), jax.random.key(0)
 POINTS = np.random.default_rng(0).normal(size=(2, 4, 2))
 
 
-def _tolerance(v: Any) -> bool:
-    """A number, or several, an entry or a leaf each."""
-    if v is W or (isinstance(v, dict) and v == {"a": 1}):
-        return True
-    entries = v if isinstance(v, tuple | list) else np.ravel(v) if isinstance(v, np.ndarray | jax.Array) else [v]
-    return bool(len(entries)) and all(map(_number, entries))
+def _tolerance(good: Accepts) -> Accepts:
+    """A number, or several, an entry or a leaf each; a state may have None in the place of a leaf."""
+
+    def accepts(v: Any) -> bool:
+        if v is W or (isinstance(v, dict) and v == {"a": 1}):
+            return True
+        if isinstance(v, tuple | list):
+            entries = [entry for entry in v if entry is not None]
+        else:
+            entries = list(np.ravel(v)) if isinstance(v, np.ndarray | jax.Array) else [v]
+        return bool(entries) and all(_number(entry) and good(entry) for entry in entries)
+
+    return accepts
 
 
 def _time(v: Any) -> bool:
@@ -210,10 +217,8 @@ def _solvers() -> dict[str, Call]:
             {"scheme": "dopri5"},
             {
                 "scheme": lambda v: False,
-                "rtol": lambda v: _tolerance(v) and (v is W or isinstance(v, dict) or np.all(np.asarray(v, float) > 0)),
-                "atol": lambda v: (
-                    _tolerance(v) and (v is W or isinstance(v, dict) or np.all(np.asarray(v, float) >= 0))
-                ),
+                "rtol": _tolerance(lambda v: v > 0),
+                "atol": _tolerance(lambda v: v >= 0),
                 "max_steps": COUNT,
                 "first_step": optional(lambda v: _number(v) and v > 0),
                 "min_step": optional(lambda v: _number(v) and v > 0),
