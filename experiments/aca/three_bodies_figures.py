@@ -52,6 +52,8 @@ def draw_models(t: np.ndarray, truth: np.ndarray, predicted: Mapping[str, np.nda
         for body, axes in enumerate(row):
             _draw_path(axes, t, truth[:, body], r[:, body])
             axes.set_title(f"{title}, body {body + 1}", fontsize=8, pad=0)
+            for set_label, name in ((axes.set_xlabel, "x"), (axes.set_ylabel, "y"), (axes.set_zlabel, "z")):
+                set_label(name, fontsize=7, labelpad=-8)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
