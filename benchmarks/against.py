@@ -25,6 +25,7 @@ import tyro
 
 from benchmarks import harness
 from benchmarks.cases import CASES
+from experiments.records.command import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,4 +87,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(command_line(Options, "python -m benchmarks.against", __doc__))

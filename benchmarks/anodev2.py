@@ -24,10 +24,10 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from benchmarks.harness import compare, default_path, show, write
 from experiments.configs import anodev2 as cells
+from experiments.records.command import command_line
 from experiments.training import models
 from experiments.training.optimizers import make_optimizer
 from experiments.training.steps import init_state, train_step
@@ -195,4 +195,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(command_line(Config, "python -m benchmarks.anodev2", __doc__))

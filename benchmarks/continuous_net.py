@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from benchmarks.harness import compare, default_path, show, write
+from experiments.records.command import command_line
 from ode_nets import remanifest
 from ode_nets.gradients import Checkpointed, Direct
 from ode_nets.integrate import FixedStep
@@ -285,4 +285,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(command_line(Options, "python -m benchmarks.continuous_net", __doc__))

@@ -2,6 +2,7 @@
 
     python -m benchmarks.convolution
     python -m benchmarks.convolution --shapes 16x16x16x64 --repeats 5 --out /tmp/convolution.json
+    python -m benchmarks.convolution --group-width 1 --shapes 16x16x16x64 32x8x8x128       depthwise
 
 Two programs of `n_steps` convolutions one after the other, each with its own kernel:
 
@@ -11,23 +12,24 @@ Two programs of `n_steps` convolutions one after the other, each with its own ke
 and each as a Python loop (unrolled) and as `lax.scan`. "canonical" is an alternative: the plain convolution
 with both gradients written by hand as convolutions in the layout that the CPU's fast kernels take.
 About three minutes on two cores, most of it in plain gradients inside the loop.
-Writes benchmarks/results/convolution_<platform>.json.
+Writes benchmarks/results/convolution_<platform>.json, with a group width convolution_groups_<width>_<platform>.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax import Array, lax
 
 from benchmarks.harness import compare, default_path, show, write
+from experiments.records.command import command_line
 from ode_nets.fields import convolution
 
 Convolve = Callable[[Array, Array], Array]
@@ -51,6 +53,8 @@ class Config:
     """Images as batch x height x width x channels; channels stay as they are."""
     kernel: int = 3
     """Extent of the kernel, odd."""
+    group_width: int | None = None
+    """Channels of a group, 1 for depthwise convolutions; default all, one group. "canonical" has no groups."""
     n_steps: int = 4
     """Convolutions one after the other."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -62,8 +66,9 @@ class Config:
     """Where the JSON goes; default benchmarks/results/convolution_<platform>.json."""
 
 
-def plain(x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+def plain(x: Array, kernel: Array, groups: int = 1) -> Array:
+    options = {"dimension_numbers": LAYOUT, "feature_group_count": groups}
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options)
 
 
 @jax.custom_vjp
@@ -120,24 +125,26 @@ def measure_shape(config: Config, shape: str) -> dict[str, Any]:
     if len(sizes) != 4:
         raise ValueError(f"shapes has {shape!r}; expected batch x height x width x channels: 16x16x16x64.")
     rng = np.random.default_rng(0)
-    channels, scale = sizes[3], (config.kernel**2 * sizes[3]) ** -0.5
+    channels, width = sizes[3], config.group_width or sizes[3]
     x = jnp.asarray(rng.normal(size=sizes), config.dtype)
-    taps = (config.n_steps, config.kernel, config.kernel, channels, channels)
-    kernels = jnp.asarray(rng.normal(size=taps) * scale, config.dtype)
+    taps = (config.n_steps, config.kernel, config.kernel, width, channels)
+    kernels = jnp.asarray(rng.normal(size=taps) * (config.kernel**2 * width) ** -0.5, config.dtype)
+    theirs, ours = (partial(convolve, groups=channels // width) for convolve in (plain, convolution))
 
     variants = {
-        "forward, plain, unrolled": program(forward_step(plain), loop=False),
-        "forward, plain, scan": program(forward_step(plain), loop=True),
-        "forward, ours, unrolled": program(forward_step(convolution), loop=False),
-        "forward, ours, scan": program(forward_step(convolution), loop=True),
-        "gradients, plain, unrolled": program(gradient_step(plain), loop=False),
-        "gradients, canonical, scan": program(gradient_step(canonical), loop=True),
-        "gradients, ours, unrolled": program(gradient_step(convolution), loop=False),
-        "gradients, ours, scan": program(gradient_step(convolution), loop=True),
+        "forward, plain, unrolled": program(forward_step(theirs), loop=False),
+        "forward, plain, scan": program(forward_step(theirs), loop=True),
+        "forward, ours, unrolled": program(forward_step(ours), loop=False),
+        "forward, ours, scan": program(forward_step(ours), loop=True),
+        "gradients, plain, unrolled": program(gradient_step(theirs), loop=False),
+        "gradients, ours, unrolled": program(gradient_step(ours), loop=False),
+        "gradients, ours, scan": program(gradient_step(ours), loop=True),
     }
+    if width == channels:
+        variants["gradients, canonical, scan"] = program(gradient_step(canonical), loop=True)
     repeats = dict.fromkeys(variants, config.repeats)
     if config.slow_repeats > 0:
-        variants["gradients, plain, scan"] = program(gradient_step(plain), loop=True)
+        variants["gradients, plain, scan"] = program(gradient_step(theirs), loop=True)
         repeats["gradients, plain, scan"] = config.slow_repeats
     return {name: m.record() for name, m in compare(variants, x, kernels, repeats=repeats).items()}
 
@@ -158,8 +165,9 @@ def main(config: Config) -> None:
     for shape in config.shapes:
         results[shape] = measure_shape(config, shape)
         rows += [row(shape, results[shape], kind, config.n_steps) for kind in ("forward", "gradients")]
-    settings = {"kernel": config.kernel, "n_steps": config.n_steps, "dtype": config.dtype}
-    out = config.out or default_path("convolution")
+    settings = {key: getattr(config, key) for key in ("kernel", "group_width", "n_steps", "dtype")}
+    name = "convolution" if config.group_width is None else f"convolution_groups_{config.group_width}"
+    out = config.out or default_path(name)
     path = write(out, "convolution", {"settings": settings, "seconds_per_program": results})
     columns = ["", "plain", "plain, scan", "canonical, scan", "ours", "ours, scan", "ratio", "of medians"]
     title = f"milliseconds a convolution, minimum of {config.repeats}; ratio = ours in scan / plain unrolled"
@@ -168,4 +176,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(command_line(Config, "python -m benchmarks.convolution", __doc__))

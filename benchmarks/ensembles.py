@@ -39,10 +39,10 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.experimental.ode import odeint
 
 from benchmarks import harness
+from experiments.records.command import command_line
 from ode_nets import ACA, Adaptive, GradientMethod, solve
 
 Mode = Literal["forward", "gradient", "ts"]
@@ -322,7 +322,7 @@ def print_case(case: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the record after every case."""
-    options = tyro.cli(Options, description=__doc__)
+    options = command_line(Options, "python -m benchmarks.ensembles", __doc__)
     # Not for a while only: gradsolve switches to float64 wherever it is imported, and the record says what holds.
     jax.config.update("jax_enable_x64", True)
     began = time.perf_counter()

@@ -30,12 +30,12 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.experimental.ode import odeint
 
 from benchmarks import harness, torch_peers
 from benchmarks.torch_peers import Case
 from experiments.aca.gradient_costs import distance, flat, true_solution
+from experiments.records.command import command_line
 from ode_nets.fields import MLP, ResidualUnit
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, solve
 from ode_nets.integrate import Adaptive
@@ -274,4 +274,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(command_line(Options, "python -m benchmarks.gradients", __doc__))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from experiments.records import tables
 from experiments.records.environment import environment
 from experiments.records.timing import Measurement, compare, measure
 
@@ -42,8 +42,8 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
 
     table = Table(title=title)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*map(text, row))
     # In a file no number is cut off for want of room.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    tables.show(table, Console(highlight=False))

@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks import harness
+from experiments.records.command import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 OF_PIP = ("pip", "setuptools")
@@ -118,4 +119,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(command_line(Options, "python -m benchmarks.install", __doc__))

@@ -18,9 +18,9 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
-import tyro
 
 from benchmarks import harness
+from experiments.records.command import command_line
 from experiments.series.steps import observe
 from ode_nets import (
     ACA,
@@ -134,4 +134,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(command_line(Options, "python -m benchmarks.latent_ode", __doc__))

@@ -33,11 +33,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from benchmarks import harness
 from benchmarks.collectives import find_collectives, in_a_step, lowered_step
 from benchmarks.continuous_net import gradient_step
+from experiments.records.command import command_line
 from experiments.training import models
 from experiments.training.config import Config
 from experiments.training.devices import Devices
@@ -318,4 +318,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(command_line(Options, "python -m benchmarks.node18", __doc__))

@@ -36,11 +36,11 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 
 from benchmarks import harness
 from benchmarks.collectives import find_collectives, in_a_step, lowered_step
 from experiments import configs
+from experiments.records.command import command_line
 from experiments.training.config import Config
 from experiments.training.devices import Devices
 
@@ -261,4 +261,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(command_line(Options, "python -m benchmarks.pods", __doc__))

@@ -25,12 +25,12 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from benchmarks import harness
 from benchmarks.gradients import make_case
 from benchmarks.torch_peers import Case
 from experiments.aca.gradient_costs import flat
+from experiments.records.command import command_line
 from ode_nets import ACA, Checkpointed, Coupled, FixedStep, Reversible, solve
 
 if TYPE_CHECKING:
@@ -169,4 +169,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(command_line(Options, "python -m benchmarks.reversible", __doc__))

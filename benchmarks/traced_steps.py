@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 
 from benchmarks.harness import Measurement, compare, default_path, show, write
 from experiments.ott.programs import draw, logits_of
 from experiments.ott.tasks import TASKS, Task
+from experiments.records.command import command_line
 from ode_nets import ACA, Checkpointed, Direct, FixedStep, GradientMethod
 
 PyTree = Any
@@ -81,7 +81,7 @@ def measure_task(options: Options, name: str) -> dict[str, Measurement]:
 
 def main() -> None:
     """The command line."""
-    options = tyro.cli(Options, description=__doc__)
+    options = command_line(Options, "python -m benchmarks.traced_steps", __doc__)
     results, rows = {}, []
     for name in options.tasks:
         found = measure_task(options, name)

@@ -3,13 +3,16 @@
     python -m experiments.compress runs/digits                        the cheapest that loses at most 1 point
     python -m experiments.compress runs/digits --max-drop 0
     python -m experiments.compress runs/digits --basis legendre --n-basis 2 --scheme rk4_38 --n-steps 2
+    python -m experiments.compress runs/digits --int8 --onnx          kernels in eight bits; an ONNX file beside it
 
 theta(t) is projected onto each basis of each size, and each projection evaluated under each (scheme, N_t)
 that costs no more than the trained network, on the run's validation images. The front of accuracy against
 field evaluations goes into RUN_DIR/compressed as front.csv, front.json and front.png. The one chosen becomes
-a run folder of its own, which evaluate_solvers reads like any other: its manifest.json names its parent, and
-model.jaxexport is its inference function, from uint8 images to logits, which needs jax alone, and
-model.jaxexport.sha256 its digest, for sha256sum --check. The test images are read once, for the one chosen.
+a run folder of its own, which evaluate_solvers reads like any other: its manifest.json names its parent. In it are
+model.jaxexport, its inference function from uint8 images to logits, which needs jax alone, model.safetensors, its
+variables by name, and with --onnx model.onnx; each with its digest beside it, for sha256sum --check. With --int8 the
+kernels are rounded to eight bits, one scale a channel and coefficient, in all of them but model.onnx, which holds the
+rounded ones in float32. The test images are read once, for the one chosen.
 
 Polynomials up to one degree have one projection, whichever basis writes them: of Legendre and Chebyshev the
 first is tried by default.
@@ -19,31 +22,28 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
-import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
-import jax
-import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from experiments.images import data
-from experiments.records import pictures
-from experiments.records.digests import write_digest
+from experiments.records import fronts, pictures
+from experiments.records.command import command_line
 from experiments.records.environment import environment
-from experiments.records.files import RunError, expand, read_manifest, write_json
-from experiments.records.swaps import Row, outcome
-from experiments.training import models
+from experiments.records.files import RunError, check_place, check_writable, expand, read_manifest, write_json
+from experiments.records.progress import told
+from experiments.records.swaps import Row
+from experiments.training import exported
+from experiments.training.architecture import BASES, BasisName, basis_name
 from experiments.training.config import Config
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches, restated
-from experiments.training.models import BasisName
 from experiments.training.run import Run
 from ode_nets import remanifest
 from ode_nets.integrate import FixedStep
@@ -51,20 +51,7 @@ from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import SCHEMES
 
 PyTree = Any
-EXPORTED = "model.jaxexport"
-CHECK = """
-import hashlib, sys
-sys.modules["ode_nets"] = sys.modules["flax"] = None  # whatever imports them now fails
-import numpy as np
-from jax import export
-with open(sys.argv[1], "rb") as file, open(sys.argv[1] + ".sha256") as digest:
-    content = file.read()
-    if hashlib.sha256(content).hexdigest() != digest.read().split()[0]:
-        sys.exit("it differs from its SHA-256 digest")
-function = export.deserialize(bytearray(content))
-with np.load(sys.argv[2]) as file:
-    print(np.abs(np.asarray(function.call(file["images"])) - file["logits"]).max())
-"""
+CHOICE = ("basis", "n_basis", "scheme", "n_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +72,14 @@ class Options:
     """Steps a block; default: a range up to the run's own."""
     max_drop: float = 1.0
     """Points of validation accuracy that may be lost."""
+    int8: bool = False
+    """Round kernels to eight bits."""
+    onnx: bool = False
+    """Write model.onnx as well, which needs the extra `onnx`."""
     out: Path | None = None
     """Folder of the compressed run; default RUN_DIR/compressed/<what was chosen>."""
+    data_dir: Path | None = None
+    """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False
     """Compress by data that is not that of the run."""
     overwrite: bool = False
@@ -95,7 +88,7 @@ class Options:
     def __post_init__(self) -> None:
         expand(self, "run_dir", "out")
         for name, good, allowed in (
-            ("basis", bool(self.basis), f"some of {', '.join(models.BASES)}"),
+            ("basis", bool(self.basis), f"some of {', '.join(BASES)}"),
             ("n_basis", all(m >= 1 for m in self.n_basis), "numbers of at least 1"),
             (
                 "scheme",
@@ -106,7 +99,7 @@ class Options:
             ("max_drop", 0 <= self.max_drop <= 100, "points between 0 and 100"),
         ):
             if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+                raise ValueError(f"--{name.replace('_', '-')}={getattr(self, name)!r}: expected {allowed}")
 
     @property
     def decides(self) -> bool:
@@ -115,12 +108,71 @@ class Options:
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Where it goes
+# ---------------------------------------------------------------------------------------------------------
+
+
+def target(options: Options, chosen: Row) -> Path:
+    """The folder of the compressed run."""
+    if options.out:
+        return options.out
+    name = "-".join(str(chosen[key]) for key in CHOICE)
+    return options.run_dir / "compressed" / (name + "-int8" * options.int8)
+
+
+def check_target(options: Options, step: int) -> None:
+    """See, before anything is computed, whether the compressed run of a checkpoint can be written.
+
+    Raises:
+      RunError: for a folder that is in use, or in which nothing can be written.
+    """
+    choice = known_choice(options, step)
+    if options.out or choice:
+        check_free(target(options, choice or {}), options)
+        check_writable(target(options, choice or {}), "--out writes elsewhere")
+    check_writable(options.run_dir / "compressed", "the front goes there; copy the run to where it can be written")
+
+
+def check_free(out: Path, options: Options) -> None:
+    """See whether a compressed run may go into a folder.
+
+    Raises:
+      RunError: if it may not.
+    """
+    check_place(out)
+    if not options.overwrite and out.exists() and any(out.iterdir()):
+        raise RunError(f"{out} is there already: --overwrite replaces it, --out writes elsewhere")
+
+
+def known_choice(options: Options, step: int) -> Row | None:
+    """What will be chosen, where that is known: the one asked for, or that of an earlier search for the same."""
+    if options.decides:
+        values = (*options.basis, *options.n_basis, *options.scheme, *options.n_steps)
+        return dict(zip(CHOICE, values, strict=True))
+    try:
+        before = json.loads((options.run_dir / "compressed" / "front.json").read_text())
+        same = (before["searched"], before["step"]) == (searched(options), step)
+        return dict(before["chosen"]) if same else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def searched(options: Options) -> dict[str, Any]:
+    """The options that a choice depends on, as JSON has them."""
+    names = ("checkpoint", "basis", "n_basis", "scheme", "n_steps", "max_drop")
+    found: dict[str, Any] = json.loads(json.dumps({name: getattr(options, name) for name in names}))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------
 # Candidates
 # ---------------------------------------------------------------------------------------------------------
 
 
-def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[str, int], list[Manifestation]]:
+def candidates(net: nn.Module, options: Options) -> dict[tuple[str, int], list[Manifestation]]:
     """For each (basis, M) the manifestations to try, the trained one first; M = 1 is tried in one basis."""
+    if basis_name(net.basis) not in BASES:
+        raise RunError(f"net.basis={net.basis!r}: expected one of {', '.join(BASES)}; project onto one of them first")
     own_solver = Manifestation.of(net.solver)
     budget = remanifest.nfe(net.solver)
     sizes = options.n_basis or sorted({-(-net.basis.n_basis // 2**k) for k in range(16)})
@@ -132,8 +184,7 @@ def candidates(net: nn.Module, config: Config, options: Options) -> dict[tuple[s
         if options.n_steps or remanifest.nfe(FixedStep(scheme, n)) <= budget
     ]
     bases = [(name, m) for k, name in enumerate(options.basis) for m in sorted(sizes, reverse=True) if m > 1 or k == 0]
-    model: Any = config.model
-    own_basis = (model.basis, net.basis.n_basis)
+    own_basis = (basis_name(net.basis), net.basis.n_basis)
     found: dict[tuple[str, int], list[Manifestation]] = {own_basis: [own_solver]}
     found |= {basis: [] for basis in bases if basis != own_basis}
     for basis in bases:
@@ -150,8 +201,8 @@ def evaluate_candidates(
     """One row a candidate, on the validation images; one compiled program a (basis, M)."""
     batches, n_images = make_batches(dataset, "validation")
     rows = []
-    for (name, m), grid in grids.items():
-        smaller, projected = remanifest.project(net, variables, models.BASES[name](m))
+    for (name, m), grid in told(grids.items(), lambda pair: "{}, M = {}".format(*pair[0])):
+        smaller, projected = remanifest.project(net, variables, BASES[name](m))
         evaluated, _ = evaluate_grid(smaller, projected, grid, batches, n_images)
         size = {"basis": name, "n_basis": m, "n_parameters": remanifest.n_parameters(projected)}
         rows += [size | row for row in evaluated]
@@ -178,8 +229,7 @@ def choose(rows: list[Row], options: Options) -> Row:
     """
     if options.decides:
         wanted = (*options.basis, *options.n_basis, *options.scheme, *options.n_steps)
-        names = ("basis", "n_basis", "scheme", "n_steps")
-        return next(row for row in rows if tuple(row[name] for name in names) == wanted)
+        return next(row for row in rows if tuple(row[name] for name in CHOICE) == wanted)
     trained, others = rows[0], [row for row in rows[1:] if not row["diverged"]]
     good = [row for row in others if row["accuracy"] >= trained["accuracy"] - options.max_drop / 100 - 1e-9]
     if not good:
@@ -195,9 +245,9 @@ def choose(rows: list[Row], options: Options) -> Row:
 
 def compressed(config: Config, chosen: Row) -> Config:
     """The setting of the network that was chosen; its kernels evolve on the grid that they were trained on."""
-    changes: dict[str, Any] = {name: chosen[name] for name in ("basis", "n_basis", "scheme", "n_steps")}
+    changes: dict[str, Any] = {name: chosen[name] for name in CHOICE}
     model: Any = config.model
-    if model.evolution != "none":
+    if getattr(model, "evolution", "none") != "none":
         changes["evolution_steps"] = model.evolution_steps or model.n_steps
     return dataclasses.replace(config, refine_epochs=(), model=dataclasses.replace(model, **changes))
 
@@ -244,55 +294,6 @@ def evaluate_test(net: nn.Module, variables: PyTree, dataset: data.Dataset, chos
     }
 
 
-def export(out: Path, net: nn.Module, variables: PyTree, dataset: data.Dataset) -> float:
-    """Write the inference function and run it in a process of its own that can import no `ode_nets`.
-
-    Returns:
-      The largest difference of its logits from those of the network here.
-
-    Raises:
-      RunError: if it does not run there or differs.
-    """
-    images = dataset.x_test[: min(32, len(dataset.x_test))]
-    preprocess = partial(data.normalize, mean=dataset.mean, std=dataset.std)
-    exported = remanifest.export_inference(net, variables, images.shape[1:], preprocess=preprocess, dtype="uint8")
-    (out / EXPORTED).write_bytes(exported)
-    write_digest(out / EXPORTED)
-    logits = np.asarray(jax.jit(net.apply)(variables, preprocess(images)))
-    sample = out / "sample.npz"
-    np.savez(sample, images=images, logits=logits)
-    command = [sys.executable, "-c", CHECK, str((out / EXPORTED).absolute()), str(sample.absolute())]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, cwd=out, check=False)
-    finally:
-        sample.unlink()
-    if process.returncode != 0:
-        raise RunError(f"{out / EXPORTED} does not run without ode_nets:\n{process.stderr.strip()}")
-    difference = float(process.stdout)
-    if not difference <= 1e-3 * np.abs(logits).max():
-        raise RunError(f"{out / EXPORTED} gives logits that differ by {difference}")
-    return difference
-
-
-# ---------------------------------------------------------------------------------------------------------
-# What is shown
-# ---------------------------------------------------------------------------------------------------------
-
-
-def print_front(front: list[Row], trained: Row, chosen: Row, console: Console) -> None:
-    """The front, with the trained network and the one chosen."""
-    table = Table(title="Validation accuracy against field evaluations: the front", title_justify="left")
-    for name in ("basis", "M", "parameters", "scheme", "N_t", "NFE", "accuracy %, loss", ""):
-        table.add_column(name, justify="left" if name in ("basis", "scheme", "") else "right")
-    extra = [row for row in (chosen, trained) if row not in front]
-    for row in sorted(front + extra, key=lambda row: (row["nfe"], row["accuracy"])):
-        what = " ".join(name for name, one in (("trained", trained), ("chosen", chosen)) if row is one)
-        numbers = (str(row["nfe"]), outcome(row))
-        size = (row["basis"], str(row["n_basis"]), f"{row['n_parameters']:,}")
-        table.add_row(*size, row["scheme"], str(row["n_steps"]), *numbers, what)
-    console.print(table)
-
-
 # ---------------------------------------------------------------------------------------------------------
 # From a run to its compressed self
 # ---------------------------------------------------------------------------------------------------------
@@ -304,19 +305,23 @@ def compress(options: Options, console: Console) -> Path:
     Raises:
       RunError: for a run that cannot be compressed, no candidate within `max_drop`, or a folder in use.
     """
-    config, net, variables, notes = loaded(options.run_dir, options.checkpoint)
-    dataset = data_of_run(config, notes["data"], options.accept_new_data)
+    config, net, variables, notes = loaded(options.run_dir, options.checkpoint, "basis")
+    if options.onnx:
+        exported.require_onnx()
+    check_target(options, notes["step"])
+    dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
     variables, statistics = restated(net, variables, dataset)
-    rows = evaluate_candidates(net, variables, dataset, candidates(net, config, options))
+    rows = evaluate_candidates(net, variables, dataset, candidates(net, options))
     front, folder = front_of(rows), options.run_dir / "compressed"
     chosen = choose(rows, options)
-    print_front(front, rows[0], chosen, console)
+    fronts.print_front(front, rows[0], chosen, console)
     write_json(
         folder / "front.json",
         {
             "run": str(options.run_dir), "checkpoint": options.checkpoint, "step": notes["step"],
             "seed": config.seed, "split": "validation", "statistics": statistics, "n_images": len(dataset.x_validation),
-            "trained": rows[0], "chosen": chosen, "front": front, "rows": rows, "environment": environment(),
+            "searched": searched(options), "trained": rows[0], "chosen": chosen, "front": front, "rows": rows,
+            "environment": environment(),
         },
     )  # fmt: skip
     with (folder / "front.csv").open("w", newline="") as file:
@@ -325,31 +330,34 @@ def compress(options: Options, console: Console) -> Path:
         writer.writerows(rows)
     pictures.draw_front(rows, front, chosen).savefig(folder / "front.png", dpi=150)
 
-    name = f"{chosen['basis']}-{chosen['n_basis']}-{chosen['scheme']}-{chosen['n_steps']}"
-    out = options.out or folder / name
-    small, projected = remanifest.project(net, variables, models.BASES[chosen["basis"]](chosen["n_basis"]))
+    small, projected = remanifest.project(net, variables, BASES[chosen["basis"]](chosen["n_basis"]))
     small = small.clone(solver=FixedStep(chosen["scheme"], chosen["n_steps"]))
-    save(out, options.run_dir, config, projected, notes, chosen, options.overwrite)
-    results = evaluate_test(small, projected, dataset, chosen)
-    difference = export(out, small, projected, dataset)
-    Run(out).update(status="finished", results=results | {"exported": EXPORTED, "export_difference": difference})
-    parent = (read_manifest(options.run_dir) or {}).get("results", {})
-    before = f" (before: {100 * parent['test_accuracy']:.2f} %)" if "test_accuracy" in parent else ""
-    accuracy = 100 * results["test_accuracy"]
-    console.print(
-        f"chosen: {name}, {chosen['nfe']} of {rows[0]['nfe']} field evaluations, {chosen['n_parameters']:,} "
-        f"of {rows[0]['n_parameters']:,} parameters; test accuracy {accuracy:.2f} %{before}\n"
-        f"{out / EXPORTED} runs without ode_nets; its logits differ by {difference:.1e}\n"
-        f"written: {folder}/front.csv, front.json, front.png; compressed run in {out}",
-        soft_wrap=True,
-    )
+    served = remanifest.quantize(projected) if options.int8 else projected
+    whole = remanifest.dequantize(served)
+    out = target(options, chosen)
+    check_free(out, options)
+    save(out, options.run_dir, config, whole, notes, chosen, options.overwrite)
+    results = evaluate_test(small, whole, dataset, chosen)
+    if options.int8:
+        results["test_accuracy_before_int8"] = evaluate_test(small, projected, dataset, chosen)["test_accuracy"]
+    results |= {
+        "exported": exported.EXPORTED,
+        "export_difference": exported.write_function(out, small, served, dataset),
+    }
+    exported.write_tensors(out, served)
+    if options.onnx:
+        results["onnx_difference"] = exported.write_onnx(out, small, served, dataset)
+    written = [exported.EXPORTED, exported.TENSORS, *[exported.ONNX] * options.onnx]
+    results["bytes"] = {name: (out / name).stat().st_size for name in written}
+    Run(out).update(status="finished", results=results)
+    fronts.print_results(out, rows[0], chosen, results, read_manifest(options.run_dir) or {}, console)
     return out
 
 
 def main() -> None:
     """The command line."""
     try:
-        options = tyro.cli(Options, prog="python -m experiments.compress", description=__doc__)
+        options = command_line(Options, "python -m experiments.compress", __doc__)
         compress(options, Console(highlight=False))
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")

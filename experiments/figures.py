@@ -4,7 +4,7 @@
     python -m experiments.figures training runs/digits runs/digits_euler    progress of training, Fig. 7
     python -m experiments.figures swap runs/digits runs/digits_euler        solver swaps, Fig. 9
 
-Written into --out, by default pictures/ in the first run's folder. `swap` draws what evaluate_solvers wrote.
+Seconds. Written into --out, by default pictures/ in the first run's folder. `swap` draws what evaluate_solvers wrote.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import numpy as np
 import tyro
 
 from experiments.records import pictures
+from experiments.records.command import command_line
 from experiments.records.files import RunError, read_manifest, read_metrics
 from experiments.records.swaps import read_swap
 from experiments.training import models
 from experiments.training.config import Config
+from ode_nets.remanifest import check_exchangeable
 from ode_nets.weights import Basis
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def config_of(folder: Path) -> Config:
 def method_of(folder: Path) -> str:
     """The scheme of a run, or the architecture where that has none."""
     model = config_of(folder).model
-    return getattr(model, "scheme", models.name_of(model))
+    return getattr(model, "scheme", None) or models.name_of(model)
 
 
 def read_snapshots(folder: Path, block: str = "") -> tuple[str, list[tuple[Basis, np.ndarray]]]:
@@ -77,6 +79,7 @@ def read_snapshots(folder: Path, block: str = "") -> tuple[str, list[tuple[Basis
 
     Raises:
       RunError: if the run kept none, or has no such block.
+      ValueError: for a network without a basis.
     """
     paths = sorted((folder / "snapshots").glob("level_*.npz"), key=lambda path: int(path.stem[6:]))
     if not paths:
@@ -84,8 +87,10 @@ def read_snapshots(folder: Path, block: str = "") -> tuple[str, list[tuple[Basis
     levels = [dict(np.load(path)) for path in paths]
     if not levels[0] or (block and block not in levels[0]):
         raise RunError(f"block={block!r}: the blocks of {folder} are {', '.join(levels[0]) or 'none'}")
-    model: Any = config_of(folder).model
-    block, basis = block or sorted(levels[0])[-1], models.BASES[model.basis]
+    # What depends on the number of classes is not looked at.
+    net: Any = models.build(config_of(folder), 10)
+    check_exchangeable(net, "basis")
+    block, basis = block or sorted(levels[0])[-1], type(net.basis)
     return block, [(basis(len(level[block])), level[block]) for level in levels]
 
 
@@ -129,7 +134,7 @@ def draw(options: Options) -> Path:
 def main() -> None:
     """The command line."""
     try:
-        options = tyro.cli(Options, prog="python -m experiments.figures", description=__doc__)
+        options = command_line(Options, "python -m experiments.figures", __doc__)
         print(f"written: {draw(options)}")
     except (RunError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -29,8 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.images import data
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, write_json
+from experiments.records.pictures import apart, below, plain_ticks
+from experiments.records.progress import told
+from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import RESTATED_ON
 from experiments.training.run import load_run
@@ -56,6 +60,8 @@ class Options:
     """Step counts, in units of the trained one."""
     samples: int = 32
     """Images whose trajectories are searched for crossings, an eighth of them beyond two dimensions; 0 for none."""
+    data_dir: Path | None = None
+    """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False
     """Examine on data that is not that of the run."""
     out: Path | None = None
@@ -76,7 +82,7 @@ def examine(options: Options, folder: Path) -> Record:
     """The report on one run, as plain data."""
     began = time.perf_counter()
     config, net, variables, notes = load_run(folder)
-    dataset = data_of_run(config, notes["data"], options.accept_new_data)
+    dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
     seen = data.normalize(jnp.asarray(dataset.x_train[:RESTATED_ON]), dataset.mean, dataset.std)
     images = data.normalize(jnp.asarray(dataset.x_test[: options.images]), dataset.mean, dataset.std)
     labels = jnp.asarray(dataset.y_test[: options.images])
@@ -142,7 +148,7 @@ def print_table(records: list[Record], console: Console) -> None:
         cells += [f"{critical:.3g}" if math.isfinite(critical) else "-"]
         cells += [", ".join(f"{c['count']}/{c['examined'] or '-'}" for c in record.get("crossings", ())) or "-"]
         table.add_row(Path(record["run"]).name, *cells, record["verdict"])
-    console.print(table)
+    show(table, console)
     for record in records:
         console.print(f"[bold]{Path(record['run']).name}[/]: {record['sentence']}", soft_wrap=True)
 
@@ -169,31 +175,32 @@ def draw(records: list[Record]) -> Figure:
             rows = [row for row in record["rows"] if (row["scheme"], "rtol" in row) == scheme]
             rows.sort(key=lambda row: row["n_steps"])
             label = scheme[0] + (" (adaptive)" if scheme[1] else "")
-            style = {"color": f"C{i}", "marker": marks.get(scheme[0], "s"), "ms": 5, "lw": 1, "label": label}
+            style = {"color": f"C{i}", "marker": marks.get(scheme[0], "s"), "label": label} | apart(i)
             n = [row["n_steps"] for row in rows]
             top.plot(n, [100 * row["accuracy"] for row in rows], **style)
             # The finest is no distance from itself, which a logarithm cannot show.
             bottom.plot(n, [row["relative_error"] or math.nan for row in rows], **style)
         for axes in (top, bottom):
             axes.set_xscale("log", base=2)
+            plain_ticks(axes.xaxis)
             axes.axvline(trained["n_steps"], color="0.7", lw=0.8, ls=":")
             axes.spines[["top", "right"]].set_visible(False)
         bottom.set_yscale("log")
         bottom.set_xlabel("steps a block; dotted: as trained")
         top.set_title(f"{Path(record['run']).name}: {record['verdict']}", fontsize=10)
-        top.legend(frameon=False, fontsize=8)
+        below(bottom, ncols=2, bbox_to_anchor=(0.5, -0.2))
     panels[0, 0].set_ylabel("test accuracy [%]")
-    panels[1, 0].set_ylabel("relative distance from the finest outputs")
+    panels[1, 0].set_ylabel("relative distance from the finest")
     return figure
 
 
 def main() -> None:
     """The command line."""
-    console, began = Console(width=None if sys.stdout.isatty() else 150, highlight=False), time.perf_counter()
+    console, began = Console(highlight=False), time.perf_counter()
     try:
-        options = tyro.cli(Options, prog="python -m experiments.is_ode", description=__doc__)
+        options = command_line(Options, "python -m experiments.is_ode", __doc__)
         out = destination("is_ode", options.out, options.record)
-        records = [examine(options, folder) for folder in options.runs]
+        records = [examine(options, folder) for folder in told(options.runs)]
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print_table(records, console)

@@ -9,7 +9,8 @@ DATA.npz holds `times`, `[times]` or a row a series; `values`, `[series, times, 
 `mask`, like values, true where observed. Series shorter than others are padded with their last time and NaN. The last
 series validate and test. Of each series the encoder sees a share of the times; all of its values are to be predicted,
 so that what is asked of it is interpolation. Writes manifest.json, metrics.jsonl, checkpoints, and series.png, which
-interpolates, and extrapolates behind the dotted line, into --run-dir (default runs/series/<name of the file>).
+interpolates, and extrapolates behind the dotted line, into --run-dir (default runs/series/<name of the file>). How long
+it takes is a matter of the data: seconds and time left are shown from the first epoch on, which compiles.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from experiments.records.command import command_line
 from experiments.records.files import RunError, say
 from experiments.series.config import SeriesConfig
 from experiments.series.data import prepare, read
@@ -61,7 +63,7 @@ class Command:
 def main() -> None:
     """Errors are said in a line."""
     try:
-        asked = tyro.cli(Command, prog="python -m experiments.latent_ode", description=__doc__)
+        asked = command_line(Command, "python -m experiments.latent_ode", __doc__)
         run(asked.data.expanduser(), asked.config, asked.options, unfailing_console(highlight=False))
     except Interrupted as stop:
         say(f"\n{stop}")

@@ -5,7 +5,7 @@
     python -m experiments.prepare_data download cifar100
 
 from-arrays takes an .npz, from-archive a published archive on disk; only download uses a network. The result,
-DATA_DIR/name/version, is read by `experiments.data.load` and by plain `tfds.data_source`. It is written
+DATA_DIR/name/version, is read by `experiments.images.data.load` and by plain `tfds.data_source`. It is written
 aside, read back, compared with what went in, and renamed last: a killed preparation leaves nothing that looks
 prepared. Records keep the order of their source.
 """
@@ -30,7 +30,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.images.archives import IDX_FILES, URLS, Content, checked, read_cifar, read_idx
-from experiments.images.sources import ARCHIVED, PREPARE, Raw, data_root, read_npz, read_prepared
+from experiments.images.raw import Raw
+from experiments.images.sources import ARCHIVED, PREPARE, data_root, read_npz, read_prepared
+from experiments.records.command import flags_of, folded, refuse_values_of_flags
 
 
 def from_arrays(
@@ -321,8 +323,11 @@ def main() -> None:
         "download": download,
     }
     later = {name: _deferred(command) for name, command in commands.items()}
+    refuse_values_of_flags(sys.argv[1:], flags_of(*commands.values()))
+    if sys.argv[1:2] in (["-h"], ["--help"], []):
+        print(folded(__doc__ or "", Console().width), end="\n\n")
     try:
-        tyro.extras.subcommand_cli_from_dict(later, prog=PREPARE, description=__doc__)()
+        tyro.extras.subcommand_cli_from_dict(later, prog=PREPARE, description="")()
     except (ValueError, OSError, ImportError) as error:
         _say(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(1)

@@ -2,8 +2,9 @@
 
     python -m experiments.train digits                      a config of experiments/configs
     python -m experiments.train digits --epochs 5 --run-dir runs/short
-    python -m experiments.train digits --resume             go on after Ctrl-C, SIGTERM or a kill
-    python -m experiments.train digits --resume --epochs 40  go on for longer, with no other setting changed
+    python -m experiments.train digits --model my_package.my_module:make    a network of your own
+    python -m experiments.train --resume runs/digits        go on after Ctrl-C, SIGTERM or a kill, as it was started
+    python -m experiments.train --resume runs/digits --epochs 40  go on for longer, with no other setting changed
 
 A run writes manifest.json, metrics.jsonl, TensorBoard curves and checkpoints into its folder. The test images
 are read once, when training is over. Epochs before which the rate decays or the network is refined are counted from
@@ -31,13 +32,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from experiments import configs
-from experiments.records.files import RunError, expand, say
+from experiments.records.files import RunError, expand, read_manifest, say
+from experiments.training import own
 from experiments.training.config import Config
 from experiments.training.devices import Agreement, is_first, join
 from experiments.training.feed import Choice
 from experiments.training.fingerprint import changes, fingerprint
 from experiments.training.progress import Bar, Interrupted, StopSignals, read, summary, unfailing_console
-from experiments.training.run import Run, check_start
+from experiments.training.run import Run, check_start, stored_config
 from experiments.training.steps import train_step, train_steps
 from experiments.training.task import Task, variables_of
 from ode_nets import remanifest
@@ -54,7 +56,8 @@ class Options:
     run_dir: Path | None = None
     """Folder of the run; default runs/<config>."""
     resume: bool = False
-    """Go on with the interrupted run in the folder."""
+    """Go on with the interrupted run in the folder, with the settings given beside it; `--resume RUN` in the place of a
+    config takes those of the run."""
     overwrite: bool = False
     """Delete the run in the folder and start anew."""
     checkpoint_seconds: float = 120.0
@@ -120,7 +123,10 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
         results = found["results"]
     else:
         kept = found.get("data") if options.resume else None
-        task = Task(config, options.n_devices, kept=kept, accept_new_data=options.accept_new_data, feed=options.feed)
+        moved = options.resume and config.data_dir != stored_config(folder, found).data_dir
+        own.find(config, found.get("source"))
+        where = {"kept": kept, "data_dir": config.data_dir if moved else None}
+        task = Task(config, options.n_devices, **where, accept_new_data=options.accept_new_data, feed=options.feed)
         run = Run.start(folder, config, **flags, data=known(kept, fingerprint(task.dataset)))
         try:
             results = fit(task, run, options, console)
@@ -141,10 +147,10 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
 
 def known(kept: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
     """The fingerprint that a run keeps; where its data changed, with the ones before and the scaling as it was."""
-    if kept is None or not changes(kept, now):
-        return kept or now
-    before = [*kept.get("before", []), {name: value for name, value in kept.items() if name != "before"}]
-    return now | {"before": before}
+    before = list((kept or {}).get("before", []))
+    if kept is not None and changes(kept, now):
+        before.append({name: value for name, value in kept.items() if name != "before"})
+    return now | ({"before": before} if before else {})
 
 
 def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, Any]:
@@ -239,12 +245,35 @@ def fit(task: Task, run: Run, options: Options, console: Console) -> dict[str, A
     }
 
 
+def command_line(args: list[str]) -> tuple[Config, Options, Path]:
+    """Config, options and folder that a command line asks for: by a config's name, or by `--resume RUN`.
+
+    Raises:
+      RunError: for `--resume RUN` where there is no run, or one that cannot be read.
+    """
+    prog = "python -m experiments.train"
+    if "--resume" not in args or not args[0].startswith("-"):
+        name, config, options = configs.command_line(Options, prog, args)
+        return config, options, options.run_dir or Path("runs") / name
+    at = args.index("--resume")
+    found, keys = args[at + 1 : at + 2], [*args[:at], *args[at + 2 :]]
+    if not found or found[0].startswith("-"):
+        raise RunError("--resume: expected the folder of a run after it, or the name of a config before it")
+    folder = Path(found[0]).expanduser()
+    if (manifest := read_manifest(folder)) is None:
+        raise RunError(f"--resume: there is no run in {folder}: it has no manifest.json; give the folder of a run")
+    options = Options(run_dir=folder, resume=True)
+    config, options = configs.keyed(
+        stored_config(folder, manifest), options, f"{prog} --resume {folder}", f"The run in {folder}.", keys
+    )
+    return config, options, folder
+
+
 def main() -> None:
     """The command line."""
     options, folder = Options(), None
     try:
-        name, config, options = configs.command_line(Options, "python -m experiments.train")
-        place = options.run_dir or Path("runs") / name
+        config, options, place = command_line(sys.argv[1:])
         if options.distributed:
             processes = (options.coordinator, options.n_processes, options.process_id, options.local_device_ids)
             join(*processes, timeout=options.lost_after)

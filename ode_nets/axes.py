@@ -65,16 +65,17 @@ def exchanged_axes(jaxpr: Any) -> set[str]:
             for key in ("axes", "axis_name"):
                 value = eqn.params.get(key, ())
                 found |= {a for a in (value if isinstance(value, tuple) else (value,)) if isinstance(a, str)}
-        for inner in _programs_in(eqn.params.values()):
+        for inner in programs_in(eqn.params.values()):
             found |= exchanged_axes(inner)
     return found
 
 
-def _programs_in(values: Any) -> Iterator[Any]:
+def programs_in(values: Any) -> Iterator[Any]:
+    """The jaxprs among the parameters of an operation."""
     for value in values:
         if isinstance(value, core.ClosedJaxpr):
             yield value.jaxpr
         elif isinstance(value, core.Jaxpr):
             yield value
         elif isinstance(value, (tuple, list)):
-            yield from _programs_in(value)
+            yield from programs_in(value)

@@ -187,7 +187,8 @@ def _like(tolerance: Any, tree: PyTree) -> list[Any]:
     structure: Any = jax.tree.structure(tree)
     if jax.tree.structure(tolerance) == structure:
         return _judged(tolerance)
-    leaves = jax.tree.leaves(tolerance)
+    # None for a part of the state says nothing of it, and must not leave it to the tolerance of another.
+    leaves = jax.tree.leaves(tolerance, is_leaf=lambda part: part is None)
     if len(leaves) != 1:
         raise ValueError(
             f"rtol or atol of structure {jax.tree.structure(tolerance)}: expected one number or array, or a pytree "

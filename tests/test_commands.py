@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import tyro
 
+from experiments.records.files import write_json
+from experiments.training.config import Config
+
 ROOT = Path(__file__).parents[1]
 COMMAND = r"python -m ((?:experiments|benchmarks)(?:\.\w+)+)([^\n`#&]*)"
 SCRIPTS = sorted(path for room in ("experiments", "benchmarks") for path in (ROOT / room).rglob("*.py"))
@@ -55,7 +58,7 @@ def has_parser(module):
 def test_commands_are_found():
     commands = documented()
     assert ("experiments.prepare_data", "from-archive", "cifar10", "cifar-10-python.tar.gz") in commands
-    assert ("experiments.train", "digits", "--resume") in commands
+    assert ("experiments.train", "--resume", "runs/digits") in commands
     assert ("benchmarks.gradients", "--cases", "mlp", "--repeats", "5") in commands
     modules = {module for module, *_ in commands}
     assert {"experiments.quickstart", "experiments.ott", "benchmarks.convolution"} <= modules
@@ -63,8 +66,12 @@ def test_commands_are_found():
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("command", documented(), ids=" ".join)
-def test_a_documented_command_is_taken_by_its_parser(command, monkeypatch):
+def test_a_documented_command_is_taken_by_its_parser(command, monkeypatch, tmp_path):
     module, *arguments = command
+    if arguments[:1] == ["--resume"]:
+        # It reads its settings from the run.
+        monkeypatch.chdir(tmp_path)
+        write_json(Path(arguments[1]) / "manifest.json", {"status": "interrupted", "config": Config().to_json()})
     if not has_parser(module):
         assert arguments == [], f"{module} reads no arguments"
         return

@@ -114,6 +114,14 @@ def test_a_negative_tolerance_is_never_met():
     assert not scaled_norm(jnp.zeros(2), jnp.ones(2), jnp.ones(2), jnp.float32(-0.1), 1e-3) <= 1
 
 
+def test_a_tolerance_of_one_part_is_not_taken_for_another():
+    x, zero = (jnp.ones(2), jnp.ones(3)), (jnp.zeros(2), jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"rtol or atol of structure PyTreeDef\(\(\*, None\)\)"):
+        scaled_norm(zero, x, x, 0.1, (0.1, None))
+    assert scaled_norm(zero, x, x, 0.1, [0.1]) == 0
+    assert scaled_norm((zero[0], None), (x[0], None), (x[0], None), 0.1, (0.1, None)) == 0
+
+
 @pytest.mark.parametrize("leaves", [(jnp.ones(()),), (jnp.ones((2, 1)), jnp.ones(3))])
 def test_sample_norm_refuses_leaves_without_a_common_axis(leaves):
     with pytest.raises(ValueError, match=r"norm='sample'.*leading axis"):

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.records.progress import told, working
 from experiments.records.timing import compare
 from ode_nets import ACA, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, solve
 from ode_nets.gradients import GradientMethod
@@ -205,14 +206,15 @@ def report(
         return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
 
     programs = {name: program_of(method) for name, method in methods.items()}
-    measured = compare(programs, x0, theta, repeats=repeats)
+    measured = compare(programs, x0, theta, repeats=repeats, tell=True)
     gradients = {name: flat(of.output[1]) for name, of in measured.items()}
     truth = None
     if truth_tolerance is not None:
-        _, truth = true_solution(field, x0, theta, loss, truth_tolerance, t0, t1)
+        with working("the gradient of the ODE itself, in float64"):
+            _, truth = true_solution(field, x0, theta, loss, truth_tolerance, t0, t1)
     direct = next((gradients[name] for name, method in methods.items() if isinstance(method, Direct)), None)
     rows = []
-    for name, method in methods.items():
+    for name, method in told(methods.items(), lambda pair: f"counting evaluations of {pair[0]}"):
         end = lambda field, x0, theta, method=method: solution_of(method, field, x0, theta).x
         (_, result), _ = measured[name].output
         rows.append(

@@ -29,8 +29,9 @@ compiled and analysed under every method, but not run.
 
 `--module` names a function without arguments that returns `(field, x0, theta, loss)`: a pure
 field(t, x, theta), a state, a pytree of floating-point arrays or a weight function, and
-loss(x(t1)) -> scalar. From Python: `experiments.gradient_costs.report(field, x0, theta, loss, solver)`.
+loss(x(t1)) -> scalar. From Python: `experiments.aca.gradient_costs.report(field, x0, theta, loss, solver)`.
 
+Two and a half minutes on two cores that do nothing else, most of them compilation; what is compiled is said.
 Writes gradient_report.json, gradient_report.png and memory.png into --out.
 """
 
@@ -45,13 +46,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments.aca.gradient_costs import METHODS, Loss, PyTree, Row, Solver, formulas, n_bytes, report
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.pictures import plain_ticks
+from experiments.records.progress import told
+from experiments.records.tables import show
 from ode_nets import MLP, SCHEMES, Adaptive, FixedStep, ResidualUnit, solve
 from ode_nets.integrate import Field
 from ode_nets.problems import van_der_pol
@@ -159,7 +163,7 @@ def lecture(steps: tuple[int, ...]) -> list[Row]:
     state, rows = x0.size * x0.dtype.itemsize, []
     # What a vjp keeps holds the state and the kernels that it was given.
     activations = n_bytes(kept) - state - n_bytes(theta)
-    for n in steps:
+    for n in told(steps, lambda n: f"lecture: compiling {n} Euler steps by every method"):
         sizes = {"stages": 1, "n_accepted": n, "n_rejected": 0, "n_accepted_back": n, "n_rejected_back": 0}
         sizes |= {"state_bytes": state, "activation_bytes": activations}
         for name, method in METHODS.items():
@@ -199,9 +203,9 @@ def print_tables(title: str, costs: dict[str, Any], memory: list[Row], console: 
     )
     table = Table(title="measured, and in parentheses what ACA Table 1 says", title_justify="left")
     columns = ("forward", "back", "vjps", "memory", "", "ms", "error", "from Direct's")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for row in costs["rows"]:
         errors = [row["error"], row["difference_from_direct"]]
         table.add_row(
@@ -214,12 +218,12 @@ def print_tables(title: str, costs: dict[str, Any], memory: list[Row], console: 
             f"{1e3 * row['seconds']:.3g}",
             *("" if error is None else f"{error:.1e}" for error in errors),
         )
-    console.print(table)
+    show(table, console)
     console.print("forward, back: field evaluations of either pass; vjps: of the backward pass")
     if not memory:
         return
     table = Table(title="lecture: 64 x 64 x 32, batch 32, Euler; memory (formula), not run", title_justify="left")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     steps = list(dict.fromkeys(row["n_steps"] for row in memory))
     for n in steps:
         table.add_column(f"N = {n}", justify="right")
@@ -230,7 +234,7 @@ def print_tables(title: str, costs: dict[str, Any], memory: list[Row], console: 
             if row["method"] == name
         ]
         table.add_row(name, *cells)
-    console.print(table)
+    show(table, console)
 
 
 def draw(title: str, costs: dict[str, Any]) -> Figure:
@@ -305,6 +309,8 @@ def draw_memory(rows: list[Row]) -> Figure:
         axes.loglog(n, [row["formula_bytes"] / 2**30 for row in chosen], color=color, lw=1, alpha=0.7)
         measured = [row["temporary_bytes"] / 2**30 for row in chosen]
         axes.loglog(n, measured, "os^Dv<>"[k % 7], color=color, **style)
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)
     axes.set_xlabel("Euler steps N")
     axes.set_ylabel("temporary memory [GiB]")
     axes.set_title("state 64 x 64 x 32, batch 32, float32\nmarks: compiled program, lines: formula", fontsize=10)
@@ -316,9 +322,9 @@ def draw_memory(rows: list[Row]) -> Figure:
 
 def main() -> None:
     """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False)
     try:
-        options = tyro.cli(Options, prog="python -m experiments.aca.gradient_report", description=__doc__)
+        options = command_line(Options, "python -m experiments.aca.gradient_report", __doc__)
         out = destination("gradient_report", options.out, options.record)
         field, x0, theta, loss = problem_of(options)
         extra = {"truth_tolerance": options.truth_tolerance, "repeats": options.repeats}

@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from experiments.records.command import command_line
 from experiments.records.digests import write_digest
 from experiments.records.files import RunError
+from experiments.records.progress import told
 
 N_STEPS, WINDOW = 200, 100
 DEFAULT = Path("data") / "hopper.npz"
@@ -56,7 +57,7 @@ def generate(n: int, seed: int) -> np.ndarray:
         raise RunError(f"{error}: python -m pip install -e '.[mujoco]' brings dm_control and mujoco") from error
     physics, draw = suite.load("hopper", "stand").physics, np.random.RandomState(seed)
     found = np.zeros((n, N_STEPS, 14))
-    for trajectory in found:
+    for trajectory in told(found, lambda _: "trajectories"):
         with physics.reset_context():
             state = physics.data
             state.qpos[:2] = draw.uniform(0, 0.5, 2)
@@ -94,7 +95,7 @@ def verified(path: Path) -> str:
 def main() -> None:
     """The command line."""
     try:
-        options = tyro.cli(Options, prog="python -m experiments.aca.hopper", description=__doc__)
+        options = command_line(Options, "python -m experiments.aca.hopper", __doc__)
         print(f"{write(options.out, generate(options.n, options.seed))}  {options.out}")
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -23,13 +23,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments.aca import hopper
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, read_manifest, read_metrics, say, write_json
+from experiments.records.pictures import plain_ticks
+from experiments.records.tables import show
 from experiments.series.config import GradientName, NetName, SeriesConfig
 from experiments.series.data import prepare, read
 from experiments.series.pictures import draw
@@ -121,14 +123,14 @@ def print_table(rows: list[Row], console: Console) -> None:
     title = "Test MSE in hundredths, all times, values and samples"
     table = Table(title=title, title_justify="left")
     for column in ("method", "observed", "ours", "paper", "epochs", "best epoch", "trajectories", "minutes"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for row in rows:
         paper = "-" if row["paper"] is None else f"{row['paper']:.2f}"
         counts = (str(len(row["curve"])), str(row["best_epoch"]), str(row["n_train"]))
         share = f"{100 * row['observed']:g} %"
         minutes = f"{row['train_seconds'] / 60:.1f}"
         table.add_row(row["method"], share, f"{100 * row['test_mse']:.3f}", paper, *counts, minutes)
-    console.print(table)
+    show(table, console)
 
 
 def draw_curves(rows: list[Row]) -> Figure:
@@ -144,7 +146,9 @@ def draw_curves(rows: list[Row]) -> Figure:
         axes.set_title(f"{100 * share:g} % observed", fontsize=10)
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+    plain_ticks(figure.axes[0].yaxis)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     figure.axes[0].set_ylabel("validation MSE [1e-2]")
     return figure
 
@@ -152,7 +156,7 @@ def draw_curves(rows: list[Row]) -> Figure:
 def main() -> None:
     """The command line."""
     try:
-        options = tyro.cli(Options, prog="python -m experiments.aca.latent_ode", description=__doc__)
+        options = command_line(Options, "python -m experiments.aca.latent_ode", __doc__)
         out, console = destination("aca/latent_ode", options.out, options.record), unfailing_console(highlight=False)
         digest, arrays = hopper.verified(options.data), read(options.data)
         methods = options.gradient if options.net == "latent_ode" else options.gradient[:1]

@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from experiments import configs
 from experiments.records.environment import environment
 from experiments.records.files import write_json
+from experiments.records.progress import told
 from experiments.training.config import Config
 from experiments.training.steps import dataset_of
 
@@ -61,7 +62,7 @@ def linear_classifier(config: Config, options: Options) -> dict[str, Any]:
     (x, y), validation = pixels("train"), pixels("validation")
     rows: list[dict[str, Any]] = []
     models: list[LogisticRegression] = []
-    for penalty in options.penalties:
+    for penalty in told(options.penalties, lambda penalty: f"penalty {penalty:g}"):
         model = LogisticRegression(C=1 / (penalty * len(x)), max_iter=options.max_iterations)
         with warnings.catch_warnings():
             # Stopping early is a penalty too.

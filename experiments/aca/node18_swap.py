@@ -1,7 +1,7 @@
 """Evaluate one trained NODE18 under fixed and adaptive solvers of every order (ACA Tables 2, 6 and 7).
 
     python -m experiments.aca.node18_swap runs/node18_cifar10
-    python -m experiments.aca.node18_swap runs/node18_small --images 1000
+    python -m experiments.aca.node18_swap runs/node18_small --images 1000    five minutes on two cores
 
 Prints the increase of the test error over the solver that the run was trained with, in percentage points and in the
 paper's layout, with the paper's figures beside: those of Table 7 for a network trained with an adaptive solver, those
@@ -27,8 +27,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, expand, write_json
+from experiments.records.progress import told, working
+from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import Batches, evaluate_grid, make_batches, score
 from experiments.training.progress import failures
@@ -83,6 +86,8 @@ class Options:
     """Of the fixed solvers; 1 / stepsize must be an integer."""
     tolerances: tuple[float, ...] = TOLERANCES
     """rtol = atol of the adaptive solvers."""
+    data_dir: Path | None = None
+    """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False
     """Evaluate on data that is not that of the run."""
 
@@ -152,7 +157,7 @@ def swap(options: Options) -> dict[str, Any]:
     if not isinstance(net, NODE18):
         raise RunError(f"the run in {options.run_dir} trained a {type(net).__name__}: expected a NODE18")
     batches, n_images = make_batches(
-        data_of_run(config, notes["data"], options.accept_new_data), options.split, options.images
+        data_of_run(config, notes["data"], options.accept_new_data, options.data_dir), options.split, options.images
     )
 
     # All fixed solvers are one program, every embedded pair is one more.
@@ -160,8 +165,8 @@ def swap(options: Options) -> dict[str, Any]:
     own = Manifestation.of(net.solver)
     if not own.adaptive and own not in grid:
         grid.append(own)
-    rows, _ = evaluate_grid(net, variables, grid, batches, n_images)
-    rows = [row | {"nfe": row["nfe"] * net.n_blocks} for row in rows]
+    with working(f"{len(grid)} fixed solvers in one program"):
+        rows, _ = evaluate_grid(net, variables, grid, batches, n_images)
     trained = net.solver
     adaptive = isinstance(trained, Adaptive)
     max_steps = trained.max_steps if adaptive else 4096
@@ -172,7 +177,7 @@ def swap(options: Options) -> dict[str, Any]:
     ]
     if adaptive and trained not in pairs:
         pairs.append(trained)
-    rows += [evaluate_adaptive(net, variables, pair, batches, n_images) for pair in pairs]
+    rows += [evaluate_adaptive(net, variables, pair, batches, n_images) for pair in told(pairs)]
     grid_of = {"tolerance": trained.rtol, "atol": trained.atol} if adaptive else {"n_steps": own.n_steps}
     key = {"scheme": own.scheme} | grid_of
     own_row = next(row for row in rows if key.items() <= row.items())
@@ -213,7 +218,7 @@ def print_tables(record: dict[str, Any], console: Console) -> None:
         table = Table(title_justify="left")
         table.add_column(title)
         for at in shown:
-            table.add_column(f"{at:g}", justify="right", no_wrap=True)
+            table.add_column(f"{at:g}", justify="right")
         for label, scheme in schemes.items():
             cells = []
             for at in shown:
@@ -221,7 +226,7 @@ def print_tables(record: dict[str, Any], console: Console) -> None:
                 theirs = f" ({paper[label][columns.index(at)]:+.2f})" if at in columns else ""
                 cells.append("" if row is None else f"{row['error_increase']:+.2f}{theirs}")
             table.add_row(label, *cells)
-        console.print(table)
+        show(table, console)
     if adaptive:
         print_table_2(record, console)
 
@@ -232,20 +237,20 @@ def print_table_2(record: dict[str, Any], console: Console) -> None:
     table = Table(title="Table 2: error in percent, tolerance 1e-2 and stepsize 0.2", title_justify="left")
     cells = []
     for label, scheme in (ADAPTIVE | FIXED).items():
-        table.add_column(label, justify="right", no_wrap=True)
+        table.add_column(label, justify="right")
         row = rows.get((scheme, 1e-2 if label in ADAPTIVE else 5))
         theirs = TABLE_2.get(record["dataset"], {}).get(label)
         beside = "" if theirs is None else f" ({theirs:.2f})"
         cells.append("" if row is None else f"{100 * (1 - row['accuracy']):.2f}{beside}")
     table.add_row(*cells)
-    console.print(table)
+    show(table, console)
 
 
 def main() -> None:
     """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = Console(highlight=False)
     try:
-        options = tyro.cli(Options, prog="python -m experiments.aca.node18_swap", description=__doc__)
+        options = command_line(Options, "python -m experiments.aca.node18_swap", __doc__)
         print_tables(swap(options), console)
     except (RunError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -33,16 +33,17 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments.aca import three_bodies_models as models
 from experiments.aca.three_bodies_figures import draw_masses, draw_models
 from experiments.aca.three_bodies_models import Data, GradientName, ModelName, Preset
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, expand
 from experiments.records.rows import Row, Rows
+from experiments.records.tables import show
 from ode_nets.problems.three_bodies import PUBLISHED, UNEQUAL, Start, Truth, random_start
 
 PAPER = {
@@ -208,7 +209,7 @@ def print_table(rows: Rows, start: Any, console: Console) -> None:
         epochs = str(row["recipe"]["epochs"])
         each = ", ".join("failed" if value is None else f"{value:.2g}" for value in row["mse"])
         table.add_row(key, spread(row["mse"]), each, PAPER.get(key, "-"), seen, epochs, skipped, *own, off)
-    console.print(table)
+    show(table, console)
 
 
 def draw(rows: Rows, data: Data) -> list[str]:
@@ -226,9 +227,9 @@ def draw(rows: Rows, data: Data) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    console = Console(highlight=False)
     try:
-        options = tyro.cli(Options, prog="python -m experiments.aca.three_bodies", description=__doc__)
+        options = command_line(Options, "python -m experiments.aca.three_bodies", __doc__)
         with jax.enable_x64(True):
             data, truth = models.make_data(options.bodies(), options.points)
             rows = options.rows(truth)

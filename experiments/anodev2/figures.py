@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
+from experiments.records.command import command_line
 from ode_nets import advance_filter
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def draw(options: Options) -> list[Path]:
 def main() -> None:
     """The command line."""
     try:
-        options = tyro.cli(Options, prog="python -m experiments.anodev2.figures", description=__doc__)
+        options = command_line(Options, "python -m experiments.anodev2.figures", __doc__)
         paths = draw(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -31,12 +31,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.pictures import below, plain_ticks
+from experiments.records.progress import told
+from experiments.records.tables import show
 from ode_nets import Checkpointed, Dirac, Evolution, Evolved, Exponential, FixedStep, PiecewiseLinear, solve
 
 if TYPE_CHECKING:
@@ -163,7 +166,7 @@ def measure(options: Options) -> list[Row]:
     with jax.enable_x64(True):
         arguments = system(options.seed)
         for scheme in options.schemes:
-            for name in options.kernels:
+            for name in told(options.kernels, lambda name, scheme=scheme: f"{scheme}, kernel {name}"):
                 previous: Row | None = None
                 for n in options.n_steps:
                     pair = lambda *a, n=n: [g(scheme, KERNELS[name], n, *a) for g in (trained, kkt)]  # noqa: B023
@@ -188,14 +191,14 @@ def print_table(rows: list[Row], console: Console) -> None:
     """Relative differences and observed orders."""
     table = Table(title="|KKT - DTO| / |DTO| of the gradients", title_justify="left")
     for column in ("scheme", "kernel", "steps", "dL/dw0", "order", "dL/dp", "order"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for row in rows:
         cells = []
         for key in ("w0", "p"):
             order = row.get(f"order_{key}")
             cells += [f"{row[key]:.3e}", "" if order is None else f"{order:.2f}"]
         table.add_row(row["scheme"], row["kernel"], str(row["n_steps"]), *cells)
-    console.print(table)
+    show(table, console)
 
 
 def draw(rows: list[Row]) -> Figure:
@@ -217,18 +220,20 @@ def draw(rows: list[Row]) -> Figure:
         axes.loglog(h, slope, color="0.6", lw=1, ls=":")
         text = {"xytext": (6, -9), "textcoords": "offset points", "fontsize": 8, "color": "0.4"}
         axes.annotate(f"slope {ORDERS[scheme]}", (h[-1], slope[-1]), **text)
+    axes.margins(y=0.12)
+    plain_ticks(axes.xaxis)
     axes.set_xlabel("step of state and weights")
     axes.set_ylabel("relative difference of the gradients")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7)
+    below(axes, ncols=2)
     return figure
 
 
 def main() -> None:
     """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(highlight=False)
     try:
-        options = tyro.cli(Options, prog="python -m experiments.anodev2.kkt", description=__doc__)
+        options = command_line(Options, "python -m experiments.anodev2.kkt", __doc__)
         out = destination("anodev2_kkt", options.out, options.record)
         with jax.enable_x64(True):
             rows, made_on = measure(options), environment()

@@ -9,14 +9,13 @@ Seconds; nothing is computed but shapes.
 
 from __future__ import annotations
 
-import sys
-
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
 from experiments.configs import anodev2 as cells
+from experiments.records.tables import show
 from experiments.training import models
 from ode_nets.remanifest import n_parameters
 
@@ -37,7 +36,7 @@ def main() -> None:
     table = Table(title="parameters, ours / the paper's in thousands (difference)", title_justify="left")
     table.add_column("")
     for network in cells.NETWORKS:
-        table.add_column(network, justify="right", no_wrap=True)
+        table.add_column(network, justify="right")
     found = counts()
     for form in cells.FORMS:
         line = []
@@ -45,7 +44,7 @@ def main() -> None:
             ours, paper = found[network][form], cells.PARAMETERS[network][form]
             line.append(f"{ours:,} / {paper:.2f}K ({ours / 10 / paper - 100:+.2f} %)")
         table.add_row(form.replace("_", " "), *line)
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+    show(table, Console(highlight=False))
 
 
 if __name__ == "__main__":

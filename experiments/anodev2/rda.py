@@ -27,12 +27,13 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.tables import show
 from ode_nets import RDA, advance_filter
 
 Row = dict[str, Any]
@@ -146,9 +147,9 @@ def measure_tanh(options: Options) -> list[Row]:
 
 def main() -> None:
     """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(highlight=False)
     try:
-        options = tyro.cli(Options, prog="python -m experiments.anodev2.rda", description=__doc__)
+        options = command_line(Options, "python -m experiments.anodev2.rda", __doc__)
         out = destination("anodev2_rda", options.out, options.record)
         with jax.enable_x64(True):
             linear, tanh, made_on = measure_linear(options), measure_tanh(options), environment()
@@ -156,17 +157,17 @@ def main() -> None:
         sys.exit(f"error: {error}")
     table = Table(title="largest error without sigma, float64", title_justify="left")
     for column in ("extent", "terms", "against diffrax", "semigroup", "closed form, 81x81"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for row in linear:
         errors = [f"{row[key]:.1e}" for key in ("diffrax", "semigroup", "closed_form")]
         table.add_row(f"{row['extent']}x{row['extent']}", row["terms"], *errors)
-    console.print(table)
+    show(table, console)
     table = Table(title="with tanh", title_justify="left")
     table.add_column("steps of eq. 13", justify="right")
     table.add_column("relative distance from eq. 8", justify="right")
     for row in tanh:
         table.add_row(str(row["steps"]), f"{row['distance']:.3f}")
-    console.print(table)
+    show(table, console)
     settings = dataclasses.asdict(options) | {"out": str(out)}
     record = {"settings": settings, "environment": made_on, "linear": linear, "tanh": tanh}
     write_json(out / "anodev2_rda.json", record)

@@ -35,8 +35,10 @@ from rich.table import Table
 
 from experiments.configs import anodev2 as cells
 from experiments.images import data
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, write_json
+from experiments.records.tables import show
 from experiments.training import models, optimizers, steps
 from experiments.training.config import Config
 from experiments.training.run import Run, check_start
@@ -297,7 +299,7 @@ def print_table(record: Record, console: Console) -> None:
     )
     columns = ("form", "parameters", "min / max", "mean", "std", "s / epoch", "paper: min / max", "mean")
     for column in columns:
-        table.add_column(column, justify="left" if column == "form" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "form" else "right")
     for form, found in record["forms"].items():
         accuracy = 100 * np.array(found["test_accuracy"])
         low, high, mean = cells.ACCURACY[record["network"]][form]
@@ -311,14 +313,14 @@ def print_table(record: Record, console: Console) -> None:
             f"{low:.2f} / {high:.2f}",
             f"{mean:.2f}",
         )
-    console.print(table)
+    show(table, console)
 
 
 def main() -> None:
     """The command line."""
-    console, began = Console(width=None if sys.stdout.isatty() else 110, highlight=False), time.perf_counter()
+    console, began = Console(highlight=False), time.perf_counter()
     try:
-        options = tyro.cli(Options, prog="python -m experiments.anodev2", description=__doc__)
+        options = command_line(Options, "python -m experiments.anodev2", __doc__)
         print_table(run(options, console), console)
     except (RunError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

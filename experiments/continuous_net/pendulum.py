@@ -34,13 +34,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments.continuous_net.pendulum_figures import draw_convergence, draw_trajectories
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
+from experiments.records.progress import told
+from experiments.records.tables import show
 from ode_nets import MLP, Direct, FixedStep, pad, solve, validity
 from ode_nets.problems import pendulum
 
@@ -167,7 +169,7 @@ def all_errors(options: Options, thetas: dict[str, PyTree], counts: Sequence[int
     t1 = jnp.float64(options.t1)
     return {
         f"{trained}>{scheme}": np.stack([errors_of(theta, pad(FixedStep(scheme, n), 4), t1) for n in counts], axis=-1)
-        for trained, theta in thetas.items()
+        for trained, theta in told(thetas.items(), lambda pair: f"errors of ODE-Net({pair[0]})")
         for scheme in SCHEMES
     }
 
@@ -185,7 +187,7 @@ def verdicts(options: Options, thetas: dict[str, PyTree], trained: int) -> list[
     """The report of `validity.examine` on every network, from 16 phases of the orbit it has seen."""
     phases, rows = jnp.arange(16) / 16 * pendulum.period(), []
     x0, truth = pendulum.solution(phases), pendulum.solution(phases + options.t1)
-    for scheme, stacked in thetas.items():
+    for scheme, stacked in told(thetas.items(), lambda pair: f"examining ODE-Net({pair[0]})"):
         for seed in range(options.seeds):
             theta = jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked)
             subject = validity.of_field(network, theta, x0, FixedStep(scheme, trained), t1=options.t1)
@@ -235,7 +237,7 @@ def print_tables(record: dict[str, Any], console: Console) -> None:
         table.add_column(column, justify="right")
     for scheme, slope in record["slopes"].items():
         table.add_row(scheme, f"{slope['order']:.3f}", f"{slope['from']:.4g}", f"{slope['to']:.4g}")
-    console.print(table)
+    show(table, console)
     title = f"ODE-Nets: E(dt_data), and ratios to it; median (range) of {record['settings']['seeds']} seeds"
     table = Table(title=title, title_justify="left")
     for column in ("trained with", "E(dt_data)", "at dt_data / 2", *(f"in {scheme}" for scheme in SCHEMES)):
@@ -246,7 +248,7 @@ def print_tables(record: dict[str, Any], console: Console) -> None:
         cells = [spread(swaps[scheme]) if scheme in swaps else "" for scheme in SCHEMES]
         coarse = spread(row["rk4_at_5_steps"])
         table.add_row(row["trained"], spread(row["error"]), spread(row["at_half"]), *cells, coarse)
-    console.print(table)
+    show(table, console)
     for row in record["verdicts"]:
         if row["seed"] == 0:
             crossed = f"; {row['crossings']} crossings among 16 phases"
@@ -280,7 +282,10 @@ def run(options: Options) -> tuple[dict[str, Any], dict[str, PyTree], dict[str, 
     began = time.perf_counter()
     trained, counts = options.trained, options.counts()
     keys = jax.random.split(jax.random.key(0), options.seeds)
-    fitted = {scheme: train(options, FixedStep(scheme, 1), keys) for scheme in SCHEMES}
+    fitted = {
+        scheme: train(options, FixedStep(scheme, 1), keys)
+        for scheme in told(SCHEMES, lambda scheme: f"training {options.seeds} networks by {scheme}")
+    }
     thetas = {scheme: theta for scheme, (theta, _) in fitted.items()}
     errors, exact = all_errors(options, thetas, counts), numerical(options, counts)
     slopes = {
@@ -304,9 +309,9 @@ def run(options: Options) -> tuple[dict[str, Any], dict[str, PyTree], dict[str, 
 
 def main() -> None:
     """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
+    console = Console(highlight=False)
     try:
-        options = tyro.cli(Options, prog="python -m experiments.continuous_net.pendulum", description=__doc__)
+        options = command_line(Options, "python -m experiments.continuous_net.pendulum", __doc__)
         out = destination("pendulum", options.out, options.record)
     except ValueError as error:
         sys.exit(f"error: {error}")

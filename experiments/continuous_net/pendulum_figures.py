@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.records.pictures import below, plain_ticks
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -81,7 +83,8 @@ def draw_convergence(
     left.set_title("(a) under the scheme of training", fontsize=10)
     right.set_title("(b) put into another scheme", fontsize=10)
     for axes in (left, right):
-        axes.legend(frameon=False, fontsize=8, loc="lower left", ncols=2)
+        plain_ticks(axes.xaxis)
+        below(axes, ncols=2)
     return figure
 
 

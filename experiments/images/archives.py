@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.images.data import check_arrays
-from experiments.images.sources import Raw
+from experiments.images.raw import Raw
 
 URLS = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",

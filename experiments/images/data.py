@@ -3,7 +3,8 @@
 - "digits": scikit-learn's 1,797 handwritten digits of 8x8 pixels
 - "photographs": 520 colour patches of 32x32 pixels from scikit-learn's two photographs, a class each
 - "some/file.npz": x_train, y_train, x_test, y_test (and n_classes, if some class has no training image)
-- "./folder": Tiny-ImageNet as published, or train/<class>/*.png and test/<class>/*.png (.jpg, .jpeg)
+- "./folder": .png, .jpg or .jpeg files below train/<class>/, val/<class>/ and test/<class>/, the latter two or not,
+  or below <class>/; Tiny-ImageNet as published. `experiments.images.folders` says what is then tested on
 - "cifar10", "mnist", ...: any image classification set of TFDS that lies prepared on disk as array_record,
   read without TensorFlow; `python -m experiments.prepare_data --help` says how to prepare one
 """
@@ -17,16 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.images.sources import Raw, by_key, read
+from experiments.images.decoding import resize
+from experiments.images.raw import Raw
+from experiments.images.sources import read
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images, uint8 `[n, height, width, channels]`, and labels, int32 `[n]` below n_classes, in three splits.
 
-    Validation images come from the published training images only. mean and std are those of x_train, float32
+    Validation images are those of a folder that has training, validation and test images, else a share of the
+    training images. mean and std are those of x_train, float32
     `[channels]`, where 255 counts as 1; std is 1 for a constant channel. source: where the images are from;
-    notes: what was not read there.
+    notes: what was not read there. class_names: in the order of the labels, or none.
+    path: the file or folder, absolute.
     """
 
     name: str
@@ -41,6 +46,8 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    path: str | None = None
 
 
 def load(
@@ -50,8 +57,9 @@ def load(
     validation_fraction: float = 0.1,
     seed: int = 0,
     limit: int | None = None,
+    image_size: int | None = None,
 ) -> Dataset:
-    """Read an image set, check it, and split a validation set off its training images.
+    """Read an image set, check it, and split a validation set off its training images, unless it has one.
 
     Args:
         name: as in this module's docstring; a TFDS name may name config and version: "emnist/balanced:3.1.0".
@@ -59,6 +67,8 @@ def load(
         validation_fraction: share of the training images kept for validation, in [0, 1).
         seed: chooses the validation images and those that `limit` keeps; the test images never depend on it.
         limit: train on so many of the remaining images; validation and test stay whole.
+        image_size: height and width that images are brought to: the middle square, scaled. Default: what they have,
+            one size for all.
     Returns:
         The set. Within each split the images keep the order of their source.
     Raises:
@@ -70,12 +80,17 @@ def load(
         raise ValueError(f"validation_fraction={validation_fraction} is not in [0, 1); 0.1 keeps a tenth.")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1):
         raise ValueError(f"limit={limit!r} is not a positive integer; give a number of images, or None for all.")
-    raw = read(str(name), data_dir)
+    if image_size is not None and not 1 <= image_size <= 4096:
+        raise ValueError(f"image_size={image_size!r} is not in 1..4096; give the height of the images, or None.")
+    raw = read(str(name), data_dir, image_size)
     arrays, n_classes = check_arrays(raw)
+    if image_size is not None:
+        arrays = {key: _resized(value, image_size) if key[0] == "x" else value for key, value in arrays.items()}
     order = np.random.default_rng(seed).permutation(len(arrays["x_train"]))
-    n_validation = round(validation_fraction * len(order))
+    own = "x_validation" in arrays
+    n_validation = 0 if own else round(validation_fraction * len(order))
     n_train = len(order) - n_validation
-    if n_train < 1 or (validation_fraction > 0 and n_validation < 1):
+    if n_train < 1 or (validation_fraction > 0 and n_validation < 1 and not own):
         raise ValueError(
             f"validation_fraction={validation_fraction} splits the {len(order)} training images of "
             f"{raw.where} into {n_train} and {n_validation}; neither may be empty. Give another fraction; "
@@ -88,13 +103,20 @@ def load(
         )
     validation, train = np.sort(order[:n_validation]), np.sort(order[n_validation:][:limit])
     x, y = arrays["x_train"], arrays["y_train"]
-    splits = (x[train], y[train], x[validation], y[validation], arrays["x_test"], arrays["y_test"])
+    held_out = (arrays["x_validation"], arrays["y_validation"]) if own else (x[validation], y[validation])
+    splits = (x[train], y[train], *held_out, arrays["x_test"], arrays["y_test"])
     mean, std, constant = _mean_and_std(splits[0])
     if constant.all():
         raise ValueError(
             f"all training images of {raw.where} are of one and the same colour. Check how they were made."
         )
-    return Dataset(str(name), raw.source, n_classes, *splits, mean, std, raw.notes)
+    class_names = raw.class_names if len(raw.class_names) == n_classes else ()
+    path = str(Path(raw.where).absolute()) if Path(raw.where).exists() else None
+    return Dataset(str(name), raw.source, n_classes, *splits, mean, std, raw.notes, class_names, path)
+
+
+def _resized(x: np.ndarray, size: int) -> np.ndarray:
+    return x if x.shape[1:3] == (size, size) else np.stack([resize(image, size) for image in x])
 
 
 def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,15 +134,16 @@ def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def check_arrays(raw: Raw) -> tuple[dict[str, np.ndarray], int]:
-    """Images as uint8, labels as int32, and the number of classes.
+    """Images as uint8, labels as int32, of each split that there is, and the number of classes.
 
     Raises:
         ValueError: a wrong shape, dtype or value; names the file, the fault and the remedy.
     """
-    x = {split: _check_images(raw.arrays[f"x_{split}"], f"x_{split} of {raw.where}") for split in ("train", "test")}
+    given = [split for split in ("train", "validation", "test") if f"x_{split}" in raw.arrays]
+    x = {split: _check_images(raw.arrays[f"x_{split}"], f"x_{split} of {raw.where}") for split in given}
     y = {split: _check_labels(raw.arrays[f"y_{split}"], len(x[split]), f"y_{split} of {raw.where}") for split in x}
-    if x["train"].shape[1:] != x["test"].shape[1:]:
-        shapes = f"{x['train'].shape[1:]}, its test images {x['test'].shape[1:]}"
+    if other := next((split for split in given if x[split].shape[1:] != x["train"].shape[1:]), None):
+        shapes = f"{x['train'].shape[1:]}, its {other} images {x[other].shape[1:]}"
         raise ValueError(f"The training images of {raw.where} are {shapes}; both need one height, width and channels.")
     present = np.unique(y["train"])
     n_classes = raw.n_classes or int(present[-1]) + 1
@@ -138,7 +161,8 @@ def check_arrays(raw: Raw) -> tuple[dict[str, np.ndarray], int]:
             f"without gaps: renumber them, or store n_classes={n_classes} beside the arrays if that class "
             f"has no training image."
         )
-    return by_key(x["train"], y["train"].astype(np.int32), x["test"], y["test"].astype(np.int32)), n_classes
+    images = {f"x_{split}": x[split] for split in given}
+    return images | {f"y_{split}": y[split].astype(np.int32) for split in given}, n_classes
 
 
 def _check_images(x: np.ndarray, what: str) -> np.ndarray:

@@ -18,7 +18,9 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def decode_images(files: Sequence[Path | bytes], names: Sequence[str], channels: int | None) -> np.ndarray:
+def decode_images(
+    files: Sequence[Path | bytes], names: Sequence[str], channels: int | None, size: int | None = None
+) -> np.ndarray:
     """Decode images of one size to uint8 `[n, height, width, channels]`.
 
     They are turned as their EXIF orientation says. Opacity is a channel where four are asked for; elsewhere it must be
@@ -28,6 +30,7 @@ def decode_images(files: Sequence[Path | bytes], names: Sequence[str], channels:
         files: their paths, or what they hold.
         names: of them, for errors.
         channels: 1, 3 or 4; `None` for 1 if all images are grey, else 3.
+        size: height and width that each is brought to, as by `resize`; `None` leaves them.
 
     Raises:
         ValueError: an image is broken, has more than 8 bits a channel, inks for colours, or transparent pixels that
@@ -41,11 +44,13 @@ def decode_images(files: Sequence[Path | bytes], names: Sequence[str], channels:
         except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
             raise ValueError(f"{name} is no readable image ({error}). Replace or remove it.") from error
         grey &= is_grey
+        if size is not None:
+            pixels = resize(pixels, size)
         if i == 0:
             images = np.empty((len(files), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             sizes = f"{pixels.shape[:2]} pixels, {names[0]} has {images.shape[1:3]}"
-            raise ValueError(f"{name} has {sizes}. All images of a set must have one size: resize them first.")
+            raise ValueError(f"{name} has {sizes}. All images of a set must have one size: --image-size resizes them.")
         images[i] = pixels
     return images[..., :1].copy() if channels is None and grey else images
 
@@ -71,3 +76,20 @@ def _decode(content: bytes, channels: int | None) -> tuple[np.ndarray, bool]:
         wanted = {1: "L", 4: "RGBA"}.get(channels or 3, "RGB")
         pixels = np.asarray(turned if turned.mode == wanted else turned.convert(wanted))
     return pixels.reshape(*pixels.shape[:2], -1), grey
+
+
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """An image at another size: scaled, by bicubic interpolation, until the middle square of it has that side.
+
+    Args:
+        pixels: uint8 `[height, width, channels]`, with 1 to 4 channels.
+        size: height and width of the result.
+
+    Returns:
+        uint8 `[size, size, channels]`.
+    """
+    from PIL import Image, ImageOps
+
+    channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(pixels, -1, 0)]
+    fitted = [ImageOps.fit(channel, (size, size), Image.Resampling.BICUBIC) for channel in channels]
+    return np.stack([np.asarray(channel) for channel in fitted], axis=-1)

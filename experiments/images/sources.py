@@ -8,39 +8,22 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from experiments.images.decoding import SUFFIXES, decode_images
+from experiments.images.decoding import decode_images
+from experiments.images.folders import is_split, read_folder
+from experiments.images.raw import KEYS, Raw, by_key, held_out
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
 ARCHIVED = ("cifar10", "cifar100", "mnist", "fashion_mnist")
 PREPARE = "python -m experiments.prepare_data"
 _NPZ = "An .npz is written by np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
-_FOLDER = (
-    "Allowed are train/<class>/ and test/<class>/ of .png, .jpg or .jpeg files, and Tiny-ImageNet as "
-    "published (wnids.txt, train/<wnid>/images/, val/images/, val/val_annotations.txt)."
-)
-_HELD_OUT = ("val", "valid", "validation", "dev")
 _VALIDATION = "Validation images are a share of the training images, validation_fraction: put these among them."
 
 
-class Raw(NamedTuple):
-    """Unchecked arrays by the names in `KEYS`, the file or folder they lie in, a sentence on their origin.
-
-    notes: what of that place was not read, a sentence each.
-    """
-
-    arrays: dict[str, np.ndarray]
-    where: str
-    source: str
-    n_classes: int | None = None
-    notes: tuple[str, ...] = ()
-
-
-def read(name: str, data_dir: str | Path | None) -> Raw:
-    """Read the set called `name`, as `experiments.data.load` describes it."""
+def read(name: str, data_dir: str | Path | None, image_size: int | None = None) -> Raw:
+    """Read the set called `name`, as `experiments.images.data.load` describes it; `image_size` is that of folders."""
     path = Path(name).expanduser()
     if name == "digits":
         return _read_digits()
@@ -48,14 +31,11 @@ def read(name: str, data_dir: str | Path | None) -> Raw:
         return _read_photographs()
     if path.suffix == ".npz":
         return read_npz(path)
-    if name.startswith((".", "~")) or path.is_absolute() or (path / "train").is_dir():
-        return _read_folder(path)
+    if name.startswith((".", "~")) or path.is_absolute() or is_split(path):
+        if (path / "dataset_info.json").is_file():
+            return read_prepared(path)
+        return read_folder(path, image_size)
     return read_prepared(_find_prepared(name, data_dir))
-
-
-def by_key(*arrays: np.ndarray) -> dict[str, np.ndarray]:
-    """Four arrays by the names in `KEYS`."""
-    return dict(zip(KEYS, arrays, strict=True))
 
 
 def _read_digits() -> Raw:
@@ -65,12 +45,11 @@ def _read_digits() -> Raw:
         raise ImportError("'digits' comes with scikit-learn, which is missing: pip install scikit-learn") from error
     digits = load_digits()
     x, y = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None], digits.target
-    rng = np.random.default_rng(0)  # not the caller's seed: everybody must be tested on the same images
-    members = [rng.permutation(np.flatnonzero(y == digit)) for digit in range(10)]
-    test = np.sort(np.concatenate([m[: round(0.2 * len(m))] for m in members]))
+    test = held_out(y, 10)
     train = np.setdiff1d(np.arange(len(y)), test)
     source = f"scikit-learn's {len(y)} handwritten digits (from the UCI repository), a fixed fifth for testing"
-    return Raw(by_key(x[train], y[train], x[test], y[test]), "scikit-learn's digits", source, 10)
+    arrays, names = by_key(x[train], y[train], x[test], y[test]), tuple(map(str, range(10)))
+    return Raw(arrays, "scikit-learn's digits", source, 10, class_names=names)
 
 
 def _read_photographs() -> Raw:
@@ -118,70 +97,6 @@ def _read_n_classes(arrays: dict[str, np.ndarray], path: Path) -> int | None:
     return int(n.item())
 
 
-def _read_folder(path: Path) -> Raw:
-    if not path.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.absolute()}. {_FOLDER}")
-    if (path / "dataset_info.json").is_file():
-        return read_prepared(path)
-    source = f"the images in {path}"
-    notes: tuple[str, ...] = ()
-    if (path / "wnids.txt").is_file():
-        classes, train, test = _list_tiny_imagenet(path)
-        source += "; Tiny-ImageNet's published validation images are the test set, its test labels are secret"
-    else:
-        if extra := next((d for d in path.iterdir() if d.is_dir() and d.name.lower() in _HELD_OUT), None):
-            raise ValueError(f"{extra} is not read. {_VALIDATION} Rename it to test to test on it.")
-        found = (sorted(d.name for d in path.glob(f"{split}/[!.]*") if d.is_dir()) for split in ("train", "test"))
-        classes, tested = found
-        if missing := sorted(set(tested) - set(classes)):
-            raise ValueError(f"{path}/test has the class {missing[0]!r}, {path}/train lacks it. Use the same names.")
-        train = [(file, i) for i, c in enumerate(classes) for file in _images_in(path / "train" / c)]
-        test = [(file, classes.index(c)) for c in tested for file in _images_in(path / "test" / c)]
-        notes = _unread(path, {file for file, _ in train + test})
-    for split, listed in (("training", train), ("test", test)):
-        if not listed:
-            raise ValueError(f"{path} holds no {split} images where they are looked for. {_FOLDER}")
-    files, n = [file for file, _ in train + test], len(train)
-    x, y = (
-        decode_images(files, [str(file) for file in files], None),
-        np.asarray([label for _, label in train + test]),
-    )
-    return Raw(by_key(x[:n], y[:n], x[n:], y[n:]), str(path), source, len(classes), notes)
-
-
-def _unread(path: Path, used: set[Path]) -> tuple[str, ...]:
-    """A note on the files below train and test that are no images of a class, if there are any."""
-    found = sorted(file for split in ("train", "test") for file in (path / split).rglob("*") if file.is_file())
-    left = [str(file.relative_to(path)) for file in found if file not in used]
-    if not left:
-        return ()
-    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-    return (f"{path}: {len(left)} of {len(found)} files are not read: {', '.join(left[:5])}{more}. {_FOLDER}",)
-
-
-def _list_tiny_imagenet(path: Path) -> tuple[list[str], list[tuple[Path, int]], list[tuple[Path, int]]]:
-    classes = sorted((path / "wnids.txt").read_text().split())
-    index = {wnid: label for label, wnid in enumerate(classes)}
-    train = [(file, i) for wnid, i in index.items() for file in _images_in(path / "train" / wnid / "images")]
-    annotations = path / "val" / "val_annotations.txt"
-    if not annotations.is_file():
-        raise ValueError(f"{annotations} is missing: the set was not unpacked completely. Unpack it again.")
-    test = []
-    for number, line in enumerate(annotations.read_text().splitlines(), 1):
-        file, wnid = [*line.split(), "", ""][:2]
-        if wnid not in index:
-            raise ValueError(f"{annotations}, line {number}: {line!r} is no file name with a class of wnids.txt.")
-        test.append((path / "val" / "images" / file, index[wnid]))
-    return classes, train, test
-
-
-def _images_in(folder: Path) -> list[Path]:
-    found = sorted(file for file in folder.glob("[!.]*") if file.suffix.lower() in SUFFIXES)
-    if not found:
-        raise ValueError(f"{folder} is missing or holds no .png, .jpg or .jpeg. Unpack the set again. {_FOLDER}")
-    return found
-
-
 def data_root(data_dir: str | Path | None) -> Path:
     """The folder of prepared TFDS sets: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()
@@ -204,6 +119,7 @@ def _find_prepared(name: str, data_dir: str | Path | None) -> Path:
         f"  {PREPARE} from-archive {meant} {archive} {options}" if meant in ARCHIVED else "",
         f"  {PREPARE} from-arrays {meant} FILE.npz {options}",
         f"  {PREPARE} download {meant} {options}    (uses the network)",
+        f"Of the folder {name} here ./{name} reads the images." if Path(name).is_dir() else "",
         "No preparation is needed for 'digits', a path ending in .npz, or a folder such as ./my_images.",
     ]
     raise FileNotFoundError("\n".join(line for line in lines if line))
@@ -259,4 +175,4 @@ def read_prepared(folder: Path) -> Raw:
     if (folder / "metadata.json").is_file():
         source += f", prepared from {_read_json(folder / 'metadata.json').get('source', 'arrays')}"
     source += "" if test == "test" else "; its published validation split is the test set"
-    return Raw(by_key(*arrays), str(folder), source, classes.num_classes)
+    return Raw(by_key(*arrays), str(folder), source, classes.num_classes, class_names=tuple(classes.names))

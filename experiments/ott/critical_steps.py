@@ -80,9 +80,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.ott import programs
+from experiments.ott import figures, programs
 from experiments.ott.programs import CHECK_EVERY, Preset, check_cost, skips, warning
 from experiments.ott.tasks import LAYERS, TASKS, Task
+from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination
 from experiments.records.rows import Row, Rows
@@ -389,13 +390,14 @@ def main() -> None:
     """The command line."""
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     try:
-        options = tyro.cli(Options, prog="python -m experiments.ott", description=__doc__)
+        options = command_line(Options, "python -m experiments.ott", __doc__)
         task = options.reduced()
         rows, run = options.rows(), {"grid": grid, "adapt": adapt, "tolerance": tolerance}[options.what]
         rows.write(run(options, task, rows, console))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     console.print(f"{time.perf_counter() - began:.0f} s; written: {rows.path}")
+    figures.draw_all(rows.path.parent, console)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Table 1 and the pictures of what `experiments.ott` has measured; nothing is trained here.
 
-    python -m experiments.ott.figures                         everything in runs/ott
+    python -m experiments.ott.figures                         everything in runs/ott; seconds
     python -m experiments.ott.figures --folder results/ott    another folder
 
 Reads grid_*.json, adapt_*.json and tolerance_*.json, and writes beside them grid_<task>.png (Ott Figs 1, 3, 4, 17
@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.records.command import command_line
+from experiments.records.pictures import below, plain_ticks
+from experiments.records.tables import show
 from ode_nets import Direct, FixedStep, solve
 from ode_nets.problems import landscape, spheres
 
@@ -73,7 +75,7 @@ def draw_grid(record: Row) -> Figure:
     from matplotlib.figure import Figure
 
     found = {scheme: rows for scheme in ("euler", "rk4") if (rows := trained_rows(record, scheme))}
-    figure = Figure(figsize=(5.5 * len(found), 4.2), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(found), 4.8), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axes, (scheme, rows) in zip(panels, found.items(), strict=True):
         for i, row in enumerate(rows):
@@ -87,9 +89,10 @@ def draw_grid(record: Row) -> Figure:
             style = {"color": color, "marker": "o", "ms": 9, "mec": "k", "ls": "none"}
             axes.plot([row["n_steps"]], [own], **style, label=f"{row['n_steps']}{verdict}")
         axes.set_xscale("log", base=2)
+        plain_ticks(axes.xaxis)
         axes.set_xlabel("steps of the test solver")
         axes.set_title(f"trained with {scheme}; ringed: as trained", fontsize=10)
-        axes.legend(frameon=False, fontsize=7, title="training steps", title_fontsize=8, ncols=2)
+        below(axes, title="training steps", title_fontsize=8, ncols=5)
         _bare(axes)
     panels[0].set_ylabel("test accuracy [%]")
     figure.suptitle(f"{record['settings']['task']}: o Euler, x midpoint, triangle RK4", fontsize=10)
@@ -104,13 +107,18 @@ def draw_trajectories(record: Row, kept: Any) -> Figure:
     counts = sorted(rows)
     coarse = min((n for n in counts if n >= 8), default=counts[-1])
     shown = [(coarse, 0), *((counts[-1], seed) for seed in range(min(5, record["settings"]["seeds"])))]
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    labels = kept["y"]
-    for axes, (n, seed) in zip(figure.subplots(2, 3).flat, shown, strict=False):
+    n_rows, n_columns = -(-len(shown) // 3), min(3, len(shown))
+    figure = Figure(figsize=(4 * n_columns, 3.5 * n_rows), layout="constrained")
+    labels, panels = kept["y"], figure.subplots(n_rows, n_columns, squeeze=False)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (n, seed) in zip(panels.flat, shown, strict=False):
         for states, label in zip(kept[f"euler {n}"][seed], labels, strict=False):
             axes.plot(*states.T, color=CLASSES[label], lw=0.7)
             axes.plot(*states[0], ".", color=CLASSES[label], ms=4)
         axes.set_title(f"Euler, {n} steps, seed {seed}: {rows[n]['crossings'][seed]} crossings", fontsize=9)
+        axes.set_xlabel("$x_1$")
+        axes.set_ylabel("$x_2$")
         _bare(axes)
     return figure
 
@@ -134,11 +142,13 @@ def draw_adaptation(record: Row) -> Figure:
         title = f"{name}\n{np.mean(row['nfe_per_iteration']):.1f} NFE, {halved:.1f} halvings a seed"
         column[0].set_title(title, fontsize=9)
         column[0].set_yscale("log", base=2)
+        plain_ticks(column[0].yaxis)
         column[1].set_xlabel("iteration")
         for axes in column:
             _bare(axes)
     panels[0, 0].set_ylabel("steps")
-    panels[1, 0].set_ylabel("test accuracy [%]\nline Euler, x midpoint, triangle RK4")
+    panels[1, 0].set_ylabel("test accuracy [%]")
+    figure.suptitle(f"{record['settings']['task']}: line Euler, x midpoint, triangle RK4; a color a seed", fontsize=10)
     return figure
 
 
@@ -234,7 +244,7 @@ def print_table(grids: dict[str, Row], adaptations: dict[str, Row], console: Con
             shown = ("", "") if "ours" in name else (str(nfe), str(percent))
             own = f"{np.mean(row['nfe_per_iteration']):.1f}"
             table.add_row(task, name, own, accuracy, *shown, iterations_of(record))
-    console.print(table)
+    show(table, console)
 
 
 def iterations_of(record: Row) -> str:
@@ -242,13 +252,15 @@ def iterations_of(record: Row) -> str:
     return f"{record['used']['iterations']} ({record['paper']['iterations']})"
 
 
-def main() -> None:
-    """The command line."""
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    folder = tyro.cli(Options, prog="python -m experiments.ott.figures", description=__doc__).folder
+def draw_all(folder: Path, console: Console) -> None:
+    """Draw what a folder holds, and print table 1.
+
+    Raises:
+      FileNotFoundError: where it holds nothing.
+    """
     grids, adaptations, tolerances = (read(folder, what) for what in ("grid", "adapt", "tolerance"))
     if not (grids or adaptations or tolerances):
-        sys.exit(f"error: {folder} holds no results; run experiments.ott first, or name another --folder")
+        raise FileNotFoundError(f"{folder} holds no results; run experiments.ott first, or name another --folder")
     drawn: dict[str, Figure] = {"data": draw_data()}
     trained = {t: record for t, record in grids.items() if any(trained_rows(record, s) for s in ("euler", "rk4"))}
     drawn |= {f"grid_{task}": draw_grid(record) for task, record in trained.items()}
@@ -263,6 +275,14 @@ def main() -> None:
         figure.savefig(folder / f"{name}.png", dpi=100)
     print_table(grids, adaptations, console)
     console.print(f"written: {folder}/" + ", ".join(f"{name}.png" for name in drawn), soft_wrap=True)
+
+
+def main() -> None:
+    """The command line."""
+    try:
+        draw_all(command_line(Options, "python -m experiments.ott.figures", __doc__).folder, Console(highlight=False))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from experiments.records.digests import sealed, unsealed
 
 
 class RunError(Exception):
@@ -27,21 +31,35 @@ def destination(name: str, out: Path | None, record: bool) -> Path:
     """The folder of a script's results: runs/<name>, `--out`, or with `--record` results/<name>, which git keeps.
 
     Raises:
-      ValueError: for both at once.
+      ValueError: for both at once, and for an address such as gs://.
     """
     if record and out is not None:
         raise ValueError(f"out={str(out)!r} beside --record, which writes into results/{name}: give one of them")
-    return out.expanduser() if out else Path("results" if record else "runs") / name
+    return local(out) if out else Path("results" if record else "runs") / name
 
 
 def expand(options: Any, *names: str) -> None:
-    """Put the home folder in the place of `~` in settings of a frozen dataclass that are paths, or tuples of them."""
+    """Make settings of a frozen dataclass that are paths, or tuples of them, `local`."""
     for name in names:
         value = getattr(options, name)
         if isinstance(value, tuple):
-            object.__setattr__(options, name, tuple(Path(path).expanduser() for path in value))
+            object.__setattr__(options, name, tuple(map(local, value)))
         elif value is not None:
-            object.__setattr__(options, name, Path(value).expanduser())
+            object.__setattr__(options, name, local(value))
+
+
+def local(path: str | Path) -> Path:
+    """A path with the home folder in the place of `~`.
+
+    Raises:
+      ValueError: for an address such as gs://, which would be taken for a folder of that name.
+    """
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(path)):
+        raise ValueError(
+            f"{match[1]}://{str(path)[match.end() :]} is an address of {match[1]}, expected a place on this machine: "
+            "mount the bucket, as with gcsfuse, and give the folder it is mounted to"
+        )
+    return Path(path).expanduser()
 
 
 def check_place(folder: Path) -> None:
@@ -51,16 +69,29 @@ def check_place(folder: Path) -> None:
       RunError: for an address such as gs://, for a name that checkpoints are not found under again, and where a file
         is in the way.
     """
-    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(folder)):
-        raise RunError(
-            f"{folder} is an address of {match[1]}, expected a folder of this machine: mount the bucket, as with "
-            "gcsfuse, and give the folder it is mounted to"
-        )
+    try:
+        local(folder)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     if bad := sorted(set("[]*?") & set(str(folder.absolute()))):
         raise RunError(f"{folder} has {' '.join(bad)} in its name, which checkpoints are not found under: rename it")
     for place in (folder.absolute(), *folder.absolute().parents):
         if place.exists() and not place.is_dir():
             raise RunError(f"{place} is a file, expected the folder of a run, or none yet")
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """See whether anything can be written in a folder, or where it is to be made.
+
+    Raises:
+      RunError: if not, with what to do.
+    """
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RunError(f"nothing can be written in {place} ({error.strerror}): {remedy}") from error
 
 
 def say(text: str) -> None:
@@ -69,11 +100,18 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of a run, whole or not at all, with its own digest."""
+    write_json(folder / "manifest.json", sealed(manifest))
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run, or `None` where there is none.
+    """The manifest of a run without its digest, or `None` where there is none.
+
+    One that has no digest, of an earlier version or edited by hand, is taken as it is, and that is said.
 
     Raises:
-      RunError: for one that cannot be read, or that is not what a run writes.
+      RunError: for one that cannot be read, that is not what a run writes, or not what its digest was made of.
     """
     path = folder / "manifest.json"
     try:
@@ -84,9 +122,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise RunError(f"{folder} is not a folder: give the folder of a run") from error
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}): {_REPAIR}") from error
-    expected = {"status": str, "config": dict}
     if not isinstance(manifest, dict):
         raise RunError(f"{path} holds a {type(manifest).__name__}, expected a record of a run: {_REPAIR}")
+    if "sha256" in manifest:
+        try:
+            manifest = unsealed(manifest)
+        except ValueError as error:
+            raise RunError(f"{path} is damaged or was edited, as {error}: {_REPAIR}; {_EDITED}") from error
+    else:
+        _say_not_checked(path)
+    expected = {"status": str, "config": dict}
     if wrong := [key for key, kind in expected.items() if not isinstance(manifest.get(key), kind)]:
         raise RunError(f"{path} lacks {' and '.join(wrong)}, or holds something else there: {_REPAIR}")
     kinds = {"results": dict, "resumed": list}
@@ -97,6 +142,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 _REPAIR = "put back a copy, or start anew with --overwrite"
+_EDITED = 'to keep what was edited by hand, delete its entry "sha256"'
+
+
+@functools.cache
+def _say_not_checked(path: Path) -> None:
+    say(f'{path} has no entry "sha256": it is taken as it is, unchecked')
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

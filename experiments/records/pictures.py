@@ -14,6 +14,7 @@ from ode_nets.weights import Basis, PiecewiseConstant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from experiments.records.swaps import Swapped
@@ -21,6 +22,34 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 N_DRAWN = 12
 """Weights in a panel; more are a thicket."""
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers as one writes them on a logarithmic axis, with 2 and 5 between the powers of ten of a short one."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_transform().base == 2:  # type: ignore[attr-defined]
+        powers = 2.0 ** np.arange(np.ceil(np.log2(low)), np.floor(np.log2(high)) + 1)
+        axis.set_major_locator(FixedLocator(powers[:: -(-len(powers) // 8)]))
+    else:
+        decades = np.log10(high / low)
+        # So short that powers of ten, and even 2 and 5 between them, may all lie outside.
+        subs = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9) if decades < 0.6 else (1, 2, 5) if decades < 2 else (1,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if 1e-4 < value < 1e6 else f"{value:.0e}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def apart(k: int) -> dict[str, Any]:
+    """The stroke of the k-th of some curves: each later one is thinner, so that it covers no equal one."""
+    return {"lw": max(1.0, 3.4 - 0.9 * k), "ms": max(3.0, 7.0 - 1.3 * k)}
+
+
+def below(axes: Axes, **options: Any) -> None:
+    """A legend below the axes, where it covers no curve."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "frameon": False, "fontsize": 8}
+    axes.legend(**place | options)
 
 
 def _bare(*panels: Axes) -> None:
@@ -40,15 +69,15 @@ def draw_swap(swaps: Sequence[Swapped]) -> Figure:
     diverged, which count as errors.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     strokes, marks = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v")
     for k, swapped in enumerate(swaps):
         color, own = f"C{k}", swapped.own
         label = f"{swapped.name} (trained: {swapped.trained.scheme}, $N_t$={swapped.trained.n_steps})"
-        left.plot(*swapped.error(swapped.trained.scheme), color=color, marker="o", ms=4, label=label)
+        left.plot(*swapped.error(swapped.trained.scheme), color=color, marker="o", label=label, **apart(k))
         for axes in (left, right):
             axes.axvline(swapped.trained.n_steps, color=color, ls=(2 * k, (1, 3)), lw=1.2)
             axes.axhline(100 * (1 - own["accuracy"]), color=color, lw=0.8, alpha=0.6)
@@ -58,20 +87,18 @@ def draw_swap(swaps: Sequence[Swapped]) -> Figure:
                 axes.plot(row["n_steps"], 100 * (1 - row["accuracy"]), "x", color="black", ms=8, zorder=5)
         others = [s for s in dict.fromkeys(row["scheme"] for row in swapped.rows) if s != swapped.trained.scheme]
         for i, scheme in enumerate(others):
-            style = {"ls": strokes[i % 4], "marker": marks[i % 5], "ms": 4, "lw": 1.2}
+            style = {"ls": strokes[i % 4], "marker": marks[i % 5]} | apart(i)
             label = f"{swapped.name} under {scheme}"
             right.plot(*swapped.error(scheme), color=color, label=label, **style)
     # Errors of one and of ninety percent are to be read off the same axis.
     if all(row["accuracy"] < 1 for swapped in swaps for row in swapped.rows):
         left.set_yscale("log")
-        left.yaxis.set_major_formatter(ScalarFormatter())
-        left.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        left.yaxis.set_minor_formatter(ScalarFormatter())
+        plain_ticks(left.yaxis)
     for axes, title in ((left, "its own scheme, other step counts"), (right, "other schemes")):
         axes.set_xlabel("steps a block, $N_t$")
         axes.set_title(title, fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize=8)
+        below(axes, ncols=1 if axes is left else 2)
     left.set_ylabel(f"{swaps[0].record['split']} error [%]")
     _bare(left, right)
     return figure
@@ -156,7 +183,7 @@ def draw_weights(
 
 
 def draw_training(runs: Sequence[tuple[str, Sequence[Row]]]) -> Figure:
-    """ContinuousNet Fig. 7: seconds an epoch, accuracy and training loss; refinements as dotted lines.
+    """ContinuousNet Fig. 7: seconds an epoch, accuracy and losses; refinements as dotted lines.
 
     Args:
       runs: name and metrics of each run, a dict an epoch as `train` logs them.
@@ -170,21 +197,24 @@ def draw_training(runs: Sequence[tuple[str, Sequence[Row]]]) -> Figure:
     which = "validation" if held_out else "train"
     for k, (name, records) in enumerate(runs):
         columns = {key: np.array([record[key] for record in records]) for key in records[0]}
-        style = {"color": f"C{k}", "marker": ".", "lw": 1, "label": name}
-        seconds.plot(columns["epoch"], columns["seconds"], **style)
+        style = {"color": f"C{k}", "marker": "."} | apart(k + 1)
+        seconds.plot(columns["epoch"], columns["seconds"], label=name, **style)
         accuracy.plot(columns["epoch"], 100 * columns[f"{which}_accuracy"], **style)
         loss.plot(columns["epoch"], columns["train_loss"], **style)
+        if "validation_loss" in columns:
+            loss.plot(columns["epoch"], columns["validation_loss"], ls="--", mfc="none", **style)
         for epoch in columns["epoch"][1:][np.diff(columns["level"]) > 0]:
             for axes in panels:
                 axes.axvline(epoch - 0.5, color=f"C{k}", ls=":", lw=1)
     seconds.set_ylabel("seconds an epoch")
     seconds.set_ylim(bottom=0)
     accuracy.set_ylabel(f"{which} accuracy [%]")
-    loss.set_ylabel("training loss")
+    loss.set_ylabel("loss (dashed: validation)" if held_out else "training loss")
     loss.set_yscale("log")
+    plain_ticks(loss.yaxis)
     loss.set_xlabel("epoch (dotted: M and $N_t$ doubled)")
     loss.xaxis.set_major_locator(MaxNLocator(integer=True))
-    seconds.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     _bare(*panels)
     return figure
 
@@ -223,6 +253,6 @@ def draw_front(rows: Sequence[Row], front: Sequence[Row], chosen: Row) -> Figure
     axes.set_ylim(low - 3 * margin, high + margin)
     axes.set_xlabel("field evaluations a forward pass")
     axes.set_ylabel("validation accuracy [%]")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    below(axes, ncols=2)
     _bare(axes)
     return figure

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.records.files import write_json
+from experiments.records.progress import working
 
 Row = dict[str, Any]
 KEPT = ("date", "device", "n_devices", "cpu", "n_cores", "versions", "revision", "dirty")
@@ -59,7 +60,8 @@ class Rows:
           console: where that goes.
         """
         if key not in self.rows:
-            row, arrays = measure()
+            with working(f"{self.path.stem} {key}"):
+                row, arrays = measure()
             measured_in = self.head.get("environment", {})
             self.rows[key] = row | {"environment": {name: measured_in[name] for name in KEPT if name in measured_in}}
             self.arrays.update(arrays)

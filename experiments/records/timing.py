@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from experiments.records.progress import told
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -74,6 +76,7 @@ def compare(
     repeats: int | Mapping[str, int] = 20,
     min_seconds: float = 0.02,
     compiled: bool = True,
+    tell: bool = False,
 ) -> dict[str, Measurement]:
     """Times functions of the same arguments in turn, so that a change of the machine's load meets them all.
 
@@ -83,6 +86,7 @@ def compare(
         repeats: samples taken of every variant, or of each by name.
         min_seconds: a sample calls its function as often as is needed to last so long.
         compiled: False calls the functions as they are, for peers that are no JAX programs.
+        tell: whether to say which one is compiled or timed.
 
     Returns:
         A measurement a variant. Every function has run twice before its first sample.
@@ -92,9 +96,11 @@ def compare(
         raise ValueError(f"repeats is {repeats}, min_seconds {min_seconds}; expected at least 1 and 0.")
     args = jax.block_until_ready(jax.device_put(args)) if compiled else args
     programs, static = {}, {}
-    for name, function in variants.items():
+    each = lambda doing: told(variants, lambda name: f"{doing} {name}") if tell else iter(variants)
+    for name in each("compiling"):
+        function = variants[name]
         programs[name], static[name] = _compile(function, args) if compiled else (function, {})
-    outputs = {name: jax.block_until_ready(program(*args)) for name, program in programs.items()}
+    outputs = {name: jax.block_until_ready(programs[name](*args)) for name in each("running")}
     calls = {name: _calls_for(program, args, min_seconds) for name, program in programs.items()}
 
     samples: dict[str, list[float]] = {name: [] for name in variants}

@@ -3,7 +3,7 @@
     python -m experiments.results            writes it
     python -m experiments.results --check    says whether it is what the JSON gives, and fails where it is not
 
-Nothing is run here. What a row says was measured is read from the JSON that it names, which also names device and
+Seconds, as nothing is run here. What a row says was measured is read from the JSON that it names, which also names device and
 revision; a row without one was not run. What lies outside of the two marks in results/README.md is left as it is.
 """
 
@@ -13,8 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import tyro
-
+from experiments.records.command import command_line
 from experiments.results import aca, anodev2, continuous_net, lecture, ott
 from experiments.results.rows import Row, render
 
@@ -52,7 +51,7 @@ def page(text: str, root: Path) -> str:
 
 def main() -> None:
     """The command line."""
-    options = tyro.cli(Options, prog="python -m experiments.results", description=__doc__)
+    options = command_line(Options, "python -m experiments.results", __doc__)
     path = ROOT / "results" / "README.md"
     before = path.read_text()
     try:

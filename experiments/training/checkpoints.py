@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,34 @@ KEPT = {"latest": 2, "best": 1}
 
 class DamagedError(Exception):
     """A checkpoint that cannot be read, or holds something else than was saved; the message says what."""
+
+
+class _Notes(ocp.JsonCheckpointHandler):
+    """Notes that are sealed with the digests of the arrays while Orbax writes these."""
+
+    async def async_save(self, directory: Any, item: Any = None, args: Any = None) -> list[ocp.future.Future]:
+        """What waits for the digests and writes the notes, in a thread of its own."""
+
+        async def write() -> None:
+            if is_first():
+                notes = sealed(args.notes | {"digests": digests(args.arrays)})
+                (directory / "metadata").write_text(json.dumps(notes))
+
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="notes")]
+
+
+@ocp.args.register_with_handler(_Notes, for_save=True)
+@dataclasses.dataclass
+class _SaveNotes(ocp.args.CheckpointArgs):
+    notes: dict[str, Any]
+    arrays: PyTree
+    """On the host, where a step that is given the state to reuse leaves them alone."""
+
+
+@ocp.args.register_with_handler(_Notes, for_restore=True)
+@dataclasses.dataclass
+class _RestoreNotes(ocp.args.JsonRestore):
+    item: Any = None
 
 
 class Checkpoints:
@@ -55,8 +85,8 @@ class Checkpoints:
             if jax.process_count() > 1 or steps_in(self.folder / which):
                 manager.wait_until_finished()
                 self.committed = True
-            notes = sealed(notes | {"digests": digests(state)})
-            parts = {"state": ocp.args.StandardSave(state), "notes": ocp.args.JsonSave(notes)}
+            arrays = jax.device_get(state) if is_first() else None
+            parts = {"state": ocp.args.StandardSave(state), "notes": _SaveNotes(notes, arrays)}
             manager.save(step, args=ocp.args.Composite(**parts))
 
     def newest(self, like: Callable[[dict[str, Any]], PyTree]) -> tuple[int, dict[str, Any], PyTree] | None:
@@ -100,7 +130,7 @@ class Checkpoints:
     ) -> tuple[dict[str, Any], PyTree]:
         manager = self._managers[which]
         with _reading():
-            found = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+            found = manager.restore(step, args=ocp.args.Composite(notes=_RestoreNotes()))["notes"]
         notes, expected = open_notes(found)
         with _reading():
             target = ocp.args.StandardRestore(like(notes))

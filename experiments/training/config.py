@@ -34,6 +34,8 @@ class Config:
     """Use this many training images only."""
     validation_fraction: float = 0.1
     """Share of the training images held out for validation."""
+    image_size: int | None = None
+    """Height and width that images are brought to, the middle square of each; default what they have."""
     crop_pad: int = 4
     """Pixels of zero padding for the random crop; 0 for none."""
     flip: bool = True
@@ -106,6 +108,7 @@ class Config:
             check(name, f"one of {', '.join(get_args(Extent))}", getattr(self, name) in get_args(Extent))
         for name in ("adapt_max_steps", "epochs", "batch_size"):
             check(name, "at least 1", getattr(self, name) >= 1)
+        check("image_size", "None or 1 to 4096", self.image_size is None or 1 <= self.image_size <= 4096)
         check("crop_pad", "at least 0", self.crop_pad >= 0)
         check("seed", "an integer from 0 to 2147483647", 0 <= self.seed <= 2**31 - 1)
         optimizers.find(self.optimizer)

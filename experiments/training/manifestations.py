@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from experiments.images import data
 from experiments.records.files import RunError
 from experiments.records.swaps import Row
 from experiments.training.config import Config
+from experiments.training.parallel import by_block
 from experiments.training.run import load_run
 from experiments.training.steps import padded_batches
 from ode_nets import remanifest, validity
 from ode_nets.integrate import FixedStep
 from ode_nets.remanifest import Manifestation
+from ode_nets.remanifest.exchangeable import Part
 
 PyTree = Any
 Batches = Callable[[], Iterator[tuple[jax.Array, jax.Array]]]
@@ -47,11 +50,16 @@ def default_steps(trained: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(trained * ratio)) for ratio in ratios}))
 
 
-def loaded(folder: Path, which: str) -> tuple[Config, nn.Module, PyTree, dict[str, Any]]:
-    """`load_run`, of a network with a solver to swap."""
+def loaded(folder: Path, which: str, *parts: Part) -> tuple[Config, nn.Module, PyTree, dict[str, Any]]:
+    """`load_run`, of a network with a solver to swap, and with further parts that are to be exchanged."""
     config, net, variables, notes = load_run(folder, which)
-    if not isinstance(getattr(net, "solver", None), FixedStep):
-        raise RunError(f"the run in {folder} is a {type(net).__name__}: it has no fixed-step solver to exchange")
+    try:
+        remanifest.check_exchangeable(net, "solver", "gradient", *parts)
+    except ValueError as error:
+        raise RunError(f"the run in {folder}: {error}") from error
+    model: Any = net
+    if not isinstance(model.solver, FixedStep):
+        raise RunError(f"the run in {folder} has net.solver={model.solver!r}: expected a FixedStep to exchange")
     return config, net, variables, notes
 
 
@@ -99,6 +107,12 @@ def memory_bound(memory_gib: float | None) -> int:
     return half if memory_gib is None else int(memory_gib * 2**30)
 
 
+def n_blocks(net: nn.Module, variables: PyTree, images: jax.Array) -> int:
+    """How many ODE blocks a network solves for a batch."""
+    _, found = jax.eval_shape(partial(net.apply, mutable=["solution"]), variables, images)
+    return len(by_block(found.get("solution", {})))
+
+
 def evaluate_grid(
     net: nn.Module,
     variables: PyTree,
@@ -122,7 +136,7 @@ def evaluate_grid(
     swap = remanifest.compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bound)
     compile_seconds = time.perf_counter() - start
     scores, seconds = remanifest.run_swap(swap, variables, solvers, batches, time.perf_counter)
-    blocks = len(net.widths)
+    blocks = n_blocks(net, variables, example[0])
     rows = [
         {
             "scheme": at.scheme,

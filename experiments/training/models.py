@@ -1,11 +1,11 @@
 """Architectures: the settings of each, how it is built from them, and the name that it is known by.
 
-A new one is a dataclass here with `build`, and a line in `ARCHITECTURES`; its keys are then `--model.KEY`.
+A new one is a dataclass here with `build`, and a line in `ARCHITECTURES`; its keys are then `--model.KEY`. `own` stands
+for any network of the user's, `--model PACKAGE.MODULE:FUNCTION`.
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import inspect
 import math
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import flax.linen as nn
 
+from experiments.training.architecture import BASES, BasisName, ModelSettings
+from experiments.training.own import OwnSettings
 from ode_nets.fields.residual import Order
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod, Naive
 from ode_nets.integrate import Adaptive, FixedStep
@@ -20,14 +22,9 @@ from ode_nets.nn import ANODEV2, NODE18, AugmentedNet, ContinuousNet, ResNet, Re
 from ode_nets.tableaus import SCHEMES, get_tableau
 from ode_nets.weights import (
     RDA,
-    Basis,
-    Chebyshev,
     Evolution,
     FlowStep,
-    Fourier,
-    Legendre,
     PiecewiseConstant,
-    PiecewiseLinear,
     Still,
     configuration_1,
     configuration_2,
@@ -37,17 +34,9 @@ if TYPE_CHECKING:
     from experiments.training.config import Config
 
 EvolutionName = Literal["none", "still", "configuration_1", "configuration_2"]
-BasisName = Literal["piecewise_constant", "piecewise_linear", "legendre", "chebyshev", "fourier"]
 GradientName = Literal["direct", "checkpointed_step", "checkpointed_block", "aca", "backsolve", "naive"]
 DTYPES = (None, "float32", "bfloat16", "float16")
 
-BASES: dict[str, type[Basis]] = {
-    "piecewise_constant": PiecewiseConstant,
-    "piecewise_linear": PiecewiseLinear,
-    "legendre": Legendre,
-    "chebyshev": Chebyshev,
-    "fourier": Fourier,
-}
 GRADIENTS: dict[str, GradientMethod] = {
     "direct": Direct(),
     "checkpointed_step": Checkpointed("step"),
@@ -59,52 +48,8 @@ GRADIENTS: dict[str, GradientMethod] = {
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What architectures share
+# What networks of ODE blocks share
 # ---------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSettings(abc.ABC):
-    """Settings of one architecture.
-
-    Attributes:
-      REFINES: whether `build` has levels, at each of which coefficients and steps are doubled.
-      ADAPTS: whether its solver can be adapted while it trains.
-      INTEGRATES: whether its blocks integrate quantities along their solutions, for training to penalize.
-    """
-
-    REFINES: ClassVar[bool] = False
-    ADAPTS: ClassVar[bool] = False
-    INTEGRATES: ClassVar[bool] = False
-
-    @abc.abstractmethod
-    def build(self, n_classes: int, level: int = 0) -> nn.Module:
-        """The network after `level` refinements."""
-
-    def check(self, name: str, allowed: str, good: bool) -> None:
-        """Refuse a value.
-
-        Raises:
-          ValueError: unless it is good; names the key and what is allowed.
-        """
-        if not good:
-            raise ValueError(f"model.{name}={getattr(self, name)!r}: expected {allowed}")
-
-    def check_choice(self, name: str, choices: tuple[Any, ...]) -> None:
-        """Refuse what is none of some values."""
-        self.check(name, f"one of {', '.join(map(str, choices))}", getattr(self, name) in choices)
-
-    def check_counts(self, *names: str) -> None:
-        """Refuse numbers below 1."""
-        for name in names:
-            self.check(name, "at least 1", getattr(self, name) >= 1)
-
-    def check_widths(self) -> None:
-        """Make a tuple of `widths`, and refuse none and zeros."""
-        # A list, which JSON has in a tuple's place, could not be hashed.
-        widths = tuple(self.widths)  # type: ignore[attr-defined]
-        object.__setattr__(self, "widths", widths)
-        self.check("widths", "one width or more, each at least 1", bool(widths) and min(widths) >= 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,6 +288,7 @@ ARCHITECTURES: dict[str, type[ModelSettings]] = {
     "node18": Node18Settings,
     "resnet18": ResNet18Settings,
     "anodev2": Anodev2Settings,
+    "own": OwnSettings,
     "augmented": AugmentedSettings,
 }
 

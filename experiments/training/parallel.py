@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from experiments.records.files import RunError
 from experiments.training import adapt, regularize
 from experiments.training.config import Config
 from experiments.training.models import training
@@ -28,10 +29,19 @@ AXIS = "data"
 """The mesh axis that a batch is spread over."""
 
 
-def shared(config: Config, net: Any) -> Any:
-    """The net with what is global over a batch reduced over the axis."""
-    if config.batch_statistics == "global":
+def shared(config: Config, net: Any, batch_stats: PyTree) -> Any:
+    """The net with what is global over a batch reduced over the axis.
+
+    Raises:
+      RunError: for a network of the user's own that keeps batch statistics and cannot be told of the axis.
+    """
+    if config.batch_statistics == "global" and hasattr(net, "axis_name"):
         net = net.clone(axis_name=AXIS)
+    elif config.batch_statistics == "global" and batch_stats:
+        raise RunError(
+            f"a {type(net).__name__} has no axis_name to share batch statistics by, expected an attribute that it "
+            "hands to its batch norms; or give --batch-statistics local"
+        )
     if config.step_control == "global" and isinstance(getattr(net, "solver", None), Adaptive):
         net = net.clone(solver=dataclasses.replace(net.solver, axis_name=AXIS))
     return net
@@ -63,13 +73,14 @@ def slope_of_batch(
     if mesh is None or mesh.size == 1:
         return _own(config, net, 1, part, x, y, key)
     everywhere, spread = PartitionSpec(), PartitionSpec(AXIS)
+    joined = shared(config, net, state["batch_stats"])
 
     @partial(jax.shard_map, mesh=mesh, in_specs=(everywhere, spread, spread, everywhere), out_specs=everywhere)
     def of_device(part: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> tuple[PyTree, Any]:
         # From here on they are each device's own, and no sum over devices waits for their cotangents.
         part |= jax.lax.pcast({name: part[name] for name in ("params", "batch_stats")}, AXIS, to="varying")
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-        gradient, (loss, correct, stats, solution) = _own(config, shared(config, net), mesh.size, part, x, y, key)
+        gradient, (loss, correct, stats, solution) = _own(config, joined, mesh.size, part, x, y, key)
         # In one dtype, so that one reduction takes them all.
         share = jax.tree.map(lambda leaf: leaf / mesh.size, (loss, stats))
         gradient, (loss, stats), correct = jax.lax.psum((gradient, share, correct.astype(loss.dtype)), AXIS)

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
 from experiments.records.environment import environment
-from experiments.records.files import RunError, check_place, read_manifest, read_metrics, say, write_json
+from experiments.records.files import RunError, check_place, read_manifest, read_metrics, say, write_manifest
 from experiments.records.lock import Lock, check_free
-from experiments.training import adapt, models
+from experiments.training import adapt, models, own
 from experiments.training.checkpoints import KEPT, Checkpoints, DamagedError, read_variables, steps_in
 from experiments.training.config import Config, differences
 from experiments.training.devices import is_first, wait_for_all
-from ode_nets.nn import weight_roles
+from experiments.training.snapshots import pick_weights
 
 PyTree = Any
 
@@ -32,7 +31,7 @@ FOLDERS = ("checkpoints", "tensorboard", "snapshots", "swap")
 class Run:
     """The files of one run. Every process takes part in checkpoints; all else is written by the first alone.
 
-        manifest.json     config, environment, data, status, results
+        manifest.json     config, environment, data, status, results, and where a network of one's own was found
         metrics.jsonl     a line an epoch
         tensorboard/      the same as curves
         checkpoints/      latest/ and best/, by step; damaged/ what could not be read
@@ -79,10 +78,11 @@ class Run:
         if resume:
             changes: dict[str, Any] = {} if data is None else {"data": data}
             before = stored_config(folder, manifest, type(config))
+            if before != config:
+                changes["config"] = config.to_json()
             if before.epochs != config.epochs:
                 extended = {"epochs": before.epochs, "results": manifest["results"]}
-                changes |= {"config": config.to_json(), "results": {}}
-                changes["extended"] = [*manifest.get("extended", []), extended]
+                changes |= {"results": {}, "extended": [*manifest.get("extended", []), extended]}
             run.update(status="running", resumed=[*manifest["resumed"], environment()], **changes)
         return run
 
@@ -98,7 +98,9 @@ class Run:
         for which in KEPT:
             (folder / "checkpoints" / which).mkdir(parents=True)
         started = {"status": "running", "config": config.to_json(), "environment": environment()}
-        write_json(folder / "manifest.json", started | {"data": data, "results": {}, "resumed": []})
+        if (source := own.source_of(config)) is not None:
+            started["source"] = source
+        write_manifest(folder, started | {"data": data, "results": {}, "resumed": []})
 
     def update(self, **entries: Any) -> None:
         """Change entries of the manifest.
@@ -111,7 +113,7 @@ class Run:
                 raise RunError(
                     f"{self.folder / 'manifest.json'} is gone: put back a copy, or start anew with --overwrite"
                 )
-            write_json(self.folder / "manifest.json", manifest | entries)
+            write_manifest(self.folder, manifest | entries)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line of metrics, in JSON and in TensorBoard."""
@@ -230,7 +232,7 @@ def check_start(folder: Path, config: Any, *, resume: bool, overwrite: bool, loc
       folder: of the run.
       config: that is asked for, a `Config` or another dataclass with `epochs`, `to_json` and `from_json`. A run is
         resumed with its own config, or with more epochs: nothing but their number depends on it, so that it then
-        becomes the run that was started with so many.
+        becomes the run that was started with so many. Its data, known by digests, may lie in another `data_dir`.
       resume, overwrite: whether to go on with the run that is there, or to delete it.
       locked: whether this process holds the folder already.
 
@@ -260,10 +262,13 @@ def check_start(folder: Path, config: Any, *, resume: bool, overwrite: bool, loc
         # A cosine ends with the run, so that a longer one would have had other rates from the start.
         longer = config.epochs > before.epochs and getattr(before, "schedule", None) != "cosine"
         after = dataclasses.replace(config, epochs=before.epochs) if longer else config
+        if hasattr(before, "data_dir"):
+            after = dataclasses.replace(after, data_dir=before.data_dir)
         if differences(before, after):
             raise RunError(
-                f"--resume: the run in {folder} has another config: {'; '.join(differences(before, config))}. Repeat "
-                "the settings it was started with (--epochs may be more), or start another run with --run-dir"
+                f"--resume: the run in {folder} has another config: {'; '.join(differences(before, config))}. Give "
+                f"`--resume {folder}` alone, which takes those it was started with (beside it --epochs may be more), "
+                "or start another run with --run-dir"
             )
         if not (folder / "checkpoints").is_dir():
             raise RunError(_gone(folder))
@@ -292,24 +297,6 @@ def stored_config(folder: Path, manifest: dict[str, Any], kind: Any = Config) ->
         raise RunError(f"{folder}/manifest.json: {error}") from error
 
 
-def pick_weights(params: PyTree, n_weights: int = 40) -> dict[str, np.ndarray]:
-    """The same few kernel entries of each block at any level, `{block: [n_basis, n_weights]}`.
-
-    Blocks whose kernels evolve have none in their coefficients, and are left out.
-    """
-    picked = {}
-    for block, tree in params.items():
-        roles = jax.tree.leaves(weight_roles(tree))
-        stacked = [leaf for leaf, role in zip(jax.tree.leaves(tree), roles, strict=True) if role == "expansion"]
-        leaves = [leaf for leaf in jax.device_get(stacked) if leaf.ndim == 5]
-        if not leaves:
-            continue
-        entries = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
-        n_picked = min(n_weights, entries.shape[1])
-        picked[block] = entries[:, np.random.default_rng(0).permutation(entries.shape[1])[:n_picked]]
-    return picked
-
-
 def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, PyTree, dict[str, Any]]:
     """The network that a run trained, with its weights, for evaluation.
 
@@ -327,7 +314,9 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
     folder = folder.expanduser()
     record, checkpoints = read_manifest(folder), (folder / "checkpoints" / which).absolute()
     if record is None:
-        raise RunError(f"there is no run in {folder}: it has no manifest.json; train one with experiments.train")
+        within = next((place for place in folder.absolute().parents if (place / "manifest.json").is_file()), None)
+        hint = f"give the run it lies in, experiments.load({str(within)!r})" if within else "train one first"
+        raise RunError(f"there is no run in {folder}: it has no manifest.json; {hint}")
     steps = steps_in(checkpoints)
     if not steps:
         raise RunError(f"the run in {folder} has no {which!r} checkpoint yet (status: {record['status']})")
@@ -337,13 +326,15 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
         saved, variables = read_variables(path, names)
         variables = variables.get("ema", variables)
     except DamagedError as error:
-        raise RunError(
-            f"the checkpoint {path} is damaged: {error}. --resume goes back to the newest whole one; --checkpoint "
-            "takes latest or best"
-        ) from error
+        resume = "--resume goes back to the newest whole one; --checkpoint takes latest or best"
+        how = "compress the run that it came from once more" if "parent" in record else resume
+        raise RunError(f"the checkpoint {path} is damaged: {error}. {how}") from error
     config = stored_config(folder, record)
     notes = saved | {"step": steps[-1], "data": record.get("data")}
-    net = models.build(config, variables["params"]["head"]["bias"].shape[0], notes["level"])
+    data = record.get("data") or {}
+    n_classes = data["n_classes"] if "n_classes" in data else variables["params"]["head"]["bias"].shape[0]
+    own.find(config, record.get("source"))
+    net = models.build(config, n_classes, notes["level"])
     if "adapted" in notes:
         net = adapt.settled(net, notes["adapted"])
     return config, net, variables, notes

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.images import data
+from experiments.records.files import RunError
 from experiments.training import adapt, parallel
 from experiments.training.config import Config
 from experiments.training.feed import Feed, pick
@@ -31,20 +32,31 @@ def dataset_of(config: Config) -> data.Dataset:
         validation_fraction=config.validation_fraction,
         seed=config.seed,
         limit=config.limit,
+        image_size=config.image_size,
     )
 
 
 def init_state(
-    net: nn.Module, optimizer: optax.GradientTransformation, one_image: jax.Array, seed: jax.Array | int
+    net: nn.Module,
+    optimizer: optax.GradientTransformation,
+    one_image: jax.Array,
+    seed: jax.Array | int,
+    n_classes: int | None = None,
 ) -> PyTree:
-    """A new training state for images `[1, height, width, channels]`.
+    """A new training state for images `[1, height, width, channels]`, and so many classes if that is to be checked.
 
     Raises:
-      ValueError: for a net that keeps other variables than parameters and batch statistics.
+      RunError: for a net that keeps other variables than parameters and batch statistics, has no parameters, or whose
+        outputs are no logits of the classes.
     """
-    variables = net.init(jax.random.key(seed), one_image)
+    logits, variables = net.init_with_output(jax.random.key(seed), one_image)
     if other := sorted(set(variables) - {"params", "batch_stats", "solution", "quantities"}):
-        raise ValueError(f"a {type(net).__name__} has variables in {', '.join(other)}: expected params and batch_stats")
+        raise RunError(f"a {type(net).__name__} has variables in {', '.join(other)}: expected params and batch_stats")
+    if "params" not in variables:
+        raise RunError(f"a {type(net).__name__} has no parameters, expected some to train")
+    if n_classes is not None and jnp.shape(logits) != (1, n_classes):
+        found = f"outputs of shape {jnp.shape(logits)} for one image"
+        raise RunError(f"a {type(net).__name__} has {found}, expected logits {(1, n_classes)}, one a class")
     blocks = by_block(variables.get("solution", {}))
     sums = {"loss": jnp.float32(0), "correct": jnp.int32(0), "images": jnp.int32(0)}
     sums["counts"] = {block: {name: jnp.int32(0) for name in COUNTS} for block in blocks}

@@ -41,12 +41,13 @@ class Task:
       config: what is trained.
       n_devices: default all.
       kept: fingerprint of the data of the run that goes on; `None` for a new run.
+      data_dir: the folder that this data lies in now, if it was moved.
       accept_new_data: whether other data will do.
       feed: how images come to the devices, see `feed.chosen`.
 
     Raises:
-      RunError: for data that is absent, broken or not that of the run, fewer images than a batch, or a batch that the
-        devices cannot share equally.
+      RunError: for data that is absent, broken or not that of the run, fewer images than a batch, a batch that the
+        devices cannot share equally, or a network that is no classifier of these images.
     """
 
     def __init__(
@@ -55,13 +56,14 @@ class Task:
         n_devices: int | None = None,
         *,
         kept: dict[str, Any] | None = None,
+        data_dir: str | None = None,
         accept_new_data: bool = False,
         feed: Choice = "auto",
     ):
         self.config = config
         try:
             self.devices = Devices.take(n_devices)
-            self.dataset = data_of_run(config, kept, accept_new_data)
+            self.dataset = data_of_run(config, kept, accept_new_data, data_dir)
         except (ValueError, OSError, ImportError) as error:
             raise RunError(str(error)) from error
         n_train = len(self.dataset.x_train)
@@ -84,12 +86,15 @@ class Task:
         elif self.feed == "spread":
             held = jax.tree.map(partial(in_parts, n_devices=len(self.devices)), held)
             self.images, self.labels = self.devices.put(held, self.devices.spread())
+        # What the network cannot be trained on is found before a run is begun.
+        jax.eval_shape(partial(self.init, 0))
         self._order = jax.jit(self.order_of, out_shardings=self.devices.spread(axis=1))
 
     def init(self, level: int) -> PyTree:
         """A new training state, in the shapes of a level."""
         one_image = jnp.zeros((1, *self.dataset.x_train.shape[1:]))
-        state = init_state(self.nets[level], self.optimizer, one_image, self.config.seed)
+        n_classes = self.dataset.n_classes
+        state = init_state(self.nets[level], self.optimizer, one_image, self.config.seed, n_classes)
         if self.config.ema_decay:
             state["ema"] = {name: state[name] for name in ("params", "batch_stats")}
         if self.config.adapt == "none":

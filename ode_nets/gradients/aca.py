@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ode_nets.arguments import Count, checked
 from ode_nets.gradients import treeverse
 from ode_nets.gradients.back import Cotangents, Point, Pull, Way, round_of, solve_and_return
-from ode_nets.gradients.outputs import follow_times
+from ode_nets.gradients.outputs import follow_times, mark_failed
 from ode_nets.gradients.replay import replay
 from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.gradients.treeverse import Store
@@ -65,6 +65,9 @@ class ACA:
 
     checkpoints: Count | Literal["auto"] | None = "auto"
 
+    marks_failed: ClassVar[bool] = True
+    """Whether derivatives of a solve that failed are NaN without more ado."""
+
     def slots(self, size: int, bound: int) -> int:
         """How many states of `size` bytes are kept of at most `bound` steps."""
         if self.checkpoints == "auto":
@@ -76,7 +79,8 @@ class ACA:
         problem = refuse_forward_mode(problem, repr(self))
         slots = self.slots(_size(problem, solver), solver.bound)
         if solver.length is not None and slots >= solver.length:
-            return follow_times(problem, solver, replay(problem, solver, None, jax.checkpoint, dense))
+            solution = follow_times(problem, solver, replay(problem, solver, None, jax.checkpoint, dense))
+            return mark_failed(solution, (problem, solver))
         way = Way(lambda problem, solver: _keeper(problem, solver, slots), _walk)
         return solve_and_return(problem, solver, dense, repr(self), way)
 
@@ -101,9 +105,10 @@ def _packing(clock: Clock, x: PyTree) -> Packing:
 
 
 def _size(problem: Problem, solver: Solver) -> int:
-    """Bytes of what is carried from step to step."""
+    """Bytes of what is carried from step to step; a mebibyte where the batch of an exported function may be any."""
     carried = jax.tree.leaves(jax.eval_shape(solver.scheme.lift, problem.x0))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in carried)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in carried)
+    return size if isinstance(size, int) else MEBIBYTE
 
 
 def _recorded(problem: Problem, solver: Solver) -> int:

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ode_nets.gradients.outputs import follow_times
+from ode_nets.gradients.outputs import follow_times, spoil
 from ode_nets.gradients.perturbed import Moving, instantiate, perturbed
 from ode_nets.gradients.reverse_only import refuse_reverse_mode
 from ode_nets.gradients.rules import standard
-from ode_nets.integrate import Problem, Solution, Solver
+from ode_nets.integrate import Problem, Result, Solution, Solver
 from ode_nets.integrate.loop import Keeper, Run, finish, loop, within
 from ode_nets.integrate.problem import Place, evaluator
 from ode_nets.integrate.uniform import Clock
@@ -73,7 +73,7 @@ class Way(NamedTuple):
 
 
 def solve_and_return(problem: Problem, solver: Solver, dense: bool, name: str, way: Way) -> Solution:
-    """The solve, and in reverse mode the way back over its steps.
+    """The solve, and in reverse mode the way back over its steps; NaN all the way for a solve that failed.
 
     Args:
       name: of the gradient method, for what is refused.
@@ -89,12 +89,13 @@ def solve_and_return(problem: Problem, solver: Solver, dense: bool, name: str, w
         arrays, _ = perturbed(arrays)
         solver = frame.fill(arrays)
         found, kept = loop(problem, solver, way.keeper(problem, solver), dense)
-        return _outputs(found), (problem, moving, arrays, kept, Point(found.state.clock, found.state.x))
+        good = finish(problem, solver, found).result == Result.SUCCESS
+        return _outputs(found), (problem, moving, arrays, kept, Point(found.state.clock, found.state.x), good)
 
     def backward(residuals: Any, cotangent: Run) -> Any:
-        problem, moving, arrays, kept, end = residuals
-        ct = _backward(problem, moving, frame.fill(arrays), kept, end, cotangent, way)
-        return refuse_reverse_mode(ct, name), jax.tree.map(zero_cotangent, arrays)
+        problem, moving, arrays, kept, end, good = residuals
+        ct = _backward(problem, moving, frame.fill(arrays), kept, end, good, cotangent, way)
+        return refuse_reverse_mode(ct, name), spoil(jax.tree.map(zero_cotangent, arrays), good)
 
     run.defvjp(standard(forward), standard(backward), symbolic_zeros=True)
     return follow_times(problem, solver, finish(problem, solver, run(problem, arrays)))
@@ -105,7 +106,7 @@ def _outputs(run: Run) -> Run:
 
 
 def _backward(
-    problem: Problem, moving: Moving, solver: Solver, kept: Any, end: Point, cotangent: Run, way: Way
+    problem: Problem, moving: Moving, solver: Solver, kept: Any, end: Point, good: Any, cotangent: Run, way: Way
 ) -> Problem:
     flags = moving.tree
     parameters = Part(*(dataclasses.replace(tree, x0=None, ts=None) for tree in (problem, flags)))
@@ -158,9 +159,10 @@ def _backward(
         tau=ct_end.clock.tau if timed else None,
         ts=jnp.zeros_like(problem.ts) if problem.ts is not None and flags.ts else None,
         parameters=jax.tree.map(jnp.zeros_like, parameters.chosen),
-        after=clocks.pack(end.clock),
+        after=None,
     )
-    ct = way.walk(problem, solver, kept, end, pull, vary(start, problem.x0))
+    start = vary(spoil(start, good)._replace(after=clocks.pack(end.clock)), problem.x0)
+    ct = way.walk(problem, solver, kept, end, pull, start)
     (ct_x,) = jax.vjp(solver.scheme.lift, problem.x0)[1](ct.x)
     if ct_states is not None:
         at_start = jnp.arange(problem.n_asked + 1) < clocks.unpack(ct.after).cursor

@@ -12,6 +12,7 @@ import jax
 from ode_nets.arguments import checked
 from ode_nets.axes import axis_names, exchanged_axes
 from ode_nets.gradients.aca import ACA
+from ode_nets.gradients.convolutions import warn_of_convolutions
 from ode_nets.gradients.direct import Checkpointed
 from ode_nets.gradients.outputs import mark_failed
 from ode_nets.gradients.reverse_only import refusal
@@ -27,6 +28,9 @@ N_PROGRAMS = 256
 @runtime_checkable
 class GradientMethod(Protocol):
     """How a solve is differentiated: a frozen, hashable value that owns the solve and its backward pass.
+
+    Derivatives of a solve that failed are made NaN afterwards, unless the method has an attribute `marks_failed` that
+    is true: its own are NaN then.
 
     Example:
         >>> isinstance(ACA(), GradientMethod), isinstance(FixedStep("rk4", 4), GradientMethod)
@@ -87,7 +91,8 @@ def solve(
       ValueError: at trace time, for bad shapes, dtypes, names and known times; see `make_problem`; and for what
         solver and gradient method cannot do together.
 
-    Outside of `jax.jit` it compiles once for all fields that are the same operations.
+    Outside of `jax.jit` it compiles once for all fields that are the same operations. On a CPU it warns, once, of a
+    field with a convolution of `jax.lax`, whose gradients are slow in a loop there; see `convolution`.
 
     Example:
         >>> from ode_nets import Adaptive, solve
@@ -99,6 +104,7 @@ def solve(
     field = as_chosen(field) if callable(field) and not isinstance(field, type) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
     check_axes(problem, solver)
+    warn_of_convolutions(problem.program.jaxpr)
     if isinstance(solver, OwnLoop):
         solution = standard(mark_failed)(standard(solver.solve)(problem, gradient, dense), problem)
     else:
@@ -158,7 +164,7 @@ def _compiled(frame: Any, method: Any, dense: bool) -> Callable:
     def run(parts: list[Any]) -> Solution:
         problem, solver = frame.fill(parts)
         solution = method.run(problem, solver, dense) if dense else method.run(problem, solver)
-        return mark_failed(solution, (problem, solver))
+        return solution if getattr(method, "marks_failed", False) else mark_failed(solution, (problem, solver))
 
     return run
 

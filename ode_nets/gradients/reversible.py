@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,9 @@ class Reversible:
         >>> round(float(jax.grad(end)(1.0)), 3)
         -0.368
     """
+
+    marks_failed: ClassVar[bool] = True
+    """Whether derivatives of a solve that failed are NaN without more ado."""
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`.

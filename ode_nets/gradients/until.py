@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ode_nets.arguments import checked
 from ode_nets.axes import axis_names, exchanged_axes
+from ode_nets.gradients.convolutions import warn_of_convolutions
 from ode_nets.gradients.methods import GradientMethod, OwnLoop, check_kinds, default_gradient, run_compiled
 from ode_nets.gradients.rules import as_chosen, standard
 from ode_nets.integrate import Problem, Result, Solution, make_problem, theta_at
@@ -120,6 +121,7 @@ def solve_until(
             f"field or solver reduce over the axis {min(axes)!r}: an event stops each device at a time of its own, and "
             "the others would wait for it for ever; solve up to a t1 that all share"
         )
+    warn_of_convolutions(problem.program.jaxpr)
     event = as_chosen(event)
     program, consts = close_over(lambda t, x, _: event(t, x), problem.t0, problem.x0, ())
     shape = getattr(program.shapes, "shape", None)

@@ -18,6 +18,7 @@ from ode_nets.arguments import Count, Variables, checked
 from ode_nets.integrate import FixedStep
 from ode_nets.nn import weight_roles
 from ode_nets.nn.roles import COEFFICIENTS
+from ode_nets.remanifest.exchangeable import check_exchangeable
 from ode_nets.weights import (
     Basis,
     PiecewiseConstant,
@@ -64,8 +65,8 @@ def refine(net: nn.Module, variables: Variables, factor: Count = 2) -> tuple[nn.
       linear basis of two knots or more, whose statistics are averaged over intervals that overlap.
 
     Raises:
-      ValueError: for a net without a basis, a solver without a step count, or a factor that is not an integer of
-        at least 1.
+      ValueError: for a net without a basis or a solver, a solver without a step count, or a factor that is not an
+        integer of at least 1.
 
     Example:
         >>> net = OdeBlock(MLP(2), PiecewiseConstant(2), FixedStep("rk4", 2))
@@ -74,6 +75,7 @@ def refine(net: nn.Module, variables: Variables, factor: Count = 2) -> tuple[nn.
         >>> deeper.basis, deeper.solver, finer["params"]["coefficients"].tolist()
         (PiecewiseConstant(n_basis=4), FixedStep(rk4, 4), [1.0, 1.0, 3.0, 3.0])
     """
+    check_exchangeable(net, "basis", "solver")
     old = _basis_of(net)
     if not isinstance(net.solver, FixedStep):
         raise ValueError(f"net.solver={net.solver!r}: only a FixedStep has a number of steps to multiply")
@@ -125,13 +127,9 @@ def interpolate(net: nn.Module, variables: Variables, basis: Basis) -> tuple[nn.
     return _rebased(net, variables, basis, interpolation_matrix(_basis_of(net), basis))
 
 
-def _basis_of(net: nn.Module) -> Basis:
-    basis = getattr(net, "basis", None)
-    if not isinstance(basis, Basis):
-        raise ValueError(
-            f"net is a {type(net).__name__}, whose weights are in no basis: expected a module with a `basis`, such as "
-            "ContinuousNet or OdeBlock; a ResNet's weights have one in the ContinuousNet that `as_resnet` took"
-        )
+def _basis_of(net: Any) -> Basis:
+    check_exchangeable(net, "basis")
+    basis: Basis = net.basis
     return basis
 
 
@@ -159,6 +157,9 @@ def _changed(matrix: np.ndarray, path: tuple[Any, ...], leaf: Any, role: str) ->
         return leaf
     if not _is_second_moment(path):
         return transform(leaf, matrix)
+    # Adafactor has one number in the place of moments that it does not keep.
+    if np.shape(leaf) == (1,) and matrix.shape[1] != 1:
+        return leaf
     weights = np.abs(matrix)
     return transform(leaf, weights.sum(1, keepdims=True) * weights)
 

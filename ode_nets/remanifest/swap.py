@@ -15,6 +15,7 @@ from ode_nets.arguments import Count, Natural, Rule, checked
 from ode_nets.gradients import Direct
 from ode_nets.integrate import FixedStep, pad
 from ode_nets.remanifest.costs import nfe
+from ode_nets.remanifest.exchangeable import check_exchangeable
 
 PyTree = Any
 Solvers = Annotated[Sequence[FixedStep], Rule("solvers FixedStep, at least one", bool)]
@@ -33,7 +34,11 @@ def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lane
     Returns:
       `swap(variables, images, batch, solvers)`, to be compiled: `solvers` from `stack_solvers` with `lanes`
       entries; the scores of each, stacked.
+
+    Raises:
+      ValueError: for a net without a solver and a gradient method to exchange, see `Exchangeable`.
     """
+    check_exchangeable(net, "solver", "gradient")
 
     def one(variables: PyTree, images: jax.Array, batch: PyTree, solver: Any) -> PyTree:
         manifestation = net.clone(solver=solver, gradient=Direct())
@@ -97,7 +102,7 @@ def compile_swap(
       to learn its memory, and one with fewer lanes after it.
 
     Raises:
-      ValueError: for an empty grid or fewer than one lane.
+      ValueError: for an empty grid, fewer than one lane, or a net as `make_swap` refuses.
     """
     n_stages = max(solver.scheme.n_evaluations or 0 for solver in solvers)
     bound = math.inf if lanes is not None or bytes_available is None else bytes_available

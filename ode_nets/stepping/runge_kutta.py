@@ -217,7 +217,9 @@ def node_of(c: Number) -> Node:
 def all_finite(*trees: PyTree) -> jax.Array:
     """Whether every entry of every array is finite; a boolean scalar."""
     leaves = [leaf for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.asarray(True)
+    # 0 times what is not finite is NaN. Sums of numbers compile to fewer and faster loops than those of booleans.
+    zeros = [jnp.sum(0 * jax.lax.stop_gradient(leaf)).real.astype(jnp.float32) for leaf in leaves]
+    return jnp.isfinite(sum(zeros)) if leaves else jnp.asarray(True)
 
 
 def combine(x: PyTree, h: jax.Array | float, weights: Sequence[Number], slopes: Sequence[PyTree]) -> PyTree:

@@ -26,7 +26,7 @@ from ode_nets.integrate import (
     make_problem,
     pad,
 )
-from ode_nets.remanifest import has_intervals, reestimated, unmet_intervals
+from ode_nets.remanifest import check_exchangeable, has_intervals, reestimated, unmet_intervals
 from ode_nets.validity.convergence import distance, rounding
 from ode_nets.validity.quality import TOLERANCES
 
@@ -116,9 +116,11 @@ def of_model(
       **kwargs: handed on to `net.apply`.
 
     Raises:
-      ValueError: for a model without a solver to exchange, or an empty batch.
+      ValueError: for a model without a solver and a gradient method to exchange, or an empty batch.
     """
-    solver = getattr(net, "solver", None)
+    check_exchangeable(net, "solver", "gradient")
+    model: Any = net
+    solver = model.solver
     if not isinstance(solver, FixedStep | Adaptive):
         raise ValueError(
             f"net.solver={solver!r} of {type(net).__name__}: expected a FixedStep or Adaptive to exchange; "

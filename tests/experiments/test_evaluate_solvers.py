@@ -15,10 +15,11 @@ from experiments import compress, evaluate_solvers, figures, quickstart
 from experiments.records import pictures
 from experiments.records.files import RunError, read_manifest
 from experiments.records.swaps import read_swap
-from experiments.training import manifestations
+from experiments.training import exported, manifestations
 from experiments.training.config import Config
 from experiments.training.models import ContinuousNetSettings
-from experiments.training.run import load_run, pick_weights
+from experiments.training.run import load_run
+from experiments.training.snapshots import pick_weights
 from experiments.training.steps import dataset_of
 from ode_nets import remanifest
 from ode_nets.weights import PiecewiseConstant
@@ -199,8 +200,8 @@ def test_compression_saves_a_run_that_loads_and_an_exported_function(out):
     assert (net.basis.n_basis, net.solver.scheme.name, net.solver.n_steps) == (1, "midpoint", 1)
     assert notes["level"] == 0
     dataset = dataset_of(TINY)
-    exported = jax.export.deserialize(bytearray((folder / compress.EXPORTED).read_bytes()))
-    hits = np.asarray(exported.call(dataset.x_test)).argmax(-1) == dataset.y_test
+    function = jax.export.deserialize(bytearray((folder / exported.EXPORTED).read_bytes()))
+    hits = np.asarray(function.call(dataset.x_test)).argmax(-1) == dataset.y_test
     assert hits.mean() == record["results"]["test_accuracy"]
     with pytest.raises(RunError, match="--overwrite"):
         say(compress.compress, options)

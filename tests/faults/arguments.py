@@ -95,12 +95,19 @@ X, KEY = np.linspace(0.1, 1, 8), jax.random.key(0)
 POINTS = np.random.default_rng(0).normal(size=(2, 4, 2))
 
 
-def _tolerance(v: Any) -> bool:
-    """A number, or several, an entry or a leaf each."""
-    if v is W or (isinstance(v, dict) and v == {"a": 1}):
-        return True
-    entries = v if isinstance(v, tuple | list) else np.ravel(v) if isinstance(v, np.ndarray | jax.Array) else [v]
-    return bool(len(entries)) and all(map(_number, entries))
+def _tolerance(good: Accepts) -> Accepts:
+    """A number, or several, an entry or a leaf each; a state may have None in the place of a leaf."""
+
+    def accepts(v: Any) -> bool:
+        if v is W or (isinstance(v, dict) and v == {"a": 1}):
+            return True
+        if isinstance(v, tuple | list):
+            entries = [entry for entry in v if entry is not None]
+        else:
+            entries = list(np.ravel(v)) if isinstance(v, np.ndarray | jax.Array) else [v]
+        return bool(entries) and all(_number(entry) and good(entry) for entry in entries)
+
+    return accepts
 
 
 def _time(v: Any) -> bool:
@@ -210,10 +217,8 @@ def _solvers() -> dict[str, Call]:
             {"scheme": "dopri5"},
             {
                 "scheme": lambda v: False,
-                "rtol": lambda v: _tolerance(v) and (v is W or isinstance(v, dict) or np.all(np.asarray(v, float) > 0)),
-                "atol": lambda v: (
-                    _tolerance(v) and (v is W or isinstance(v, dict) or np.all(np.asarray(v, float) >= 0))
-                ),
+                "rtol": _tolerance(lambda v: v > 0),
+                "atol": _tolerance(lambda v: v >= 0),
                 "max_steps": COUNT,
                 "first_step": optional(lambda v: _number(v) and v > 0),
                 "min_step": optional(lambda v: _number(v) and v > 0),
@@ -363,6 +368,12 @@ def _manifestations() -> dict[str, Call]:
             {"n_steps": COUNT, "rtol": optional(POSITIVE), "scheme": lambda v: isinstance(v, str) and v != ""},
         ),
         "nfe": Call(remanifest.nfe, {"solver": RK4}, {"solver": _one(on.FixedStep), "n_blocks": COUNT}),
+        "check_exchangeable": Call(remanifest.check_exchangeable, {"net": NET}, {"net": lambda v: v is NET}),
+        "quantize": Call(remanifest.quantize, {"variables": VARIABLES}, {"variables": lambda v: False}),
+        "dequantize": Call(
+            remanifest.dequantize, {"variables": VARIABLES}, {"variables": lambda v: isinstance(v, dict)}
+        ),
+        "padded": Call(remanifest.padded, {"function": FIELD}, {"function": FUNCTION, "sizes": several(COUNT, 1)}),
         "make_swap": Call(
             remanifest.make_swap,
             {"net": NET, "score": FIELD},
@@ -446,7 +457,7 @@ def _adaptations() -> dict[str, Call]:
             validity.find_dip,
             {"n_steps": [1, 2, 4], "errors": [1.0, 1.0, 1.0], "trained": 2},
             {
-                "n_steps": lambda v: False,
+                "n_steps": lambda v: several(COUNT)(v) and len(v) == 3 and v[0] < v[1] < v[2] and 2 in v[:2],
                 "errors": lambda v: several(NOT_NEGATIVE)(v) and len(v) == 3,
                 "trained": lambda v: COUNT(v) and v in (1, 2),
                 "tolerance": POSITIVE,

@@ -29,19 +29,18 @@ SCHEMES = (
     "dopri5",
     "tsit5",
 )
-GRADIENTS = (on.Direct(), on.Checkpointed(), on.Checkpointed("block"), on.ACA(), on.ACA(2), on.Backsolve(), on.Naive())
-PLACES = ("state", "weights", "field", "late field", "one coefficient")
+GRADIENTS = (
+    *(on.Direct(), on.Checkpointed(), on.Checkpointed("block"), on.ACA(), on.ACA(2)),
+    *(on.Backsolve(), on.Naive(), on.Reversible()),
+)
+PLACES = {"state": 1.0, "weights": 1.0, "one coefficient": 1.0, "field": -1.0, "late field": 0.5}
+"""Where the fault is, and the time after which the field is faulty."""
 VALUES = (np.nan, np.inf, -np.inf)
 
 
-def _field(place: str) -> Any:
-    def field(t: Any, x: Any, theta: Any) -> Any:
-        # A NaN for NaN's sake: `bad` is 0 where the fault is elsewhere.
-        k, bad = theta
-        where = {"field": True, "late field": t > 0.5}.get(place, False)
-        return jnp.where(where, bad, 0) - k * x
-
-    return field
+def _field(t: Any, x: Any, theta: Any) -> Any:
+    k, bad, since = theta
+    return jnp.where(t > since, bad, 0) - k * x
 
 
 def _grid(grid: str, scheme: str) -> Any:
@@ -50,42 +49,34 @@ def _grid(grid: str, scheme: str) -> Any:
     return on.FixedStep(scheme, 4 if grid == "fixed" else jnp.int32(4), max_steps=8)
 
 
-def not_finite() -> Trials:
+def not_finite(schemes: tuple[str, ...] = SCHEMES) -> Trials:
     """Schemes x gradients x grids x place x value: the result code tells, and derivatives are NaN."""
-    for scheme, gradient, grid, place in itertools.product(SCHEMES, GRADIENTS, ("fixed", "traced", "adaptive"), PLACES):
+    for scheme, gradient, grid in itertools.product(schemes, GRADIENTS, ("fixed", "traced", "adaptive")):
         if grid == "adaptive" and on.get_tableau(scheme).embedded_order is None:
             continue
 
         def end(
-            x0: Any,
-            k: Any,
-            bad: Any,
-            scheme: str = scheme,
-            gradient: Any = gradient,
-            grid: Any = grid,
-            place: str = place,
-        ) -> Any:
-            weights = on.BasisExpansion(on.PiecewiseConstant(2), (k, jnp.stack([bad, bad])))
-            found = on.solve(_field(place), x0, weights, solver=_grid(grid, scheme), gradient=gradient)
+            *varied: Any, scheme: str = scheme, gradient: Any = gradient, grid: Any = grid
+        ) -> tuple[jax.Array, jax.Array]:
+            x0, k, bad, since = varied
+            weights = on.BasisExpansion(on.PiecewiseConstant(2), (k, jnp.stack([bad, bad]), jnp.stack([since, since])))
+            found = on.solve(_field, x0, weights, solver=_grid(grid, scheme), gradient=gradient)
             return jnp.sum(found.x), found.result
 
         try:
             run = jax.jit(jax.value_and_grad(end, argnums=(0, 1), has_aux=True))
-            for value in VALUES:
-                x0 = jnp.array([1.0, value if place == "state" else 1.0])
-                k = jnp.array(
-                    [
-                        value if place == "weights" else 1.0,
-                        value if "coefficient" in place or place == "weights" else 1.0,
-                    ]
-                )
-                (total, result), slopes = run(x0, k, jnp.float32(value if "field" in place else 0.0))
+            for place, value in itertools.product(PLACES, VALUES):
+                at = lambda *places, place=place, value=value: value if place in places else 1.0
+                x0 = jnp.array([1.0, at("state")])
+                k = jnp.array([at("weights"), at("weights", "one coefficient")])
+                bad, since = (value, PLACES[place]) if PLACES[place] < 1 else (0.0, 1.0)
+                (total, result), slopes = run(x0, k, jnp.float32(bad), jnp.float32(since))
                 told = int(result) != on.Result.SUCCESS and not np.isfinite(total)
                 derived = any(np.isnan(leaf).any() for leaf in jax.tree.leaves(slopes))
                 what = f"{scheme} {gradient} {grid} {place} {value}: {float(total)}, {on.Result(int(result)).name}"
                 yield "not finite", "clear error" if told and derived else "silent", what
         except ValueError as error:
-            clear = "Naive" in str(error) or "Backsolve" in str(error)
+            clear = type(gradient).__name__ in str(error)
             yield "not finite", "clear error" if clear else "unclear", f"{scheme} {gradient} {grid}: {error}"
 
 

@@ -22,6 +22,7 @@ class Tally:
         default_factory=lambda: collections.defaultdict(collections.Counter)
     )
     findings: dict[str, list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
+    revisions: dict[str, set[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(set))
 
     def add(self, category: str, outcome: str, what: str) -> None:
         """One trial."""
@@ -29,6 +30,14 @@ class Tally:
         self.counts[category][outcome] += 1
         if outcome in ("silent", "unclear") and len(self.findings[category]) < KEPT:
             self.findings[category].append(f"{outcome}: {what}")
+
+    def take(self, record: dict[str, Any], revision: str | None) -> None:
+        """The trials of a record, which were made by a revision."""
+        for row in record["rows"]:
+            self.counts[row["category"]].update({outcome: row[outcome] for outcome in OUTCOMES})
+            self.revisions[row["category"]].add(revision or "unknown")
+        for category, findings in record["findings"].items():
+            self.findings[category] += findings[: KEPT - len(self.findings[category])]
 
     @property
     def tried(self) -> int:
@@ -43,7 +52,9 @@ class Tally:
         """A row a category: tried, and how many came to what."""
         names = sorted(self.counts)
         return [
-            {"category": name, "tried": sum(self.counts[name].values())} | {o: self.counts[name][o] for o in OUTCOMES}
+            {"category": name, "tried": sum(self.counts[name].values())}
+            | {outcome: self.counts[name][outcome] for outcome in OUTCOMES}
+            | ({"revisions": sorted(self.revisions[name])} if self.revisions[name] else {})
             for name in names
         ]
 

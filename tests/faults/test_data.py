@@ -97,7 +97,7 @@ def test_files_that_are_not_read_are_counted_and_named(folder):
 
 def test_validation_images_that_nothing_reads_are_refused(folder, tmp_path):
     (folder / "val").mkdir()
-    with pytest.raises(ValueError, match=r"val is not read.*validation_fraction"):
+    with pytest.raises(ValueError, match=r"val holds no folder of a class"):
         load(folder)
     with pytest.raises(ValueError, match=r"holds x_val, y_val, which nothing reads"):
         load(save(tmp_path / "a.npz", x_val=make_arrays()["x_test"], y_val=make_arrays()["y_test"]))

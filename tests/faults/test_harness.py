@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 import ode_nets
-from tests.faults import arguments, damage, runs
+from tests.faults import arguments, damage, killed, runs
 from tests.faults.tally import Tally
 
 
@@ -54,9 +54,9 @@ def test_states_of_a_run_between_file_operations_are_resumed(tmp_path):
 
 @pytest.mark.slow
 def test_damaged_manifests_are_named_or_do_not_matter(tmp_path):
-    assert_clear(runs.flipped_manifests(tmp_path, 40, 0), 40)
+    assert_clear(runs.flipped_records(tmp_path, "manifest.json", 40, 0), 40)
 
 
 @pytest.mark.slow
 def test_killed_processes_are_resumed(tmp_path):
-    assert_clear(runs.kills(tmp_path, 5, 0), 5)
+    assert_clear(killed.kills(tmp_path, 5, 0), 5)

@@ -139,6 +139,41 @@ def test_a_damaged_manifest_is_named_and_only_overwrite_goes_past_it(content, st
     check_start(started, CONFIG, resume=False, overwrite=True)
 
 
+def test_a_manifest_that_was_changed_is_refused_until_its_digest_is_deleted(started, capfd):
+    path = started / "manifest.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record))
+    assert read_manifest(started)["config"]["seed"] == 0
+    record["config"]["seed"] = 5
+    path.write_text(json.dumps(record))
+    for refused in (read_manifest, lambda folder: check_start(folder, CONFIG, resume=True, overwrite=False)):
+        with pytest.raises(RunError, match=r'manifest\.json is damaged or was edited.*--overwrite; .*"sha256"'):
+            refused(started)
+    check_start(started, CONFIG, resume=False, overwrite=True)
+    del record["sha256"]
+    path.write_text(json.dumps(record))
+    assert read_manifest(started)["config"]["seed"] == 5
+    assert "it is taken as it is, unchecked" in capfd.readouterr().err
+
+
+def test_a_flipped_bit_of_a_manifest_is_named_or_does_not_matter(started):
+    path = started / "manifest.json"
+    whole, kept, found = path.read_bytes(), read_manifest(started), {"same": 0, "named": 0}
+    for bit in np.random.default_rng(0).choice(8 * len(whole), 400, replace=False):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(content))
+        try:
+            manifest = read_manifest(started)
+            # A digest under another name is none, and what it was made of is as it was.
+            assert {key: manifest[key] for key in kept} == kept
+            found["same"] += 1
+        except RunError as error:
+            assert str(path) in str(error)  # noqa: PT017 - not every flip matters
+            found["named"] += 1
+    assert found["named"] > 200
+
+
 def test_a_manifest_that_is_a_folder_is_named(tmp_path):
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(RunError, match=r"manifest\.json cannot be read"):
@@ -202,6 +237,15 @@ def test_signals_that_the_process_was_started_to_ignore_stay_ignored():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("raised", ["raise KeyboardInterrupt", "raise ImportError from KeyboardInterrupt()"])
+def test_ctrl_c_while_a_command_imports_is_one_line(raised, tmp_path):
+    # As Python does it for `python -m`, with an import that Ctrl-C meets in the place of the rest.
+    code = f"import sys; sys.argv = ['-m']; sys.path.insert(0, {str(ROOT)!r}); import experiments; {raised}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr == "\nstopped\n"
 
 
 PRINTS = """

@@ -26,12 +26,22 @@ CASES = {
     "stride 2, 1x1": ((2, 5, 6, 2), (1, 1, 2, 3), {"strides": 2}),
     "strides differ, valid": ((2, 6, 5, 2), (2, 3, 2, 2), {"strides": (2, 1), "padding": "VALID"}),
     "stride beyond the image": ((2, 2, 2, 2), (3, 3, 2, 2), {"strides": [3, 2]}),
+    "depthwise": ((2, 5, 4, 3), (3, 3, 1, 3), {"groups": 3}),
+    "depthwise, two outputs a channel, valid": ((2, 5, 4, 3), (3, 2, 1, 6), {"groups": 3, "padding": "VALID"}),
+    "two groups": ((2, 5, 4, 6), (3, 3, 3, 4), {"groups": 2}),
+    "two groups, few channels in, many out": ((2, 5, 4, 4), (3, 3, 2, 16), {"groups": 2}),
+    "two groups, stride 2": ((2, 5, 4, 6), (3, 3, 3, 4), {"groups": 2, "strides": 2}),
+    "dilated": ((2, 6, 5, 2), (3, 3, 2, 3), {"dilation": 2}),
+    "dilations differ, beyond the image": ((2, 4, 5, 2), (3, 2, 2, 2), {"dilation": (3, 1)}),
+    "dilated, stride 2": ((2, 6, 5, 2), (3, 3, 2, 3), {"dilation": 2, "strides": 2}),
+    "dilated, depthwise, valid": ((2, 7, 6, 2), (3, 3, 1, 2), {"dilation": (2, 1), "groups": 2, "padding": "VALID"}),
 }
 
 
-def reference(x, kernel, *, strides=1, padding="SAME"):
-    pair = (strides, strides) if isinstance(strides, int) else strides
-    return lax.conv_general_dilated(x, kernel, pair, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def reference(x, kernel, *, strides=1, padding="SAME", groups=1, dilation=1):
+    pair, rates = ((value, value) if isinstance(value, int) else value for value in (strides, dilation))
+    options = {"rhs_dilation": rates, "feature_group_count": groups, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    return lax.conv_general_dilated(x, kernel, pair, padding, **options)
 
 
 def arrays(*shapes, dtype=None):
@@ -142,6 +152,18 @@ def operations(module, name):
     return [line.split(name, 1)[1].split(" loc(")[0] for line in module.splitlines() if f"= {name}" in line]
 
 
+@pytest.mark.parametrize(("options", "products"), [({"dilation": 2}, 3), ({"groups": 2}, 0)])
+def test_groups_and_dilation_keep_convolutions_off_a_cpu(options, products):
+    def convolve(x, kernel):
+        return convolution(x, kernel[:, :, : 2 // options.get("groups", 1)], **options)
+
+    _, module, _ = lowered_gradient(convolve, "cpu")
+    assert len(operations(module, "stablehlo.dot_general")) == products
+    assert not operations(module, "stablehlo.convolution")
+    native = operations(lowered_gradient(convolve, "cuda")[1], "stablehlo.convolution")
+    assert len(native) == 3
+
+
 def test_on_a_cpu_forward_and_backward_are_three_products_and_no_convolution():
     _, module, arguments = lowered_gradient(convolution, "cpu")
     assert len(operations(module, "stablehlo.dot_general")) == 3
@@ -220,6 +242,12 @@ IMAGE, WINDOW = (2, 5, 4, 3), (3, 3, 3, 2)
         (IMAGE, WINDOW, {"strides": 1.5}, "strides is 1.5"),
         (IMAGE, WINDOW, {"strides": (1, -1)}, r"strides is \(1, -1\)"),
         (IMAGE, WINDOW, {"strides": (1, 1, 1)}, r"strides is \(1, 1, 1\)"),
+        (IMAGE, WINDOW, {"dilation": 0}, "dilation is 0"),
+        (IMAGE, WINDOW, {"dilation": (2, 1.5)}, r"dilation is \(2, 1.5\)"),
+        (IMAGE, WINDOW, {"groups": 0}, "groups=0: expected an integer of at least 1"),
+        (IMAGE, WINDOW, {"groups": 3}, r"3 channels .* kernel reads 3 groups of 3"),
+        (IMAGE, (3, 3, 1, 4), {"groups": 3}, r"4 output channels .* groups=3 does not divide"),
+        (IMAGE, WINDOW, {"dilation": 2, "padding": "VALID"}, r"smaller than the kernel \(5, 5\)"),
         (IMAGE, WINDOW, {"padding": "same"}, "padding is 'same'"),
         (IMAGE, WINDOW, {"padding": 1}, "padding is 1"),
         (IMAGE, WINDOW, {"padding": (1, 1)}, r"padding is \(1, 1\)"),

@@ -118,6 +118,35 @@ def test_eager_solves_reuse_their_program_whoever_wrote_the_field():
     assert len(methods._PROGRAMS) == before + 1 <= methods.N_PROGRAMS
 
 
+@pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.softplus])
+def test_eager_solves_reuse_programs_with_rules_of_their_own(activation):
+    """`jax.custom_jvp` makes a new rule whenever it is traced."""
+    run = lambda: solve(lambda t, x, _: -activation(x), 1.0, solver=FixedStep("euler", 2))
+    run()
+    before = len(methods._PROGRAMS)
+    run()
+    assert len(methods._PROGRAMS) == before
+
+
+def test_programs_that_differ_in_a_rule_are_not_mistaken():
+    def end(factor):
+        """Of x' = -x, whose derivative is said to be -factor."""
+        negative = jax.custom_jvp(lambda x: -x)
+        negative.defjvp(lambda x, dx: (-x[0], -factor * dx[0]))
+        return lambda x: solve(lambda t, x, _: negative(x), x, solver=FixedStep("euler", 1)).x
+
+    assert [float(jax.grad(end(factor))(1.0)) for factor in (1.0, 3.0)] == [0.0, -2.0]
+
+
+def test_a_field_with_a_rule_that_fails_can_be_solved_again():
+    def run():
+        called = jax.custom_jvp(jnp.negative)
+        called.defjvp(lambda x, dx: 1 / 0)
+        return float(solve(lambda t, x, _: called(x), 1.0, solver=FixedStep("euler", 1)).x)
+
+    assert [run(), run()] == [0.0, 0.0]
+
+
 def test_programs_that_differ_in_a_constant_are_not_mistaken():
     values = [float(solve(lambda t, x, _, k=k: -k * x, 1.0, solver=Adaptive("bosh3")).x) for k in (1.0, 2.0)]
     np.testing.assert_allclose(values, np.exp([-1.0, -2.0]), rtol=1e-2)

@@ -130,7 +130,7 @@ def test_a_linen_module_is_the_right_hand_side_that_it_writes_down(x64):
 
 
 @pytest.mark.slow
-def test_a_linen_module_can_be_trained_refined_projected_and_swapped():
+def test_a_linen_module_can_be_trained_refined_projected_swapped_and_exported():
     x = jax.random.normal(jax.random.key(1), (4, 4, 4, 2))
     block = OdeBlock(Convolutions(2), PiecewiseConstant(2), FixedStep("midpoint", 2))
     optimizer = optax.sgd(0.05)
@@ -167,6 +167,8 @@ def test_a_linen_module_can_be_trained_refined_projected_and_swapped():
     score = lambda out, batch: jnp.sum(out)
     scores, _ = remanifest.swap_solvers(block, variables, [block.solver], lambda: [(x, ())], score)
     np.testing.assert_allclose(scores[0], jnp.sum(before), rtol=1e-5)
+    exported = jax.export.deserialize(bytearray(remanifest.export_inference(block, variables, x.shape[1:])))
+    np.testing.assert_allclose(exported.call(x), before, rtol=1e-5, atol=1e-5)
 
 
 def test_linen_modules_without_statistics_are_evaluated_as_such_and_states_of_others_refused():

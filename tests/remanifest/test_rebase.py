@@ -81,5 +81,5 @@ def test_only_a_fixed_number_of_steps_can_be_refined():
 
 @pytest.mark.parametrize("change", [remanifest.refine, lambda *net: remanifest.project(*net, Legendre(2))])
 def test_a_net_whose_weights_are_in_no_basis_is_refused_by_name(change):
-    with pytest.raises(ValueError, match=r"net is a ResNet, whose weights are in no basis: expected .* ContinuousNet"):
+    with pytest.raises(ValueError, match="net is a ResNet with no basis"):
         change(ResNet(), {})

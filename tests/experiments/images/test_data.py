@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments.images.data import augment, epoch_permutation, load, normalize
 from image_arrays import make_arrays, save
@@ -170,89 +169,6 @@ def test_broken_npz(tmp_path):
         load(path)
     with pytest.raises(FileNotFoundError, match=r"nowhere.npz.*np.savez"):
         load(tmp_path / "nowhere.npz")
-
-
-def draw(path, seed, mode="RGB", size=(5, 4)):
-    """Write one random image and return its pixels as written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    bands = {"RGB": (3,), "L": (), "I;16": ()}[mode]
-    kind = np.uint16 if mode == "I;16" else np.uint8
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, *bands)).astype(kind)
-    Image.fromarray(pixels).save(path)
-    return pixels
-
-
-def make_folder(root, mode="RGB"):
-    pixels = []
-    for i, (split, name) in enumerate((s, c) for s in ("train", "test") for c in ("cat", "dog") for _ in range(3)):
-        pixels.append(draw(root / split / name / f"{i:02d}.png", i, mode))
-    return np.stack(pixels)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_plain_folder(tmp_path, mode):
-    pixels = make_folder(tmp_path / "set", mode)
-    found = load(tmp_path / "set", validation_fraction=0)
-    assert found.x_train.shape == (6, 5, 4, 3 if mode == "RGB" else 1)
-    np.testing.assert_array_equal(found.x_train, pixels[:6].reshape(found.x_train.shape))
-    np.testing.assert_array_equal(found.x_test, pixels[6:].reshape(found.x_test.shape))
-    assert found.y_train.tolist() == found.y_test.tolist() == [0, 0, 0, 1, 1, 1]
-    assert found.n_classes == 2
-
-
-def test_faults_in_a_folder(tmp_path):
-    root = tmp_path / "set"
-    make_folder(root)
-    victim = root / "train" / "dog" / "03.png"
-    for content in (victim.read_bytes()[:40], b""):
-        victim.write_bytes(content)
-        with pytest.raises(ValueError, match=r"dog/03.png is no readable image"):
-            load(root)
-    draw(victim, 0, "I;16")
-    with pytest.raises(ValueError, match=r"03.png .*more than 8 bits"):
-        load(root)
-    draw(victim, 0, size=(7, 4))
-    with pytest.raises(ValueError, match=r"03.png has \(7, 4\) pixels, .*00.png has \(5, 4\).*resize"):
-        load(root)
-    draw(victim, 0)
-    draw(root / "test" / "bird" / "0.png", 0)
-    with pytest.raises(ValueError, match="class 'bird'"):
-        load(root)
-    (root / "train" / "bird").mkdir()
-    with pytest.raises(ValueError, match=r"train/bird is missing or holds no .png"):
-        load(root)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no training images"):
-        load(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
-        load(tmp_path / "nowhere")
-
-
-def test_tiny_imagenet_layout(tmp_path):
-    (tmp_path / "wnids.txt").write_text("n02\nn01\n")
-    for i, wnid in enumerate(("n01", "n01", "n02")):
-        draw(tmp_path / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", i, "L" if i == 0 else "RGB")
-    for i in range(2):
-        draw(tmp_path / "val" / "images" / f"val_{i}.JPEG", 10 + i)
-    lines = ["val_0.JPEG\tn02\t0\t0\t3\t3", "val_1.JPEG\tn01\t0\t0\t3\t3"]
-    annotations = tmp_path / "val" / "val_annotations.txt"
-    annotations.write_text("\n".join(lines) + "\n")
-    found = load(tmp_path, validation_fraction=0)
-    assert found.x_train.shape == (3, 5, 4, 3)
-    assert found.y_train.tolist() == [0, 0, 1]
-    assert found.y_test.tolist() == [1, 0]
-    with Image.open(tmp_path / "val" / "images" / "val_0.JPEG") as image:
-        np.testing.assert_array_equal(found.x_test[0], np.asarray(image))
-    assert "validation images are the test set" in found.source
-    annotations.write_text(lines[0] + "\nval_1.JPEG\tn99\n")
-    with pytest.raises(ValueError, match=r"val_annotations.txt, line 2: .*n99"):
-        load(tmp_path)
-    annotations.write_text("val_7.JPEG\tn01\n")
-    with pytest.raises(ValueError, match=r"val_7.JPEG is no readable image"):
-        load(tmp_path)
-    annotations.unlink()
-    with pytest.raises(ValueError, match=r"val_annotations.txt is missing"):
-        load(tmp_path)
 
 
 def test_epoch_permutation_depends_on_seed_and_epoch_only():

@@ -18,6 +18,7 @@ from experiments.training.models import (
     Anodev2Settings,
     ContinuousNetSettings,
     Node18Settings,
+    OwnSettings,
     ResNetSettings,
 )
 from settings import arguments, changed
@@ -75,13 +76,18 @@ def test_a_value_of_an_architecture_out_of_range_is_refused_by_name(key, value, 
         ContinuousNetSettings(**{key: value})
 
 
+def some(kind):
+    """Settings of an architecture, that of the user's own as small_nets has it."""
+    return kind("small_nets:make") if kind is OwnSettings else kind()
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES.values())
 def test_an_architecture_has_the_settings_that_it_reads_and_a_builder(kind):
     """No setting without a text, which is its help, and a network of so many classes from the defaults."""
     source = "".join(inspect.getsource(part) for part in kind.__mro__ if dataclasses.is_dataclass(part))
     for field in dataclasses.fields(kind):
         assert re.search(rf'^    {field.name}: [^\n]+\n    """', source, re.MULTILINE), field.name
-    assert kind().build(7).n_classes == 7
+    assert some(kind).build(7).n_classes == 7
     assert "n_blocks" not in {field.name for field in dataclasses.fields(ContinuousNetSettings)}
 
 
@@ -96,10 +102,10 @@ def test_training_asks_an_architecture_for_no_more_than_it_can():
 
 @pytest.mark.parametrize("kind", ARCHITECTURES.values())
 def test_an_architecture_is_regularized_where_its_blocks_integrate_quantities(kind):
-    assert hasattr(kind().build(7), "quantities") == kind.INTEGRATES
+    assert hasattr(some(kind).build(7), "quantities") == kind.INTEGRATES
     if not kind.INTEGRATES:
         with pytest.raises(ValueError, match=r"regularize=\('kinetic=1',\): expected none for a "):
-            Config(model=kind(), regularize=["kinetic=1"])
+            Config(model=some(kind), regularize=["kinetic=1"])
         return
     config = Config(model=kind(), regularize=["kinetic=1"])
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
@@ -199,6 +205,16 @@ def test_the_command_line_takes_another_architecture_with_its_own_defaults():
     assert config == dataclasses.replace(digits, model=Node18Settings(n_blocks=2), epochs=3, refine_epochs=())
 
 
+def test_a_network_of_the_users_own_is_asked_for_by_its_function():
+    _, config, _ = read("digits", "--model", "small_nets:make", "--model.args", "width=3", "--optimizer", "adamw")
+    digits, own = configs.CONFIGS["digits"], OwnSettings("small_nets:make", ("width=3",))
+    assert config == dataclasses.replace(digits, model=own, refine_epochs=(), optimizer="adamw")
+    record = json.loads(json.dumps(config.to_json()))
+    assert record["model"]["make"] == "small_nets:make"
+    assert Config.from_json(record) == config
+    assert hash(Config.from_json(record)) == hash(config)
+
+
 @pytest.mark.parametrize("name", ["digits", "node18_small", "resnet18_cifar10", "anodev2_alexnet_configuration_1"])
 def test_any_config_can_be_asked_for_on_the_command_line(name):
     assert read("digits", *arguments(configs.CONFIGS[name]))[1] == configs.CONFIGS[name]
@@ -216,8 +232,11 @@ def test_any_config_can_be_asked_for_on_the_command_line(name):
         (["digits", "--foo", "1"], ["--foo", "--model.widths", "--run-dir"]),
         (["digits", "--nsteps", "3"], ["--nsteps", "did you mean --model.n-steps?"]),
         (["digits", "--widths", "3"], ["--widths", "did you mean --model.widths?"]),
-        (["digits", "--model", "resnt"], ["'resnt'", "resnet18"]),
-        (["digits", "--epochs", "3", "--model", "resnet"], ["--model", "directly after 'digits'"]),
+        (["digits", "--model", "resnt"], ["'resnt'", "resnet18", "PACKAGE.MODULE:FUNCTION"]),
+        (["digits", "--model", "own"], ["'own'", "PACKAGE.MODULE:FUNCTION"]),
+        (["digits", "--model", "a/b.py:make"], ["model.make='a/b.py:make'", "my_package.my_module:make"]),
+        (["digits", "--model", "a:b", "--model.args", "width"], ["model.args=('width',)", "NAME=VALUE"]),
+        (["digits", "--epochs", "3", "--model", "resnet"], ["--model", "directly after the name of a config"]),
         (["imagenet"], ["'imagenet'", "digits", "cifar10"]),
         (["digit_euler"], ["'digit_euler'", "did you mean digits_euler?"]),
     ],
@@ -236,7 +255,7 @@ def test_help_names_the_configs_and_then_their_keys(capsys):
         read("--help")
     assert stop.value.code == 0
     listed = capsys.readouterr().out
-    assert all(f"  {name} " in listed for name in configs.CONFIGS)
+    assert all(f"{name} " in listed for name in configs.CONFIGS)
     with pytest.raises(SystemExit) as stop:
         read("digits", "--help")
     assert stop.value.code == 0
