@@ -93,15 +93,13 @@ fig, panels = plt.subplots(
     1, 2, figsize=(8, 3.4), sharey=True, layout="constrained"
 )
 for axes, (trained, report) in zip(panels, reports.items(), strict=True):
-    for scheme, mark in (("euler", "o"), ("midpoint", "s"), ("rk4", "^")):
+    for scheme, line in (("euler", "o-"), ("midpoint", "s-"), ("rk4", "k.:")):
         rows = sorted(
             (row["h"], row["error"])
             for row in report.rows
             if row["scheme"] == scheme
         )
-        axes.loglog(
-            *zip(*rows, strict=True), marker=mark, ms=4, label=f"run with {scheme}"
-        )
+        axes.loglog(*zip(*rows, strict=True), line, ms=5, label=f"run with {scheme}")
     axes.axvline(DT, color="grey", lw=1, ls=":")
     axes.set(xlabel="step", title=f"trained through {trained}")
     axes.set_xticks([0.003, 0.01, 0.03], ["0.003", "0.01", "0.03"])

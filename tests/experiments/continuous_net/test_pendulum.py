@@ -2,10 +2,17 @@
 
 import dataclasses
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.continuous_net import pendulum
 from experiments.continuous_net.pendulum import Options
@@ -67,3 +74,21 @@ def test_euler_networks_are_tied_and_the_others_odes(tmp_path, monkeypatch):
         assert row["crossings"] == 0
     assert {path.name for path in out.iterdir()} == {"pendulum.json", "trajectories.png", "convergence.png"}
     assert record["settings"] == dataclasses.asdict(Options(seeds=2, iterations=4000, shown=1.0)) | {"out": str(out)}
+
+
+@pytest.mark.slow
+def test_the_way_from_the_readme_to_a_picture(tmp_path):
+    """The README's link, the page's command, from an empty folder; the picture lies where the page says."""
+    root = Path(__file__).parents[3]
+    link = re.search(r"repeat a figure on a laptop \| \[[^]]*\]\(([^)]*)\)", (root / "README.md").read_text())
+    page = (root / link[1]).read_text()
+    module, *arguments = shlex.split(re.search(r"^python -m (experiments\..*)$", page, re.MULTILINE)[1])
+    # As on the page, but for one network a scheme, not trained to its end.
+    command = [sys.executable, "-m", module, *arguments, "--seeds", "1", "--iterations", "500"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert "writes `convergence.png` below `runs/`" in page
+    with Image.open(tmp_path / "runs" / "pendulum" / "convergence.png") as picture:
+        assert min(picture.size) > 300

@@ -1,5 +1,6 @@
 """Where results go, and that JSON is whole; those who write it load no checkpoints, curves or networks for it."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -18,6 +19,20 @@ def test_results_go_below_runs_unless_they_are_to_be_kept():
     assert destination("pendulum", None, record=True) == Path("results/pendulum")
     with pytest.raises(ValueError, match="beside --record"):
         destination("pendulum", Path("elsewhere"), record=True)
+
+
+def test_every_script_writes_below_runs_where_it_is_told_nothing():
+    """But trajectories that are data, which lie in `data`; `None` is for `destination`, or the folder of a run."""
+    defaults = {
+        f"{path.parent.name}/{path.stem}.{node.target.id}": ast.unparse(node.value)
+        for path in (ROOT / "experiments").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None
+        if node.target.id in ("out", "run_dir", "folder") and "Path" in ast.unparse(node.annotation)
+    }
+    assert len(defaults) > 15
+    places = {name: place for name, place in defaults.items() if place != "None" and not place.startswith("Path('runs")}
+    assert places == {"aca/hopper.out": "DEFAULT"}
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):
