@@ -76,7 +76,8 @@ def test_a_run_is_loaded_from_anywhere_and_predicts_from_uint8_images(place):
 
 
 def test_the_three_lines_of_the_readme_run(place, tmp_path):
-    (lines,) = re.findall(r"^```py\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```py\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (lines,) = (block for block in found if "experiments.load" in block)
     shutil.copytree(place / "run", tmp_path / "runs" / "digits")
     names = {"images": np.zeros((3, 4, 4, 1), np.uint8)}
     exec(lines, names)

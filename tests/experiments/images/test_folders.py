@@ -34,7 +34,7 @@ def test_plain_folder(tmp_path, mode):
     np.testing.assert_array_equal(found.x_train, pixels[:6].reshape(found.x_train.shape))
     np.testing.assert_array_equal(found.x_test, pixels[6:].reshape(found.x_test.shape))
     assert found.y_train.tolist() == found.y_test.tolist() == [0, 0, 0, 1, 1, 1]
-    assert found.n_classes == 2
+    assert (found.n_classes, found.class_names) == (2, ("cat", "dog"))
 
 
 def test_faults_in_a_folder(tmp_path):
