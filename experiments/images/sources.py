@@ -158,10 +158,14 @@ def read_prepared(folder: Path) -> Raw:
             for split in ("train", test):
                 records = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
                 columns.append(records.__getitems__(range(len(records))))
-    except ImportError as error:
-        packages = "pip install tensorflow-datasets array_record importlib_resources pillow (no TensorFlow)"
-        raise ImportError(f"Reading {folder} needs packages that are missing ({error}): {packages}") from error
+                # A file that is cut off at a boundary of its blocks is read as one of empty records.
+                if empty := [i for i, example in enumerate(columns[-1]) if None in (example[image], example[label])]:
+                    raise ValueError(f"{len(empty)} records of split {split!r} are empty, the first is {empty[0]}")
     except Exception as error:  # array_record, protobuf, json and TFDS each raise kinds of their own
+        # TensorFlow is asked for by kinds of features that no image classification set has.
+        if isinstance(error, ImportError) and error.name != "tensorflow":
+            packages = "pip install tensorflow-datasets array_record importlib_resources pillow (no TensorFlow)"
+            raise ImportError(f"Reading {folder} needs packages that are missing ({error}): {packages}") from error
         fault = f"{type(error).__name__}: {error}"
         raise ValueError(f"{folder} is broken or incomplete ({fault}). {_again(folder)}") from error
     if not columns:

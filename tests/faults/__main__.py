@@ -25,7 +25,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 # What takes long to import is imported where it is used: processes that are to be killed start from this module.
 from tests.faults.tally import Tally, Trials  # noqa: E402
 
-SHARES = {"arguments": 0.45, "npz": 0.15, "images": 0.1, "checkpoints": 0.1, "manifests": 0.05, "metrics": 0.01}
+SHARES = {
+    **{"arguments": 0.45, "npz": 0.15, "images": 0.1, "prepared": 0.05},
+    **{"checkpoints": 0.1, "manifests": 0.05, "metrics": 0.002},
+}
 """Of --trials, by category; the other categories have as many trials as there are cases, or as --kills says."""
 CATEGORIES = (*SHARES, "numbers", "crashes", "kills")
 AT_ONCE = {"arguments": 500, "kills": 20}
@@ -56,6 +59,7 @@ def pieces(n_trials: int, n_kills: int, seed: int) -> list[Piece]:
         "arguments": lambda place, n, seed: arguments.trials(n, seed),
         "npz": damage.arrays_of_npz,
         "images": damage.image_files,
+        "prepared": damage.prepared_sets,
         "checkpoints": runs.flipped_checkpoints,
         "manifests": lambda place, n, seed: runs.flipped_records(place, "manifest.json", n, seed),
         "metrics": lambda place, n, seed: runs.flipped_records(place, "metrics.jsonl", n, seed),

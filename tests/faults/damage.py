@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ode_nets as on
+from experiments import prepare_data
 from experiments.images.data import load
 from experiments.images.decoding import decode_images
 from image_arrays import make_arrays, save
@@ -119,3 +120,25 @@ def image_files(place: Path, n: int, seed: int) -> Trials:
         run = lambda: decode_images([path], [str(path)], 3)[0]
         outcome, what = outcome_of(run, ("bits.png",), lambda found: np.array_equal(found, pixels), (ValueError,))
         yield "image files", outcome, f"{'cut at' if cut else 'byte'} {at}: {what}"
+
+
+def prepared_sets(place: Path, n: int, seed: int) -> Trials:
+    """Flipped bits and cut ends of the files of a prepared set: its images and labels, or an error with its folder."""
+    good, rng = make_arrays(), np.random.default_rng(seed)
+    folder = prepare_data.from_arrays("set", save(place / "set.npz"), place / "tfds")
+    for path in rng.choice(np.array(sorted(p for p in folder.iterdir() if p.stat().st_size), dtype=object), n):
+        whole = path.read_bytes()
+        at, bit, cut = int(rng.integers(len(whole))), int(rng.integers(8)), rng.random() < 0.3
+        at = len(whole) // 2 if cut and rng.random() < 0.5 else at
+        content = bytearray(whole[:at] if cut else whole)
+        if not cut:
+            content[at] ^= 1 << bit
+        path.write_bytes(bytes(content))
+
+        def is_good(found: Any) -> bool:
+            return all(np.array_equal(getattr(found, key), value) for key, value in good.items())
+
+        run = lambda: load("set", data_dir=place / "tfds", validation_fraction=0)
+        outcome, what = outcome_of(run, (str(folder), "set"), is_good, (ValueError, FileNotFoundError))
+        yield "prepared sets", outcome, f"{path.name} {'cut at' if cut else f'bit {bit} of'} {at}: {what}"
+        path.write_bytes(whole)

@@ -40,6 +40,7 @@ def test_the_arguments_that_are_tried_are_those_that_there_are():
 def test_damaged_files_of_data_are_named_or_read_as_they_were(tmp_path):
     assert_clear(damage.arrays_of_npz(tmp_path, 150, 0), 150)
     assert_clear(damage.image_files(tmp_path, 150, 0), 150)
+    assert_clear(damage.prepared_sets(tmp_path, 60, 0), 60)
 
 
 @pytest.mark.slow
