@@ -91,9 +91,10 @@ def test_gradient_report_reads_a_module_and_writes_its_tables(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_the_lectures_example_grows_with_its_steps_only_where_it_must(tmp_path):
-    rows = {(row["method"], row["n_steps"]): row["temporary_bytes"] for row in gradient_report.lecture((4, 16))}
-    grown = {method: rows[method, 16] / rows[method, 4] for method in METHODS}
-    assert grown["Direct"] > 3
+    rows = {(row["method"], row["n_steps"]): row["temporary_bytes"] for row in gradient_report.lecture((4, 32))}
+    grown = {method: rows[method, 32] / rows[method, 4] for method in METHODS}
+    # A start of two steps, and then one a step.
+    assert grown["Direct"] > 5
     assert max(grown["Backsolve"], grown["ACA, 4 states"]) < 1.5
     figure = gradient_report.draw_memory(gradient_report.lecture((4,)))
     figure.savefig(tmp_path / "memory.png")
