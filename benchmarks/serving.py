@@ -8,7 +8,7 @@ fewer coefficients, and with kernels in eight bits by a deserialized jax.export 
 onnxruntime, which needs the extra `onnx`. Accuracies are of all test images of the run; latencies are warm, of all
 variants in turn. The first call of a batch size, which compiles, is timed in a process of its own, and once more in
 another that finds the programs in jax's persistent cache; onnxruntime makes one session for every size.
-Two minutes on two idle cores for runs/digits. Writes benchmarks/results/serving_<platform>.json.
+A few minutes for runs/digits. Writes benchmarks/results/serving_<platform>.json.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class Options:
     """Folder of the run."""
     checkpoint: Literal["latest", "best"] = "latest"
     """Which of its checkpoints."""
+    data_dir: Path | None = None
+    """Folder that the data lies in now; default where the run found it."""
     n_steps: int | None = None
     """Steps of the variant with fewer; default half of them."""
     n_basis: int | None = None
@@ -83,7 +85,7 @@ class Options:
     """Where the JSON goes."""
 
     def __post_init__(self) -> None:
-        expand(self, "run_dir", "out")
+        expand(self, "run_dir", "data_dir", "out")
 
 
 def variants(net: nn.Module, variables: PyTree, options: Options) -> dict[str, tuple[nn.Module, PyTree]]:
@@ -134,14 +136,12 @@ def measure(options: Options) -> dict[str, Any]:
     """Bytes, accuracy, seconds of compilation and latencies of every variant.
 
     Raises:
-      RunError: for a run that has no steps or coefficients to halve, or without `onnxruntime`.
+      RunError: for a run whose network has no steps or coefficients to change, or without `onnxruntime`.
     """
     if options.onnx:
         exported.require_onnx()
-    config, net, variables, notes = loaded(options.run_dir, options.checkpoint)
-    if not hasattr(net, "basis"):
-        raise RunError(f"the run in {options.run_dir} is a {type(net).__name__}, whose weights are in no basis")
-    dataset = data_of_run(config, notes["data"])
+    config, net, variables, notes = loaded(options.run_dir, options.checkpoint, "basis")
+    dataset = data_of_run(config, notes["data"], data_dir=options.data_dir)
     variables, _ = restated(net, variables, dataset)
     preprocess = partial(normalize, mean=dataset.mean, std=dataset.std)
     inputs: dict[str, Any] = {
@@ -178,7 +178,8 @@ def main() -> None:
         results = measure(options)
     except RunError as error:
         sys.exit(f"error: {error}")
-    settings = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("run_dir", "out")}
+    places = ("run_dir", "data_dir", "out")
+    settings = {key: value for key, value in dataclasses.asdict(options).items() if key not in places}
     path = harness.write(options.out or harness.default_path("serving"), "serving", {"settings": settings} | results)
     size, trained = str(max(options.batch_sizes)), results["trained"]
     table = Table(title="Latency in ms by batch size, seconds of the first call", title_justify="left")
