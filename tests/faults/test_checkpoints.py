@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from experiments.records.digests import differing, digest, digests, sealed, unsealed, write_digest
-from experiments.records.files import RunError, read_manifest, read_metrics
+from experiments.records.files import RunError, read_manifest, read_metrics, write_manifest
 from experiments.training.checkpoints import DamagedError, read_variables
 from experiments.training.config import Config
-from experiments.training.run import Run
+from experiments.training.run import Run, load_run
 
 CONFIG = Config(epochs=3)
 
@@ -200,6 +200,15 @@ def test_a_flipped_bit_never_restores_other_arrays(folder):
 def test_many_flipped_bits_never_restore_other_arrays(folder):
     found = flips(folder, 500, seed=1)
     assert found["went back"] > 100
+
+
+def test_what_to_do_about_a_damaged_checkpoint_follows_from_where_the_run_came_from(folder):
+    shutil.rmtree(folder / "checkpoints" / "latest" / "3" / "state")
+    with pytest.raises(RunError, match=r"latest/3 is damaged: .*--resume goes back"):
+        load_run(folder)
+    write_manifest(folder, read_manifest(folder) | {"parent": {"run": "../.."}})
+    with pytest.raises(RunError, match=r"latest/3 is damaged: .*compress the run that it came from once more"):
+        load_run(folder)
 
 
 def test_an_array_that_was_changed_by_a_whole_write_is_named(folder):
