@@ -6,7 +6,6 @@ loop equally often, so whatever decides how often has to be one over the axis to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -65,17 +64,6 @@ def exchanged_axes(jaxpr: Any) -> set[str]:
             for key in ("axes", "axis_name"):
                 value = eqn.params.get(key, ())
                 found |= {a for a in (value if isinstance(value, tuple) else (value,)) if isinstance(a, str)}
-        for inner in programs_in(eqn.params.values()):
+        for inner in core.jaxprs_in_params(eqn.params):
             found |= exchanged_axes(inner)
     return found
-
-
-def programs_in(values: Any) -> Iterator[Any]:
-    """The jaxprs among the parameters of an operation."""
-    for value in values:
-        if isinstance(value, core.ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, core.Jaxpr):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from programs_in(value)

@@ -103,8 +103,7 @@ def scaled_norm(
       x, x_next: states like `error`, at both ends of the step.
       rtol, atol: tolerances: scalars, arrays that broadcast against every leaf, or pytrees like the state.
       kind: `"batch"` takes the mean over every entry; `"sample"` takes it over the entries of each sample
-        (leading axis of every leaf) and returns the worst sample's, so that no sample hides in a batch. A function of
-        the state picks what of it counts, and the mean is taken over the entries of that.
+        (leading axis of every leaf) and returns the worst sample's, so that no sample hides in a batch.
       axis_name: mesh axis of a `jax.shard_map` over which samples are spread: the norm is that of all of them, by one
         reduction of a scalar.
       good: whether the step counts at all, boolean scalar: where not, the norm is infinite.
@@ -218,7 +217,7 @@ def initial_step(
       x0: start; f0: the slope there.
       span: |t1 - t0|, scalar; the step does not exceed it.
       sign: 1, or -1 where time runs backward.
-      order: q, the order that the error estimate has plus one is the exponent's denominator.
+      order: q, the order of the solution that the error estimate compares with; the exponent is 1 / (q + 1).
       rtol, atol, kind, axis_name: as in `scaled_norm`.
 
     Returns:

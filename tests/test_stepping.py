@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ode_nets.stepping import RungeKutta, combine, get_scheme
+from ode_nets.stepping import Coupled, Evaluate, Hyper, RungeKutta, combine, get_scheme
 from ode_nets.stepping.runge_kutta import Held
 from ode_nets.tableaus import SCHEMES, Tableau
 
@@ -153,3 +153,20 @@ def test_a_users_own_tableau_steps_like_any_other(x64):
 def test_error_of_a_scheme_without_one_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'rk4' has no embedded error weights.*dopri5"):
         rk_step(SCHEMES["rk4"], lambda i, t, x: (x, ()), 0.0, jnp.ones(()), 0.1, with_error=True)
+
+
+@pytest.mark.parametrize("kind", [get_scheme, Coupled, lambda key: Hyper(key, lambda c, t, x, dx: c * x, 0.0)])
+def test_a_hidden_slope_that_is_not_finite_fails_a_step_that_is_taken_by_itself(kind):
+    """The second stage of dopri5 has no weight in state and error, and tanh saturates: neither tells of it."""
+    scheme = kind("dopri5")
+
+    def slope(node, x):
+        return jnp.where(jnp.float32(node[0] / node[1]) == jnp.float32(0.2), jnp.inf, -jnp.tanh(x)), ()
+
+    time = lambda node: node[0] / node[1]
+    evaluate = Evaluate(lambda node, x: slope((jnp.asarray(node[0], jnp.float32), node[1]), x), time)
+    x, h = scheme.lift(jnp.float32(1.0)), jnp.float32(0.1)
+    step = scheme.step(evaluate, x, h, error=True)
+    assert jnp.isfinite(step.error)
+    assert not step.good
+    assert not jnp.isfinite(scheme.advance(evaluate, x, h, error=True)[1])

@@ -25,8 +25,8 @@ class SecondOrder:
     Args:
       acceleration: pure function `acceleration(t, r, v, theta) -> a`, `a` like `r`.
 
-    The state is a pair `(r, v)` of trees of one structure, or one array whose last axis holds the positions and then
-    as many velocities, `[..., 2 n]`; slopes are made like it.
+    The state is a pair `(r, v)` of trees of one structure, named or not, or one array whose last axis holds the
+    positions and then as many velocities, `[..., 2 n]`; slopes are made like it.
 
     Raises:
       ValueError: at trace time, for a state that is neither.
@@ -44,7 +44,9 @@ class SecondOrder:
     def __call__(self, t: Any, x: PyTree, theta: PyTree) -> PyTree:
         """The slope of a state, like it."""
         if isinstance(x, tuple) and len(x) == 2:
-            return x[1], self.acceleration(t, *x, theta)
+            slope = (x[1], self.acceleration(t, *x, theta))
+            make: Any = getattr(x, "_make", tuple)
+            return make(slope)
         if not isinstance(x, (jax.Array, np.ndarray)) or x.ndim < 1 or x.shape[-1] % 2:
             raise ValueError(
                 f"x={jax.tree.map(jnp.shape, x)}: expected a pair (r, v), or one array [..., 2 n] of n positions and "

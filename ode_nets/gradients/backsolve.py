@@ -32,7 +32,8 @@ class Backsolve:
     again from the stored state at each asked time.
 
     Args:
-      rtol, atol: tolerances of the backward solve; `None` for the solver's own.
+      rtol, atol: tolerances of the backward solve; `None` for the solver's own. On steps that are known before they are
+        taken they have no say.
       seminorm: whether steps of the backward solve are sized by the errors of x and a alone. g is an integral that
         nothing else depends on, and its errors do not grow (Kidger, Chen and Lyons 2021, "Hey, that's not an ODE"), but
         nothing sees them either: say no where theta acts on faster scales than x has. Measured, evaluations of the way
@@ -58,8 +59,14 @@ class Backsolve:
         """Solve `problem` with `solver`.
 
         Raises:
-          ValueError: for `dense=True`: what lies between the steps has no costate.
+          ValueError: for `dense=True`, as what lies between the steps has no costate, and for a scheme whose steps mean
+            nothing for another system than the field.
         """
+        if getattr(solver.scheme, "of_field_alone", False):
+            raise ValueError(
+                f"gradient=Backsolve() with scheme {solver.scheme.name!r}: its steps are made for the field, and "
+                "the adjoint is another system; go back over them with gradient=ACA(), Direct() or Checkpointed()"
+            )
         if dense:
             raise ValueError(
                 "dense=True with gradient=Backsolve(): the continuous adjoint restarts at asked times alone; "

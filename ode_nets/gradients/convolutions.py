@@ -6,8 +6,7 @@ import warnings
 from typing import Any
 
 import jax
-
-from ode_nets.axes import programs_in
+from jax.extend.core import jaxprs_in_params
 
 SLOWER = (12, 90)
 """Gradients of `lax.conv_general_dilated` in a scan over those outside of one: the least and the most of eight shapes,
@@ -34,11 +33,11 @@ def convolves(jaxpr: Any) -> bool:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "conv_general_dilated" and eqn.invars[0].aval.ndim == 4:
             return True
-        values: Any = eqn.params.values()
+        params: Any = eqn.params
         if platforms := eqn.params.get("branches_platforms"):
             # One branch is lowered: that of the platform, or the one for all others.
             chosen = next((i for i, names in enumerate(platforms) if "cpu" in (names or ())), len(platforms) - 1)
-            values = [eqn.params["branches"][chosen]]
-        if any(convolves(inner) for inner in programs_in(values)):
+            params = {"branch": params["branches"][chosen]}
+        if any(convolves(inner) for inner in jaxprs_in_params(params)):
             return True
     return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 
@@ -34,6 +34,9 @@ class Direct:
         -0.5
     """
 
+    forward_mode: ClassVar[bool] = True
+    """Whether it works in forward mode too."""
+
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`."""
         return differentiable(problem, solver, lambda step: step, dense)
@@ -56,6 +59,9 @@ class Checkpointed:
     """
 
     unit: Literal["step", "block"] = "step"
+
+    forward_mode: ClassVar[bool] = True
+    """Whether it works in forward mode too."""
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.convolutions import warn_of_convolutions
 from ode_nets.gradients.direct import Checkpointed
 from ode_nets.gradients.outputs import mark_failed
-from ode_nets.gradients.reverse_only import refusal
+from ode_nets.gradients.reverse_only import OF_THE_FIELD, refusal
 from ode_nets.gradients.rules import as_chosen, standard
 from ode_nets.integrate import Field, Problem, Solution, Solver, make_problem
 from ode_nets.trees import split
@@ -30,7 +30,7 @@ class GradientMethod(Protocol):
     """How a solve is differentiated: a frozen, hashable value that owns the solve and its backward pass.
 
     Derivatives of a solve that failed are made NaN afterwards, unless the method has an attribute `marks_failed` that
-    is true: its own are NaN then.
+    is true: its own are NaN then. One that works in forward mode has an attribute `forward_mode` that is true.
 
     Example:
         >>> isinstance(ACA(), GradientMethod), isinstance(FixedStep("rk4", 4), GradientMethod)
@@ -73,8 +73,8 @@ def solve(
       weights: a weight function, or a pytree theta that holds at all times.
       solver: `FixedStep(scheme, n_steps)`, `Adaptive(scheme, rtol, atol)`, `Recorded(solution)`, or
         `ode_nets.interop.diffrax.DiffraxSolver`, which runs diffrax's own loop.
-      gradient: `Direct()`, `Checkpointed()`, `ACA()`, `Reversible()`, `Backsolve()`: what differentiation does. The
-        default is `ACA()` where steps are found by their error, and `Checkpointed()` on a uniform grid.
+      gradient: `Direct()`, `Checkpointed()`, `ACA()`, `Reversible()`, `Backsolve()` or `Naive()`: what differentiation
+        does. The default is `ACA()` where steps are found by their error, and `Checkpointed()` on a uniform grid.
       t0, t1: start and end; `t1 < t0` integrates backward in time.
       ts: times at which the state is asked for, in the order of integration; `None` asks for x(t1).
       has_aux: whether the field reports something beside `dx`; reports of accepted steps are summed.
@@ -123,7 +123,7 @@ def run_compiled(frame: Any, method: Any, dense: bool, parts: list[Any]) -> Any:
     """What `method.run` gives for a problem and a solver, split into a frame and its arrays.
 
     Raises:
-      ValueError: for forward mode through a method that has none.
+      ValueError: for forward mode through a method that has none, or through a field that has none.
     """
     try:
         return compiled(frame, method, dense)(parts)
@@ -131,7 +131,8 @@ def run_compiled(frame: Any, method: Any, dense: bool, parts: list[Any]) -> Any:
         # Where tangents reach a backward pass before the refusal of forward mode does.
         if not any(sign in str(error) for sign in ("forward-mode autodiff", "'custom_lin'")):
             raise
-        raise ValueError(refusal(repr(method))) from error
+        both = getattr(method, "forward_mode", False)
+        raise ValueError(OF_THE_FIELD if both else refusal(repr(method))) from error
 
 
 def default_gradient(solver: Any) -> GradientMethod:
@@ -139,25 +140,16 @@ def default_gradient(solver: Any) -> GradientMethod:
     return Checkpointed() if solver.recorded else ACA()
 
 
-_PROGRAMS: OrderedDict[Any, Callable] = OrderedDict()
-
-
 def compiled(frame: Any, method: Any, dense: bool) -> Callable:
     """The compiled solve of all problems of one frame. The least used are forgotten, and with them their programs."""
-    key = (frame, method, dense)
     try:
-        if key in _PROGRAMS:
-            _PROGRAMS.move_to_end(key)
-            return _PROGRAMS[key]
+        return _compiled(frame, method, dense)
     except TypeError:
         # What cannot be hashed cannot be found again.
-        return _compiled(frame, method, dense)
-    program = _PROGRAMS[key] = _compiled(frame, method, dense)
-    while len(_PROGRAMS) > N_PROGRAMS:
-        _PROGRAMS.popitem(last=False)
-    return program
+        return _compiled.__wrapped__(frame, method, dense)
 
 
+@functools.lru_cache(N_PROGRAMS)
 def _compiled(frame: Any, method: Any, dense: bool) -> Callable:
     @jax.jit
     @standard

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,9 @@ class Naive:
         >>> bool(abs(jax.grad(end)(1.0) + 0.3679) < 0.01)
         True
     """
+
+    forward_mode: ClassVar[bool] = True
+    """Whether it works in forward mode too."""
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`.

@@ -39,6 +39,13 @@ def refuse_forward_mode(tree: PyTree, method: str) -> PyTree:
     return jax.tree.unflatten(structure, same(leaves))
 
 
+OF_THE_FIELD = (
+    "forward-mode differentiation (jvp, jacfwd, linearize) through a field with a backward pass of its own, "
+    "jax.custom_vjp, which has no forward one: use reverse mode, or give it a rule by jax.custom_jvp"
+)
+"""What to say where the gradient method has forward mode, and the field has not."""
+
+
 def refusal(method: str) -> str:
     """What to say of forward mode, and what has it."""
     return (

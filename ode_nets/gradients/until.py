@@ -157,6 +157,11 @@ class _Until:
     def __repr__(self) -> str:
         return repr(self.gradient)
 
+    @property
+    def forward_mode(self) -> bool:
+        """Whether it works in forward mode too."""
+        return bool(getattr(self.gradient, "forward_mode", False))
+
     def run(self, problem: Problem, watched: _Watched, dense: bool = False) -> Stopped:
         """Search without a derivative, solve up to what was found, and follow the event as it moves."""
         constant, fixed = jax.lax.stop_gradient((problem, watched))

@@ -23,9 +23,10 @@ def checked_state(x0: PyTree) -> PyTree:
     x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), x0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(x0):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            split = "split it into real and imaginary parts, (x.real, x.imag)"
+            advice = split if jnp.iscomplexobj(leaf) else "convert it, e.g. with .astype(jnp.float32)"
             raise ValueError(
-                f"x0{jax.tree_util.keystr(path)} has dtype {leaf.dtype}: a state must be floating point; "
-                "convert it, e.g. with .astype(jnp.float32)"
+                f"x0{jax.tree_util.keystr(path)} has dtype {leaf.dtype}: a state must be floating point; {advice}"
             )
     if not jax.tree.leaves(x0):
         raise ValueError("x0 holds no array: expected a pytree of floating-point arrays")

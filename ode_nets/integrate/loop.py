@@ -71,7 +71,11 @@ class Run(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """A scheme and a grid. A new grid is a class with these members, and nothing else knows them apart."""
+    """A scheme and a grid. A new grid is a class with these members, and nothing else knows them apart.
+
+    Where steps are known before they are taken (`recorded`), it also has `count()`, how many are taken, and where asked
+    times are ends of its steps `indices(problem)`, which of them, int32 `[n]`, as those of a `FixedStep` are.
+    """
 
     @property
     def scheme(self) -> Any:

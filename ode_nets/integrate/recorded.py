@@ -29,6 +29,7 @@ class Recorded(KnownSteps):
 
     Args:
       solution: of `solve(..., dense=True)`, from the same t0; may be traced. Where that solve failed, this one does.
+        Of several lanes, the solver is to be mapped with `jax.vmap` as they were.
       scheme: takes the steps; has an interpolant where times are asked for. `None` for the one that took them.
 
     Raises:
@@ -55,7 +56,7 @@ class Recorded(KnownSteps):
         steps = solution.steps
         scheme = solution.dense.scheme if scheme is None else get_scheme(scheme)  # type: ignore[union-attr]
         # Their sum, and not their times, which are rounded to the precision of t0.
-        self._set(scheme, jnp.cumsum(jnp.abs(steps.h)), steps.n, 0, solution.result)
+        self._set(scheme, jnp.cumsum(jnp.abs(steps.h), axis=-1), steps.n, jnp.zeros_like(steps.n), solution.result)
 
     @classmethod
     def at(cls, scheme: Scheme, ends: Any, n_steps: Any, rejected: Any = 0, result: Any = Result.SUCCESS) -> Recorded:

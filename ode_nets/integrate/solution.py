@@ -94,7 +94,15 @@ class Interpolation:
         """The state at time t, or at several: leaves `[*t.shape, ...]`. NaN outside of what was integrated.
 
         x(t_n + s h) = x_n + h * sum_i b_i(s) k_i, for a Runge-Kutta scheme
+
+        Raises:
+          ValueError: for the solution of several lanes, outside of the `jax.vmap` that made them.
         """
+        if self.tau.ndim != 1:
+            raise ValueError(
+                f"a dense solution of lanes {self.tau.shape[:-1]}: expected that of one; evaluate each in its own, "
+                "jax.vmap(lambda dense: dense(t))(solution.dense)"
+            )
         time = self.steps.t.dtype
         t = jnp.asarray(t, time)
         if t.ndim:

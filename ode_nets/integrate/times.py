@@ -51,7 +51,7 @@ def check_times(t0: Any, t1: Any, ts: Any) -> tuple[Any, tuple[tuple[float, floa
     """
     for name, t in (("t0", t0), ("t1", t1)):
         if isinstance(t, (list, tuple)):
-            t = np.asarray(t)
+            t = np.asarray(t) if known(t) else jnp.asarray(t)
         if not is_array(t) or isinstance(t, complex) or jnp.result_type(t) == np.bool_:
             raise ValueError(f"{name}={shown(t)}: expected a time, a real number")
         if np.shape(t) != ():

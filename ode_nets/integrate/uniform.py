@@ -135,6 +135,10 @@ class FixedStep(KnownSteps):
 
     def begin(self, problem: Problem) -> tuple[Clock, PyTree, Any]:
         """The clock before the first step, what the scheme starts with, and the evaluations that took."""
+        if jnp.ndim(self.n_steps):
+            raise ValueError(
+                f"n_steps has shape {jnp.shape(self.n_steps)}: expected a scalar; use jax.vmap for several solves"
+            )
         n = self.count()
         wanted = jnp.asarray(self.n_steps, jnp.int32)
         h = problem.span / jnp.maximum(n, 1).astype(problem.span.dtype)

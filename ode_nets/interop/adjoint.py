@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.interop.recording import Record, Recorder, RecorderState, begin
 from ode_nets.interop.replay import Inputs, Replay, Residuals, Rows, Scheme
+from ode_nets.interop.scheme import explicit
 
 PyTree = Any
 
@@ -286,13 +287,10 @@ def _open(terms: diffrax.AbstractTerm, t0: jax.Array, y0: PyTree, args: PyTree) 
 
 
 def _refuse_solver(solver: diffrax.AbstractSolver) -> None:
-    kind = type(solver)
-    explicit = issubclass(kind, diffrax.AbstractERK) and isinstance(kind.tableau, diffrax.ButcherTableau)
-    # A step of its own would be replayed as something else.
-    if kind is diffrax.Euler or (explicit and kind.step is diffrax.AbstractERK.step):
+    if explicit(solver) is not None:
         return
     raise ValueError(
-        f"solver={kind.__name__}: AdaptiveCheckpointAdjoint replays explicit Runge-Kutta steps, of "
+        f"solver={type(solver).__name__}: AdaptiveCheckpointAdjoint replays explicit Runge-Kutta steps, of "
         "diffrax.Euler and of every diffrax.AbstractERK that takes its steps as diffrax does (Heun, "
         "Midpoint, Ralston, Bosh3, Tsit5, Dopri5, Dopri8); for implicit, semi-implicit, stochastic, "
         "multi-term, reversible and wrapped solvers use diffrax.RecursiveCheckpointAdjoint()"

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 from ode_nets.gradients import treeverse
 from ode_nets.interop.recording import Record, Times
+from ode_nets.interop.scheme import explicit
 from ode_nets.stepping import combine
+from ode_nets.tableaus import Number
 from ode_nets.trees import add
 
 PyTree = Any
@@ -21,8 +23,8 @@ PyTree = Any
 class Scheme(NamedTuple):
     """An explicit Runge-Kutta solver of diffrax, as its replay needs it."""
 
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
+    a: tuple[tuple[Number, ...], ...]
+    b: tuple[Number, ...]
     c: tuple[float, ...]
     interpolation: Callable[..., Any]
     n_propagating: int
@@ -32,15 +34,12 @@ class Scheme(NamedTuple):
 
     @classmethod
     def of(cls, solver: Any) -> Scheme:
-        """The scheme of an `AbstractERK`, or of `Euler`, which has no tableau."""
-        if isinstance(solver, diffrax.Euler):
-            return cls(((),), (1.0,), (0.0,), solver.interpolation_cls, 1, False)
-        tableau = solver.tableau
-        a = ((), *(tuple(map(float, row)) for row in tableau.a_lower))
-        b = tuple(map(float, tableau.b_sol))
-        c = (0.0, *map(float, tableau.c))
-        n_propagating = max(i for i, w in enumerate(b) if w != 0) + 1
-        return cls(a, b, c, solver.interpolation_cls, n_propagating, True)
+        """The scheme of a solver that is `explicit`."""
+        scheme = explicit(solver)
+        assert scheme is not None
+        tableau, c = scheme.tableau, tuple(float(node) for node in scheme.tableau.c)
+        slopes = not isinstance(solver, diffrax.Euler)
+        return cls(tableau.a, tableau.b, c, solver.interpolation_cls, scheme.n_evaluations, slopes)
 
     def inside(self, y: PyTree, y_next: PyTree, slopes: list[PyTree]) -> dict[str, PyTree]:
         """What the interpolant of a step is made of."""

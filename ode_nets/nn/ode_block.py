@@ -18,10 +18,11 @@ from ode_nets.nn.layers import alone, fold
 from ode_nets.nn.linen import as_unit
 from ode_nets.nn.roles import COEFFICIENTS, EVOLVED
 from ode_nets.stepping import Measured
+from ode_nets.stepping.measured import LOCAL_ERROR, STIFFNESS
 from ode_nets.weights import Basis, BasisExpansion, Evolution, Evolved, Joint, PiecewiseConstant
 
 PyTree = Any
-OF_STEPS = ("local_error", "stiffness")
+OF_STEPS = (LOCAL_ERROR, STIFFNESS)
 QUANTITIES = ("kinetic_energy", "jacobian_frobenius", *OF_STEPS)
 """What an `OdeBlock` can integrate along its solution in training."""
 
@@ -60,7 +61,8 @@ class OdeBlock(nn.Module):
         trajectories can pass each other; the unit keeps all channels.
       keep_augmented: whether they are part of the output.
       quantities: names out of `kinetic_energy`, `jacobian_frobenius`, `local_error` and `stiffness`, integrated in
-        training: the collection `quantities`, where mutable, receives each, as a mean over the entries of the state.
+        training up to t1, or the last of `ts`: the collection `quantities`, where mutable, receives each, as a mean
+        over the entries of the state. The last two are of the steps of a Runge-Kutta scheme of this library.
         The Jacobian draws its signs from the random stream `quantities`.
 
     Variables: `params/coefficients` and `batch_stats/coefficients`, leaves `[M, ...]`; with an evolution the
@@ -70,8 +72,8 @@ class OdeBlock(nn.Module):
     where mutable, receives `nfe`, `n_accepted`, `n_rejected` and `result`.
 
     Raises:
-      ValueError: when called, for a unit that lacks what is needed, for t0 = t1, for a negative `augment`, and for
-        unknown `quantities`.
+      ValueError: for a negative `augment`; when called, for a unit that lacks what is needed and for t0 = t1; in
+        training for `quantities` that are unknown, or that the solver cannot give.
 
     Example:
         >>> from ode_nets import MLP, FixedStep
@@ -174,6 +176,11 @@ class OdeBlock(nn.Module):
         chosen = {name: integrands[name] for name in self.quantities}
         system, solver = with_quantities(field, has_aux=True, **chosen), self.solver
         if any(name in OF_STEPS for name in chosen):
+            if not hasattr(solver, "scheme"):
+                raise ValueError(
+                    f"quantities={self.quantities} with solver={solver!r}: {' and '.join(OF_STEPS)} are of steps of a "
+                    "Runge-Kutta scheme, under FixedStep or Adaptive; use one of these, or the other quantities"
+                )
             solver = dataclasses.replace(solver, scheme=Measured(solver.scheme))
         solution = solve(system, system.start(x), weights, solver=solver, **options)
         q = jax.tree.map(lambda leaf: leaf[-1], solution.x.q) if self.ts else solution.x.q

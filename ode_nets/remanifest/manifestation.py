@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from ode_nets.arguments import Count, Positive, checked
-from ode_nets.integrate import FixedStep
+import numpy as np
+
+from ode_nets.arguments import Count, Positive, checked, is_array, shown
+from ode_nets.integrate import Adaptive, FixedStep
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -44,10 +45,17 @@ class Manifestation:
             raise ValueError("n_steps and rtol are both None: expected the steps of a uniform grid, or a tolerance")
 
     @classmethod
-    def of(cls, solver: Any, n_accepted: int | None = None) -> Manifestation:
-        """That of a `FixedStep`, or of an `Adaptive` that accepted so many steps."""
+    @checked
+    def of(cls, solver: FixedStep | Adaptive, n_accepted: Count | None = None) -> Manifestation:
+        """That of a `FixedStep`, or of an `Adaptive` that accepted so many steps.
+
+        Raises:
+          ValueError: for another solver, and for a relative tolerance that is not one number.
+        """
         if isinstance(solver, FixedStep):
             return cls(solver.scheme.name, int(solver.n_steps))
+        if not is_array(solver.rtol) or np.ndim(solver.rtol):
+            raise ValueError(f"rtol={shown(solver.rtol)}: expected one number, by which a manifestation is known")
         return cls(solver.scheme.name, n_accepted, float(solver.rtol))
 
     @property
@@ -65,5 +73,5 @@ class Manifestation:
         return f"Manifestation({self.scheme!r}{steps}" + (f", rtol={self.rtol:g})" if self.adaptive else ")")
 
     def __str__(self) -> str:
-        steps = "" if self.n_steps is None else f" with {self.n_steps} steps"
+        steps = "" if self.n_steps is None else f" with {self.n_steps} step{'s' * (self.n_steps != 1)}"
         return f"{self.scheme}{steps}" + ("" if self.rtol is None else f" at rtol {self.rtol:.3g}")

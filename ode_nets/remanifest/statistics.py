@@ -15,6 +15,7 @@ from ode_nets.arguments import Variables, checked
 from ode_nets.gradients import Direct
 from ode_nets.integrate import Adaptive, FixedStep
 from ode_nets.nn import weight_roles
+from ode_nets.nn.roles import COEFFICIENTS
 
 PyTree = Any
 STATS = "batch_stats"
@@ -157,4 +158,5 @@ def _by_block(stats: PyTree) -> dict[str, list[Any]]:
 
 
 def _block_of(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/").partition("coefficients")[0].rstrip("/")
+    names = [str(getattr(key, "key", key)) for key in path]
+    return "/".join(names[: names.index(COEFFICIENTS)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ode_nets.arguments import checked
 from ode_nets.lanes import read
 from ode_nets.stepping.runge_kutta import OfTableau, as_runge_kutta
-from ode_nets.stepping.scheme import START, Evaluate, OneState, PyTree, Stage, Step
+from ode_nets.stepping.scheme import START, Evaluate, OneState, PyTree, Stage, Step, judged
 from ode_nets.tableaus import Tableau
 from ode_nets.trees import pytree
 
@@ -52,6 +52,9 @@ class Hyper(OfTableau, OneState):
     scheme: Any
     correction: Correction
     params: PyTree
+
+    of_field_alone: ClassVar[bool] = True
+    """Whether its steps are no steps of other fields."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheme", as_runge_kutta(self.scheme))
@@ -99,24 +102,19 @@ class Hyper(OfTableau, OneState):
         return step._replace(x=after, inside=(step.inside, g) if inside else ())
 
     def _corrected(self, params: PyTree, t: Any, x: PyTree, dx: PyTree) -> PyTree:
-        advice = "a gradient method must go back over the steps of the solve, as ACA(), Direct() and Checkpointed() do"
         shapes = jax.tree.map(jnp.shape, x)
         structure: Any = jax.tree.structure(x)
-        try:
-            g = self.correction(params, t, x, dx)
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ValueError(f"the correction of {self!r} failed on a state of shapes {shapes}; {advice}") from error
+        g = self.correction(params, t, x, dx)
         if structure != jax.tree.structure(g) or jax.tree.map(jnp.shape, g) != shapes:
             raise ValueError(
                 f"the correction of {self!r} gave shapes {jax.tree.map(jnp.shape, g)}: expected {shapes}, those of the "
-                f"state; {advice}"
+                "state"
             )
         return g
 
     def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: Any = False) -> tuple[PyTree, PyTree]:
         """The state of `step`, and its error."""
-        step = self.step(evaluate, x, h, error=error is not False)
-        return step.x, step.error
+        return judged(self.step(evaluate, x, h, error=error is not False))
 
     def interpolate(self, inside: PyTree, x: PyTree, h: Any, s: Any) -> PyTree:
         """The state inside a step: the tableau's interpolant, corrected for a step of size s h."""
@@ -140,6 +138,9 @@ def hyper_loss(params: PyTree, scheme: Hyper, slope: Callable[[Any, PyTree], PyT
     Returns:
       A scalar, to be differentiated in `params`: any optimizer does the rest.
 
+    Raises:
+      ValueError: at trace time, for fewer than two times, and for another number of states.
+
     Cost: a step of the scheme and an evaluation of g a time, all of them at once.
 
     Example:
@@ -150,6 +151,10 @@ def hyper_loss(params: PyTree, scheme: Hyper, slope: Callable[[Any, PyTree], PyT
         True
     """
     ts = jnp.asarray(ts)
+    if ts.ndim != 1 or len(ts) < 2:
+        raise ValueError(f"ts has shape {ts.shape}: expected a vector of two times or more")
+    if any(jnp.shape(leaf)[:1] != ts.shape for leaf in jax.tree.leaves(xs)):
+        raise ValueError(f"xs has shapes {jax.tree.map(jnp.shape, xs)}: expected one row a time, {len(ts)} of them")
 
     def square(n: jax.Array) -> jax.Array:
         t, x, h = ts[n], read(xs, n), ts[n + 1] - ts[n]

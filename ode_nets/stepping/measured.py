@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from ode_nets.stepping.runge_kutta import OfTableau, as_runge_kutta, combine
-from ode_nets.stepping.scheme import Evaluate, OneState, PyTree, Stage, Step
+from ode_nets.stepping.scheme import Evaluate, OneState, PyTree, Stage, Step, judged
 from ode_nets.tableaus import Tableau
 from ode_nets.trees import Unjudged
 
@@ -76,6 +76,9 @@ class Measured(OfTableau, OneState):
     """
 
     scheme: Any
+
+    of_field_alone: ClassVar[bool] = True
+    """Whether its steps are no steps of other fields."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheme", as_runge_kutta(self.scheme))
@@ -152,15 +155,13 @@ class Measured(OfTableau, OneState):
         if not isinstance(x, Quantified) or not {LOCAL_ERROR, STIFFNESS} & set(x.q):
             raise ValueError(
                 f"scheme {self!r} on a state that is a {type(x).__name__}: expected that of with_quantities(field, "
-                f"{LOCAL_ERROR}=of_steps) or {STIFFNESS}=of_steps; a gradient method must go back over the steps of "
-                "the solve, as ACA(), Direct() and Checkpointed() do"
+                f"{LOCAL_ERROR}=of_steps) or {STIFFNESS}=of_steps"
             )
         return x
 
     def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: Any = False) -> tuple[PyTree, PyTree]:
         """The state of `step`, and its error."""
-        step = self.step(evaluate, x, h, error=error is not False)
-        return step.x, None if error is False else step.error
+        return judged(self.step(evaluate, x, h, error=error is not False))
 
     def interpolate(self, inside: PyTree, x: PyTree, h: Any, s: Any) -> PyTree:
         """The state inside a step, by the tableau's interpolant; estimates grow evenly."""

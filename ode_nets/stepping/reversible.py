@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ode_nets.arguments import Rule, checked
 from ode_nets.stepping.runge_kutta import OfTableau, RungeKutta, all_finite, combine, node_of
-from ode_nets.stepping.scheme import Evaluate, Node, PyTree, Stage, Step
+from ode_nets.stepping.scheme import Evaluate, Node, PyTree, Stage, Step, judged
 from ode_nets.tableaus import Tableau, get_tableau
 
 Coupling = Annotated[float, Rule("a number above 0 and at most 1", lambda x: 0 < x <= 1)]
@@ -147,8 +147,7 @@ class Coupled(OfTableau):
 
     def advance(self, evaluate: Evaluate, x: Pair, h: Any, *, error: Any = False) -> tuple[PyTree, PyTree]:
         """The state after one step, and its error."""
-        step = self.step(evaluate, x, h, error=error is not False)
-        return step.x, step.error
+        return judged(self.step(evaluate, x, h, error=error is not False))
 
     def inverse(self, evaluate: Evaluate, x: Pair, h: Any) -> Pair:
         """The pair before a step that ended in `x`."""

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
+
 PyTree = Any
 Stage = tuple[PyTree, PyTree]
 """What one field evaluation gives: `(dx, aux)`."""
@@ -67,7 +70,8 @@ class Scheme(Protocol):
     What it does not offer it says: `error_order` is `None` without an error estimate, `interpolates` is false
     without an interpolant, `inverts` where steps cannot be undone. Solvers, outputs and gradient methods ask for what
     is offered, never for a kind of scheme. Where the state is all that goes from step to step, `OneState` has the
-    members that say so.
+    members that say so. A scheme whose steps are no steps of other fields, such as the continuous adjoint's, has an
+    attribute `of_field_alone` that is true.
 
     Example:
         >>> scheme = get_scheme("dopri5")
@@ -138,6 +142,8 @@ class Scheme(Protocol):
     def advance(self, evaluate: Evaluate, x: PyTree, h: Any, *, error: Any = False) -> tuple[PyTree, PyTree]:
         """The state after one step by itself and its error, in a program as small as can be: it runs rarely.
 
+        The error is infinite where `step` would find the step not `good`.
+
         Args:
           error: whether the error is asked for; a boolean scalar that is traced leaves it undefined where it is false.
         """
@@ -147,6 +153,12 @@ class Scheme(Protocol):
 
     def interpolate(self, inside: PyTree, x: PyTree, h: Any, s: Any) -> PyTree:
         """The state at a fraction s of a step, from what it started with, and what it gave as `inside`."""
+
+
+def judged(step: Step) -> tuple[PyTree, PyTree]:
+    """What `Scheme.advance` gives of a step: its state and its error, infinite where it is not `good`."""
+    good, error = step.good, step.error
+    return step.x, error if good is None else jax.tree.map(lambda leaf: jnp.where(good, leaf, jnp.inf), error)
 
 
 class OneState:

@@ -140,7 +140,7 @@ def _able(values: Iterable[Manifestation], trained: Manifestation) -> list[Manif
 
 @checked
 def critical_training_step(passed: Mapping[Count, bool], span: Positive = 1.0) -> tuple[float, float]:
-    """Between which training steps models stop to be ODEs (Ott table 1).
+    """Between which training steps models stop being ODEs (Ott table 1).
 
     Args:
       passed: by the number of steps of training, whether the trained model passed the exchange test.

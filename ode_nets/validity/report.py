@@ -126,7 +126,7 @@ def examine(
         >>> x0 = jnp.array([[1.0], [0.5]])  # one Euler step below is the exact flow of x' = -2 x
         >>> subject = of_field(lambda t, x, k: k * x, jnp.expm1(-2.0), x0, FixedStep("euler", 1))
         >>> examine(subject, truth=x0 * jnp.exp(-2.0) + 1e-3).sentence.split(":")[0]
-        'tied to its solver, euler with 1 steps'
+        'tied to its solver, euler with 1 step'
     """
     own = subject.run(subject.solver)
     _check(own, labels, truth)

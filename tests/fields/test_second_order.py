@@ -1,5 +1,7 @@
 """Equations of second order: both forms of the state, their solutions and gradients, and what is refused."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,12 @@ import pytest
 
 from ode_nets import ACA, Adaptive, Direct, FixedStep, SecondOrder, solve
 from ode_nets.problems import pendulum, van_der_pol
+
+
+class Phase(NamedTuple):
+    r: object
+    v: object
+
 
 spring = SecondOrder(lambda t, r, v, k: jax.tree.map(lambda r: -k * r, r))
 
@@ -27,6 +35,9 @@ def test_a_pair_and_one_array_are_the_same_state(x64):
     pair = solve(spring, (r, v), 2.0, solver=solver, gradient=Direct()).x
     whole = solve(spring, jnp.concatenate([r, v]), 2.0, solver=solver, gradient=Direct()).x
     np.testing.assert_array_equal(jnp.concatenate(pair), whole)
+    named = solve(spring, Phase(r, v), 2.0, solver=solver, gradient=Direct()).x
+    assert isinstance(named, Phase)
+    np.testing.assert_array_equal(jnp.concatenate(named), whole)
 
 
 def test_problems_of_second_order_are_their_equations_for_stacks_of_states():

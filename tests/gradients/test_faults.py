@@ -109,13 +109,13 @@ def test_eager_solves_reuse_their_program_whoever_wrote_the_field():
         return float(solve(lambda t, x, _: -closed * x, 1.0, solver=Adaptive("bosh3")).x)
 
     run(1.0)
-    before = len(methods._PROGRAMS)
+    before = methods._compiled.cache_info().currsize
     values = [run(k) for k in (0.5, 1.0, 2.0)]
     np.testing.assert_allclose(values, np.exp([-0.5, -1.0, -2.0]), rtol=1e-2)
-    assert len(methods._PROGRAMS) == before
+    assert methods._compiled.cache_info().currsize == before
     # Another operation is another program, and there is a bound on how many are kept.
     solve(lambda t, x, _: -jnp.sin(x), 1.0, solver=Adaptive("bosh3"))
-    assert len(methods._PROGRAMS) == before + 1 <= methods.N_PROGRAMS
+    assert methods._compiled.cache_info().currsize == before + 1 <= methods.N_PROGRAMS
 
 
 @pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.softplus])
@@ -123,9 +123,9 @@ def test_eager_solves_reuse_programs_with_rules_of_their_own(activation):
     """`jax.custom_jvp` makes a new rule whenever it is traced."""
     run = lambda: solve(lambda t, x, _: -activation(x), 1.0, solver=FixedStep("euler", 2))
     run()
-    before = len(methods._PROGRAMS)
+    before = methods._compiled.cache_info().currsize
     run()
-    assert len(methods._PROGRAMS) == before
+    assert methods._compiled.cache_info().currsize == before
 
 
 def test_programs_that_differ_in_a_rule_are_not_mistaken():

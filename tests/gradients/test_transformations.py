@@ -128,3 +128,15 @@ def test_what_is_no_gradient_method_is_refused(wrong):
 
 def test_methods_are_hashable_values():
     assert len({ACA(), ACA("auto"), ACA(None), Direct(), Direct(), Checkpointed(), Checkpointed("step")}) == 4
+
+
+@pytest.mark.parametrize("method", [Direct(), Checkpointed()])
+def test_a_field_without_forward_mode_is_told_from_a_method_without_it(method):
+    @jax.custom_vjp
+    def minus(x):
+        return -x
+
+    minus.defvjp(lambda x: (-x, None), lambda _, ct: (-ct,))
+    end = lambda x: solve(lambda t, x, _: minus(x), x, solver=FIXED, gradient=method).x
+    with pytest.raises(ValueError, match=r"forward-mode.*a field with a backward pass of its own, jax.custom_vjp"):
+        jax.jvp(end, (1.0,), (1.0,))

@@ -21,7 +21,7 @@ decay = lambda t, x, theta: jax.tree.map(jnp.negative, x)
         ({"a": jnp.ones(2), "b": True}, r"x0\['b'\] is True, a bool"),
         (1, "x0 has dtype int32"),
         ((), "x0 holds no array"),
-        (jnp.ones(2, jnp.complex64), "x0 has dtype complex64"),
+        (jnp.ones(2, jnp.complex64), "x0 has dtype complex64: .*; split it into real and imaginary parts"),
     ],
 )
 def test_states_that_are_not_floating_point_are_refused(x0, message):
@@ -50,6 +50,12 @@ def test_states_that_are_not_floating_point_are_refused(x0, message):
 def test_bad_times_are_refused(times, message):
     with pytest.raises(ValueError, match=message):
         make_problem(decay, jnp.ones(2), None, **times)
+
+
+def test_a_time_that_is_traced_in_a_list_is_refused_like_a_known_one():
+    for t0 in (lambda t: [t], lambda t: [0.0]):
+        with pytest.raises(ValueError, match=r"t0 has shape \(1,\): expected a scalar"):
+            jax.jit(lambda t, t0=t0: solve(decay, 1.0, solver=FixedStep("euler", 2), t0=t0(t)).x)(0.0)
 
 
 def test_times_known_before_a_trace_are_checked_inside_it():
@@ -104,6 +110,11 @@ def test_adaptive_solvers_out_of_range_are_refused(changes, message):
 def test_numbers_of_steps_that_are_no_positive_integers_are_refused(n_steps):
     with pytest.raises(ValueError, match=r"n_steps=.*: expected an integer of at least 1"):
         FixedStep("rk4", n_steps)
+
+
+def test_several_numbers_of_steps_are_for_several_lanes():
+    with pytest.raises(ValueError, match=r"n_steps has shape \(2,\): expected a scalar; use jax.vmap"):
+        solve(decay, 1.0, solver=FixedStep("euler", jnp.array([2, 3])))
 
 
 def test_outputs_off_the_grid_are_interpolated_or_refused():

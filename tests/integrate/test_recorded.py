@@ -104,3 +104,14 @@ def test_what_it_cannot_take_is_refused():
     at = Recorded.at(get_scheme("dopri5"), jnp.array([0.25, 1.5]), 2)
     assert repr(at) == "Recorded(dopri5, <at most 2 steps>)"
     assert int(run(at, None, POINT).nfe) == 12
+
+
+def test_of_lanes_it_is_mapped_as_they_were():
+    k = jnp.array([1.0, 2.0])
+    decay = lambda solver, k, dense=False: solve(lambda t, x, k: -k * x, 1.0, k, solver=solver, dense=dense)
+    found = jax.vmap(lambda k: decay(Adaptive("heun_euler", max_steps=40), k, True))(k)
+    again = jax.vmap(decay)(Recorded(found), k)
+    np.testing.assert_allclose(again.x, found.x, rtol=1e-6)
+    np.testing.assert_array_equal(again.n_accepted, found.n_accepted)
+    with pytest.raises(ValueError, match=r"dense solution of lanes \(2,\)"):
+        found.dense(0.5)

@@ -1,5 +1,6 @@
 """The OdeBlock: its times, augmented channels, rematerialization, and right-hand sides that are linen modules."""
 
+import diffrax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from ode_nets import (
     solve,
     with_quantities,
 )
+from ode_nets.interop.diffrax import DiffraxSolver
 
 UNIT = MLP(3, (4,), time_aware=True)
 
@@ -224,3 +226,11 @@ def test_quantities_along_a_block_are_those_of_its_solve(x64):
     np.testing.assert_allclose(changed["quantities"]["stiffness"], expected.q["stiffness"], rtol=1e-13)
     with pytest.raises(ValueError, match=r"\['speed'\] expected out of kinetic_energy, jacobian"):
         block.clone(quantities=("speed",)).apply(variables, x, True, mutable=["batch_stats"])
+
+
+def test_quantities_of_steps_that_a_solver_of_diffrax_cannot_give_are_refused_by_name():
+    solver = DiffraxSolver(diffrax.Tsit5(), dt0=0.5)
+    block = OdeBlock(UNIT, PiecewiseConstant(1), solver, quantities=("local_error",))
+    variables = {"params": {"coefficients": jax.tree.map(lambda a: a[None], UNIT.init(jax.random.key(0)))}}
+    with pytest.raises(ValueError, match=r"DiffraxSolver.*local_error and stiffness are of steps of a Runge-Kutta"):
+        block.apply(variables, jnp.ones((5, 3)), True, mutable=["batch_stats"])

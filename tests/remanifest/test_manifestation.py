@@ -1,5 +1,6 @@
 """A manifestation as a key: what it is made of, what it says of itself, and what it refuses."""
 
+import numpy as np
 import pytest
 
 from ode_nets import Adaptive, FixedStep
@@ -15,6 +16,7 @@ def test_a_manifestation_is_a_key_with_a_name():
     assert (uniform.counted, Manifestation.of(solver).counted) == (4, 0)
     assert [str(at) for at in (uniform, adaptive)] == ["rk4 with 4 steps", "dopri5 with 7 steps at rtol 0.001"]
     assert str(Manifestation.of(solver)) == "dopri5 at rtol 0.001"
+    assert str(Manifestation("euler", 1)) == "euler with 1 step"
     for at in (uniform, adaptive, Manifestation.of(solver)):
         assert eval(repr(at)) == at
 
@@ -35,3 +37,10 @@ def test_a_manifestation_is_a_key_with_a_name():
 def test_what_is_no_manifestation_is_refused_by_name(given, match):
     with pytest.raises(ValueError, match=match):
         Manifestation(*given)
+
+
+def test_a_solver_that_no_key_stands_for_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"rtol=<float64\[2\]>: expected one number"):
+        Manifestation.of(Adaptive("dopri5", rtol=np.array([1e-3, 1e-4])))
+    with pytest.raises(ValueError, match="solver='rk4': expected a FixedStep or an Adaptive"):
+        Manifestation.of("rk4")

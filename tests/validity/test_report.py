@@ -228,7 +228,7 @@ def test_a_bare_field_that_euler_was_fitted_with_is_tied_and_its_flow_is_not():
     tied = validity.examine(validity.of_field(linear, fit, x0, FixedStep("euler", 1)), truth=truth + 1e-3)
     assert tied.verdict == "tied"
     assert tied.dip.detected
-    assert "tied to its solver, euler with 1 steps" in tied.sentence
+    assert "tied to its solver, euler with 1 step" in tied.sentence
     flow = validity.examine(validity.of_field(linear, -2.0, x0, FixedStep("rk4", 8)), truth=truth)
     assert flow.verdict == "ode"
     assert flow.crossings[0].count == 0
