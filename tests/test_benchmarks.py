@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agreement import assert_agree, flat, relative
-from benchmarks import anodev2, continuous_net, convolution, gradients, harness, reversible, torch_peers
+from benchmarks import anodev2, checkpoints, continuous_net, convolution, gradients, harness, reversible, torch_peers
 from experiments.records.timing import compare, measure
 from ode_nets import FixedStep, PiecewiseConstant
 from ode_nets.nn import ContinuousNet, anodev2_net
@@ -36,6 +36,16 @@ def test_programs_are_measured_and_written_with_what_they_depend_on(tmp_path):
     assert written["environment"]["versions"]["jax"] == jax.__version__
     assert ("gradsolve" in written["environment"]["versions"]) == (importlib.util.find_spec("gradsolve") is not None)
     assert harness.default_path("name").name == f"name_{jax.default_backend()}.json"
+
+
+def test_checkpoints_are_saved_and_restored_with_digests_and_without(tmp_path):
+    found = checkpoints.measure_checkpoints("digits", repeats=1, folder=tmp_path)
+    for part in ("save", "save, waited for", "restore"):
+        assert found[f"plain {part}"]["median"] > 0
+        assert found[part]["median"] > 0
+        assert part in found["more_than_plain"]
+    assert found["digests"]["median"] > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_convolutions_compared_are_one_convolution(capsys):

@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 
 import tyro
 
+from experiments.records.files import expand
+
 T = TypeVar("T")
 _WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
 def command_line(options: type[T], prog: str, about: str | None, args: Sequence[str] | None = None) -> T:
-    """The settings that a command was called with.
+    """The settings that a command was called with, paths with the home folder in the place of `~`.
 
     Args:
       options: a dataclass, whose fields are the keys and whose field docstrings are their help.
@@ -28,13 +30,19 @@ def command_line(options: type[T], prog: str, about: str | None, args: Sequence[
       args: in place of those of the process.
 
     Raises:
-      SystemExit: after `--help`, and for what is no setting, with a message that says what is.
+      SystemExit: after `--help`, and for what is no setting, or no place on this machine, with a message that says
+        what is.
     """
     given = list(sys.argv[1:] if args is None else args)
     refuse_values_of_flags(given, flags_of(options))
     if {"-h", "--help"} & set(given):
         print(folded(about or "", shutil.get_terminal_size().columns), end="\n\n")
-    return tyro.cli(options, prog=prog, description="", args=given)
+    found = tyro.cli(options, prog=prog, description="", args=given)
+    try:
+        expand(found)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    return found
 
 
 def flags_of(*kinds: Any, prefix: str = "") -> set[str]:

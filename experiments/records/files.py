@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -39,12 +40,14 @@ def destination(name: str, out: Path | None, record: bool) -> Path:
 
 
 def expand(options: Any, *names: str) -> None:
-    """Make settings of a frozen dataclass that are paths, or tuples of them, `local`."""
-    for name in names:
+    """Make settings of a frozen dataclass that are paths, or tuples of them, `local`; by default all that are."""
+    for name in names or [field.name for field in dataclasses.fields(options)]:
         value = getattr(options, name)
-        if isinstance(value, tuple):
+        if dataclasses.is_dataclass(value):
+            expand(value)
+        elif isinstance(value, tuple) and (names or any(isinstance(path, Path) for path in value)):
             object.__setattr__(options, name, tuple(map(local, value)))
-        elif value is not None:
+        elif isinstance(value, Path) or (names and value is not None):
             object.__setattr__(options, name, local(value))
 
 

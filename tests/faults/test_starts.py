@@ -18,6 +18,7 @@ import pytest
 from experiments import train as loop
 from experiments.images import data
 from experiments.records import lock
+from experiments.records.command import command_line
 from experiments.records.files import RunError, check_place, read_manifest
 from experiments.records.lock import Lock
 from experiments.train import Options, train
@@ -195,6 +196,21 @@ def test_places_that_will_not_do_are_refused_before_anything_is_written(place, s
 def test_a_usual_place_will_do(tmp_path):
     check_place(tmp_path / "a b" / "lr=0.1")
     assert Options(run_dir=Path("~/run")).run_dir == Path.home() / "run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Settings of a command."""
+
+    out: Path | None = None
+    several: tuple[Path, ...] = ()
+
+
+def test_paths_of_a_command_are_places_on_this_machine():
+    found = command_line(Places, "command", None, ["--out", "~/a", "--several", "~/b", "c"])
+    assert found == Places(Path.home() / "a", (Path.home() / "b", Path("c")))
+    with pytest.raises(SystemExit, match="error: gs://bucket/b is an address of gs"):
+        command_line(Places, "command", None, ["--several", "c", "gs://bucket/b"])
 
 
 def test_a_seed_that_is_none_of_32_bits_is_refused():
