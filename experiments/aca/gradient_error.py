@@ -1,47 +1,63 @@
-"""Error of the gradient against the length of the solve, on a problem whose gradient is known (ACA Fig. 6).
+"""Who is right when: errors of gradients on the ACA paper's toy problem (Fig. 6), and where trials are rejected.
 
     python -m experiments.aca.gradient_error
 
-The toy problem dz/dt = k z, L = z(T)^2 (ACA eq. 27-29), for growth and for decay, in float32 and in float64,
-under Dopri5 at rtol = atol = 1e-5, by every gradient method. The paper gives neither k nor z0; k = 1 and -1 and
-z0 = 1 are ours. It plots absolute errors; here errors are divided by the exact gradient, which spans many
-decades, and the JSON file holds both.
+The toy problem dz/dt = k z, L = z(T)^2 (ACA eq. 27-29), for growth and for decay, in float32 and in float64, under
+Dopri5 at rtol = atol = 1e-5, by every gradient method against the length T of the solve. The paper gives neither k nor
+z0; k = 1 and -1 and z0 = 1 are ours. It plots absolute errors; here errors are divided by the exact gradient, which
+spans many decades, and the JSON file holds both.
 
-The paper's naive method differentiates through the search for step sizes too: h is a function of the state.
-`Direct` is not that method: it takes step sizes as constants, and on the same accepted steps it is equal to ACA
-by construction. The paper's is therefore written out on this page (`through_the_search`) and measured beside it.
+No solve of the toy rejects a trial. The deep graph through rejected trials, for which the paper blames the naive method
+(sec. 3.3), is never there, and `Naive`, which differentiates the search for step sizes as the paper means it, is often
+the nearest. So the same is measured on four families of solves that do reject, against a reference in float64 at a
+tolerance of 1e-12, over tolerances, each the median of several starts:
 
-A minute on two cores. Writes gradient_error.json and gradient_error.png into --out.
+- a stiff start: dx/dt = -50 (x - cos t)
+- the van der Pol oscillator of sec. D with mu = 15 in place of 0.15
+- that with mu = 0.15, from a first step that is far too large
+- a perceptron under HeunEuler at the loose tolerances that NODE18 is trained with, from a first step of 1
+
+At one tolerance of each: the vector-Jacobian products of the field on the way back, which follow one another and so are
+the depth of the graph (of Backsolve, with the trials that its own solve rejects), counted as the compiled program makes
+them, and temporary memory, from the analysis of that program, with room for the trials that are taken and a tenth more.
+
+`Direct` takes step sizes as constants, and on the same accepted steps it is equal to ACA by construction; so is
+`Checkpointed`.
+
+Five minutes on two cores. Writes gradient_error.json, gradient_error.png and rejecting.png into --out.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from experiments.aca import gradient_cases
+from experiments.aca.gradient_error_figures import draw, draw_rejecting
 from experiments.records.command import command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
 from experiments.records.progress import told
 from experiments.records.tables import show
-from ode_nets import ACA, SCHEMES, Adaptive, Backsolve, Checkpointed, Direct, solve
-from ode_nets.control import initial_step, scaled_norm
+from ode_nets import ACA, SCHEMES, Adaptive, Backsolve, Checkpointed, Direct, Naive, solve
 from ode_nets.problems import linear
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Row = dict[str, Any]
-SEARCH = "paper's naive"
-METHODS = {"Direct": Direct(), "Checkpointed": Checkpointed(), "ACA": ACA(), "Backsolve": Backsolve()}
+METHODS = {
+    "Direct": Direct(),
+    "Checkpointed": Checkpointed(),
+    "ACA": ACA(),
+    "Backsolve": Backsolve(),
+    "Naive": Naive(),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +78,12 @@ class Options:
     """Size of the first trial; a large one forces a search (default: Hairer's estimate)."""
     max_steps: int = 256
     """Bound on trial steps."""
+    cases: tuple[gradient_cases.Name, ...] = get_args(gradient_cases.Name)
+    """Families of solves that reject trials; none leaves them out."""
+    starts: int = 9
+    """Of each family."""
+    cases_max_steps: int = 2048
+    """Bound on trial steps of the families."""
     out: Path | None = None
     """Folder of the results; default runs/gradient_error."""
     record: bool = False
@@ -77,46 +99,16 @@ class Options:
             ("tolerance", self.tolerance > 0, "a number above 0"),
             ("first_step", self.first_step is None or self.first_step > 0, "a number above 0"),
             ("max_steps", self.max_steps >= 1, "at least 1"),
+            ("starts", self.starts >= 1, "at least 1"),
+            ("cases_max_steps", self.cases_max_steps >= 1, "at least 1"),
         ):
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Gradients
+# The toy problem
 # ---------------------------------------------------------------------------------------------------------
-
-
-def through_the_search(solver: Adaptive, z0: jax.Array, k: jax.Array, t1: jax.Array) -> jax.Array:
-    """z(t1), with step sizes that are differentiated: h_{n+1} = h_n factor(error_n) (ACA eq. 23-26).
-
-    The trials are those of `solve`; what differs is that nothing stops the gradient of a step size.
-    """
-    scheme, t0 = solver.scheme, jnp.zeros_like(t1)
-    order, tolerances = scheme.error_order, (solver.rtol, solver.atol)
-    slope = lambda t, z: linear.field(t, z, k)
-
-    def trial(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        t, z, h = carry
-        last = t1 - t <= h * (1 + 1e-6)
-        h = jnp.where(last, t1 - t, h)
-        # The equation does not depend on time.
-        step = scheme.step(lambda node, z: (slope(t, z), ()), z, h, error=True)
-        error = scaled_norm(step.error, z, step.x, *tolerances)
-        factor = solver.controller.factor(error, jnp.ones_like(error), order)
-        accepted = error <= 1
-        t_next = jnp.where(last, t1, t + h)
-        return jnp.where(accepted, t_next, t), jnp.where(accepted, step.x, z), h * factor.astype(h.dtype)
-
-    def body(carry: tuple[jax.Array, ...], _: None) -> tuple[tuple[jax.Array, ...], None]:
-        return jax.lax.cond(carry[0] < t1, trial, lambda carry: carry, carry), None
-
-    if solver.first_step is None:
-        h = initial_step(slope, z0, slope(t0, z0), t1, 1.0, order, *tolerances)
-    else:
-        h = jnp.minimum(solver.first_step, t1)
-    (t, z, _), _ = jax.lax.scan(body, (t0, z0, h), None, length=solver.max_steps)
-    return jnp.where(t < t1, jnp.nan, z)
 
 
 def gradients_of(solver: Adaptive) -> dict[str, Callable[..., tuple[jax.Array, jax.Array]]]:
@@ -128,9 +120,7 @@ def gradients_of(solver: Adaptive) -> dict[str, Callable[..., tuple[jax.Array, j
     def by(method: Any) -> Callable[..., jax.Array]:
         return lambda z0, k, t1: solve(linear.field, z0, k, solver=solver, gradient=method, t1=t1).x
 
-    ends = {name: by(method) for name, method in METHODS.items()}
-    ends[SEARCH] = lambda z0, k, t1: through_the_search(solver, z0, k, t1)
-    return {name: compiled(end) for name, end in ends.items()}
+    return {name: compiled(by(method)) for name, method in METHODS.items()}
 
 
 def measure(options: Options, dtype: str) -> list[Row]:
@@ -168,10 +158,15 @@ def measure(options: Options, dtype: str) -> list[Row]:
     return rows
 
 
-def run(options: Options) -> list[Row]:
-    """All rows, float32 first; truths are float64 throughout."""
+def run(options: Options) -> dict[str, list[Row]]:
+    """Rows of the toy problem, float32 first, then of the families that reject; truths are float64 throughout."""
     with jax.enable_x64(True):
-        return [row for dtype in ("float32", "float64") for row in measure(options, dtype)]
+        rows = [row for dtype in ("float32", "float64") for row in measure(options, dtype)]
+        found = gradient_cases.cases(options.starts)
+        families, bound = {name: found[name] for name in options.cases}, options.cases_max_steps
+        errors = [row for pair in families.items() for row in gradient_cases.measure(*pair, bound)]
+        costs = [row for pair in families.items() for row in gradient_cases.costs(*pair, bound)]
+    return {"rows": rows, "cases": errors, "costs": costs}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -179,7 +174,15 @@ def run(options: Options) -> list[Row]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def print_tables(rows: list[Row], console: Console) -> None:
+def print_tables(record: dict[str, Any], console: Console) -> None:
+    """All tables: the toy's, then those of the families that reject."""
+    print_toy(record["rows"], console)
+    if record["cases"]:
+        print_errors(record["cases"], console)
+        print_costs(record["costs"], console)
+
+
+def print_toy(rows: Sequence[Row], console: Console) -> None:
     """Relative errors of dL/dz0, a table a rate and precision."""
     names = list(dict.fromkeys(row["method"] for row in rows))
     for k, dtype in dict.fromkeys((row["k"], row["dtype"]) for row in rows):
@@ -195,38 +198,39 @@ def print_tables(rows: list[Row], console: Console) -> None:
         show(table, console)
 
 
-def draw(rows: list[Row]) -> Figure:
-    """A panel a rate (down) and precision (across); methods that agree lie on top of each other."""
-    from matplotlib.figure import Figure
+def print_errors(rows: Sequence[Row], console: Console) -> None:
+    """Median errors of the gradient where trials are rejected, and how often ACA is nearer than another method."""
+    table = Table(title="trials rejected: |error of the gradient| / |gradient|, medians", title_justify="left")
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    table.add_column("solve")
+    others = [name for name in names if name != "ACA"]
+    for column in ("tol", "steps", "rejected", *names, *(f"ACA nearer than {name}" for name in others)):
+        table.add_column(column, justify="right")
+    for case, tolerance in dict.fromkeys((row["case"], row["tolerance"]) for row in rows):
+        line = {row["method"]: row for row in rows if (row["case"], row["tolerance"]) == (case, tolerance)}
+        first = line[names[0]]
+        counts = [f"{first[key]:.0f}" for key in ("n_accepted", "n_rejected")]
+        errors = ["none" if line[name]["error"] is None else f"{line[name]['error']:.1e}" for name in names]
+        shares = [f"{100 * line[name]['aca_is_nearer']:.0f} %" for name in others]
+        table.add_row(case, f"{tolerance:.0e}", *counts, *errors, *shares)
+    show(table, console)
 
-    styles = {
-        "Direct": {"color": "#9ecae1", "lw": 7, "solid_capstyle": "round"},
-        "Checkpointed": {"color": "#3182bd", "lw": 3.5},
-        "ACA": {"color": "black", "lw": 1.2, "marker": "o", "ms": 3.5},
-        "Backsolve": {"color": "#d95f0e", "lw": 1.5, "marker": "s", "ms": 4},
-        SEARCH: {"color": "#756bb1", "lw": 1.5, "marker": "^", "ms": 4.5, "ls": "--"},
-    }
-    rates = list(dict.fromkeys(row["k"] for row in rows))
-    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    figure = Figure(figsize=(8.6, 1.1 + 2.5 * len(rates)), layout="constrained")
-    panels = figure.subplots(len(rates), len(dtypes), sharex=True, sharey="row", squeeze=False)
-    for i, k in enumerate(rates):
-        for j, dtype in enumerate(dtypes):
-            axes = panels[i, j]
-            for name, style in styles.items():
-                chosen = [row for row in rows if (row["k"], row["dtype"], row["method"]) == (k, dtype, name)]
-                # An error of exactly zero has no place on a logarithmic axis.
-                points = [(row["T"], row["relative_error"] or float("nan")) for row in chosen]
-                axes.semilogy(*zip(*points, strict=True), label=name, **style)
-            axes.set_title(f"k = {k:g}, {dtype}", fontsize=10)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(alpha=0.25)
-        panels[i, 0].set_ylabel("relative error of dL/dz(0)")
-    for axes in panels[-1]:
-        axes.set_xlabel("end time T")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=9)
-    return figure
+
+def print_costs(rows: Sequence[Row], console: Console) -> None:
+    """Depth and memory of each method."""
+    table = Table(title="depth: vjps of the field, one after the other; memory: temporary", title_justify="left")
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    table.add_column("solve")
+    for column in ("tol", "steps", "rejected", *(f"{name} {what}" for what in ("depth", "KiB") for name in names)):
+        table.add_column(column, justify="right")
+    for case in dict.fromkeys(row["case"] for row in rows):
+        line = {row["method"]: row for row in rows if row["case"] == case}
+        first = line[names[0]]
+        depths = [str(line[name]["backward_vjps"]) for name in names]
+        memory = [f"{line[name]['temporary_bytes'] / 1024:.1f}" for name in names]
+        counts = (str(first["n_accepted"]), str(first["n_rejected"]))
+        table.add_row(case, f"{first['tolerance']:.0e}", *counts, *depths, *memory)
+    show(table, console)
 
 
 def main() -> None:
@@ -235,15 +239,18 @@ def main() -> None:
     try:
         options = command_line(Options, "python -m experiments.aca.gradient_error", __doc__)
         out = destination("gradient_error", options.out, options.record)
-        rows = run(options)
+        found = run(options)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print_tables(rows, console)
+    print_tables(found, console)
     settings = {**dataclasses.asdict(options), "out": str(out)}
-    record = {"settings": settings, "environment": environment(), "rows": rows}
-    write_json(out / "gradient_error.json", record)
-    draw(rows).savefig(out / "gradient_error.png", dpi=150)
-    console.print(f"written: {out}/gradient_error.json, gradient_error.png")
+    write_json(out / "gradient_error.json", {"settings": settings, "environment": environment(), **found})
+    draw(found["rows"]).savefig(out / "gradient_error.png", dpi=150)
+    written = "gradient_error.json, gradient_error.png"
+    if found["cases"]:
+        draw_rejecting(found["cases"], found["costs"]).savefig(out / "rejecting.png", dpi=120)
+        written += ", rejecting.png"
+    console.print(f"written: {out}/{written}")
 
 
 if __name__ == "__main__":
