@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,8 @@ class LinenUnit:
       shape, dtype: of the state that parameters are initialized with.
 
     Raises:
-      ValueError: when initialized, for variables in other collections than `params` and `batch_stats`.
+      ValueError: when initialized, for variables in other collections than `params` and `batch_stats`; in training,
+        for a module that draws random numbers, as one with dropout does.
 
     Example:
         >>> import flax.linen as nn
@@ -79,7 +81,13 @@ class LinenUnit:
 
         def trained(old: PyTree) -> tuple[PyTree, Any]:
             variables = {"params": params} | ({"batch_stats": old} if old else {})
-            y, new = self.module.apply(variables, x, **self._options(t, True), mutable=["batch_stats"])
+            try:
+                y, new = self.module.apply(variables, x, **self._options(t, True), mutable=["batch_stats"])
+            except flax.errors.InvalidRngError as error:
+                raise ValueError(
+                    f"unit={type(self.module).__name__} draws random numbers in training: expected one function of "
+                    "state and time for the whole of a solve; put dropout before or after the block"
+                ) from error
             return new.get("batch_stats", {}), y
 
         shapes = jax.eval_shape(self.init_stats)

@@ -234,3 +234,18 @@ def test_quantities_of_steps_that_a_solver_of_diffrax_cannot_give_are_refused_by
     variables = {"params": {"coefficients": jax.tree.map(lambda a: a[None], UNIT.init(jax.random.key(0)))}}
     with pytest.raises(ValueError, match=r"DiffraxSolver.*local_error and stiffness are of steps of a Runge-Kutta"):
         block.apply(variables, jnp.ones((5, 3)), True, mutable=["batch_stats"])
+
+
+class Dropping(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dropout(0.5, deterministic=not train)(nn.Dense(x.shape[-1])(x))
+
+
+def test_a_module_that_draws_random_numbers_is_refused_in_training_whatever_it_is_given():
+    block, x = OdeBlock(Dropping(), PiecewiseConstant(1), FixedStep("euler", 2)), jnp.ones((5, 3))
+    keys = jax.random.key(0)
+    variables = block.init(keys, x)
+    assert block.apply(variables, x).shape == x.shape
+    with pytest.raises(ValueError, match="unit=Dropping draws random numbers in training"):
+        block.apply(variables, x, True, mutable=["batch_stats"], rngs={"dropout": keys})
