@@ -22,7 +22,7 @@ from ode_nets.problems import van_der_pol
 
 PyTree = Any
 Row = dict[str, Any]
-Name = Literal["stiff start", "van der Pol, mu = 15", "first step too large", "loose tolerance"]
+Name = Literal["stiff start", "stiff van der Pol", "first step too large", "loose tolerance"]
 METHODS: Mapping[str, GradientMethod] = {"ACA": ACA(None), "Naive": Naive(), "Backsolve": Backsolve()}
 """By which errors are measured; `Direct` and `Checkpointed` differ from ACA by rounding, which the toy shows."""
 COUNTED: Mapping[str, GradientMethod] = {**METHODS, "Direct": Direct()}
@@ -83,8 +83,8 @@ def cases(n_starts: int) -> dict[Name, Case]:
         "stiff start": Case(
             "dx/dt = -50 (x - cos t), T = 2", relaxation, along[:, None], jnp.float64(50), 2.0
         ),
-        "van der Pol, mu = 15": Case(
-            "from rest onto the cycle, T = 2", van_der_pol.field, released, jnp.float64(15), 2.0
+        "stiff van der Pol": Case(
+            "van der Pol, mu = 15, T = 2", van_der_pol.field, released, jnp.float64(15), 2.0
         ),
         "first step too large": Case(
             "van der Pol, mu = 0.15, first step 5, T = 10",

@@ -22,10 +22,11 @@ def run(script, arguments, monkeypatch):
 @pytest.mark.slow
 def test_gradient_error_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     arguments = ["--k", "-1", "--times", "0.5", "1", "--tolerance", "1e-4", "--max-steps", "32", "--out", str(tmp_path)]
-    run(gradient_error, arguments, monkeypatch)
-    rows = json.loads((tmp_path / "gradient_error.json").read_text())["rows"]
+    run(gradient_error, [*arguments, "--cases", "loose tolerance", "--starts", "3"], monkeypatch)
+    record = json.loads((tmp_path / "gradient_error.json").read_text())
+    rows = record["rows"]
     assert len(rows) == 2 * 2 * 5
-    assert {row["method"] for row in rows} == {*gradient_error.METHODS, gradient_error.SEARCH}
+    assert {row["method"] for row in rows} == {*gradient_error.METHODS}
     assert all(row["relative_error"] < 1e-2 for row in rows)
     # On the same accepted steps these are one number but for rounding.
     doubles = [row for row in rows if row["dtype"] == "float64"]
@@ -33,8 +34,20 @@ def test_gradient_error_writes_what_it_measured(tmp_path, monkeypatch, capsys):
         errors = {row["method"]: row["absolute_error"] for row in doubles if row["T"] == t1}
         assert errors["ACA"] == pytest.approx(errors["Direct"], abs=1e-12)
         assert errors["Checkpointed"] == pytest.approx(errors["Direct"], abs=1e-12)
-    assert (tmp_path / "gradient_error.png").read_bytes().startswith(b"\x89PNG")
-    assert "k = -1, float64" in capsys.readouterr().out
+    assert {row["n_rejected"] for row in rows} == {0}
+    assert min(row["n_rejected"] for row in record["cases"]) > 0
+    assert max(row["truth_error"] for row in record["cases"]) < 1e-8
+    by_method = {row["method"]: row for row in record["costs"]}
+    steps, rejected = (by_method["ACA"][key] for key in ("n_accepted", "n_rejected"))
+    # HeunEuler has two stages; the naive method's graph holds the rejected trials too.
+    assert by_method["ACA"]["backward_vjps"] == by_method["Direct"]["backward_vjps"] == 2 * steps
+    assert by_method["Naive"]["backward_vjps"] >= 2 * (steps + rejected)
+    assert by_method["Naive"]["temporary_bytes"] > by_method["ACA"]["temporary_bytes"]
+    for name in ("gradient_error.png", "rejecting.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    text = capsys.readouterr().out
+    assert "k = -1, float64" in text
+    assert "loose tolerance" in text
 
 
 def field(t, x, theta):

@@ -12,9 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import evaluate_solvers, is_ode
-from experiments.aca import gradient_error, gradient_report, latent_ode, node18_swap, round_trip, three_bodies
+from experiments.aca import (
+    gradient_error,
+    gradient_order,
+    gradient_report,
+    latent_ode,
+    node18_swap,
+    round_trip,
+    three_bodies,
+)
 from experiments.anodev2 import kkt, tables
-from experiments.continuous_net import pendulum
+from experiments.continuous_net import adjoint_steps, pendulum
 from experiments.ott import figures
 from experiments.records import fronts
 from experiments.records.swaps import Swapped
@@ -56,7 +64,7 @@ def report(console):
 
 
 def errors(console):
-    gradient_error.print_tables(read("gradient_error/gradient_error.json")["rows"], console)
+    gradient_error.print_tables(read("gradient_error/gradient_error.json"), console)
 
 
 def verdicts(console):
@@ -89,6 +97,8 @@ PRINTED = {
     "is_ode": verdicts,
     "gradient_report": report,
     "gradient_error": errors,
+    "gradient_order": lambda console: gradient_order.print_tables(read("gradient_order/gradient_order.json"), console),
+    "adjoint_steps": lambda console: adjoint_steps.print_table(read("adjoint_steps/adjoint_steps.json"), console),
     "compress": front,
     "round_trip": trips,
     "node18_swap": lambda console: node18_swap.print_tables(read("node18_small/swap.json"), console),
