@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.arguments import Finite, checked
+from ode_nets.arguments import Finite, checked, is_array, shown
 from ode_nets.gradients import Direct, solve
 from ode_nets.integrate import (
     Adaptive,
@@ -205,9 +205,16 @@ def of_field(
 
 
 def _counted(solver: FixedStep | Adaptive) -> FixedStep | Adaptive:
-    """The solver with a number of steps that can be compared and looked up, where it has one."""
-    if isinstance(solver, FixedStep) and solver.length is None:
-        return FixedStep(solver.scheme, int(solver.n_steps))
+    """The solver with a number of steps, or tolerances, that can be compared and looked up.
+
+    Raises:
+      ValueError: for a tolerance that is not one number.
+    """
+    if isinstance(solver, FixedStep):
+        return solver if solver.length is not None else FixedStep(solver.scheme, int(solver.n_steps))
+    for name in ("rtol", "atol"):
+        if not is_array(value := getattr(solver, name)) or np.ndim(value):
+            raise ValueError(f"{name}={shown(value)}: expected one number, which smaller ones are compared with")
     return solver
 
 
