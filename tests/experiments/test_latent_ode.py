@@ -148,7 +148,7 @@ def test_an_encoder_sees_its_share_of_the_observed_times():
     ("own", "net"),
     [
         pytest.param(False, "latent_ode", marks=pytest.mark.slow),
-        (True, "latent_ode"),
+        pytest.param(True, "latent_ode", marks=pytest.mark.slow),
         pytest.param(True, "gru", marks=pytest.mark.slow),
         (False, "rnn"),
     ],

@@ -95,6 +95,7 @@ def test_training_keeps_the_best_and_goes_on_from_it_after_a_failure(data):
     assert all(found.losses[0, i + 1] == np.nanmin(found.losses[0, :i]) for i in failed)
 
 
+@pytest.mark.slow
 def test_rows_are_trained_written_and_resumed(tmp_path, monkeypatch, capsys):
     sizes = ["--points", "40", "--epochs", "3", "--lstm-epochs", "3", "--seeds", "2", "--width", "4"]
     command = ["three_bodies", *sizes, "--gradients", "direct", "--out", str(tmp_path)]
