@@ -30,8 +30,9 @@ class Reversible:
     their steps one number each, room for `max_steps` of them. Each step back costs the inverse step, the step once
     more, and one vector-Jacobian product. Measured on two cores (benchmarks/results/reversible_cpu.json) beside
     `Checkpointed()` on the same scheme: 10,000 steps of a small MLP take 0.05 MiB for 78 and 1.03 times the seconds, 100
-    steps of the NODE18 field 10 MiB for 60 and 1.04 times the seconds. The gradient is that of `Direct` on the same scheme, but for the rounding of
-    the states that come back, which may grow with the number of steps. Reverse mode only.
+    steps of the NODE18 field 10 MiB for 60 and 1.04 times the seconds. The gradient is that of `Direct` on the same
+    scheme, but for the rounding of the states that come back, which may grow with the number of steps. Reverse mode
+    only.
 
     The scheme must be one whose steps can be undone, such as `Coupled("midpoint")`, which says what that costs in
     stability: stiff decay is not for it.
