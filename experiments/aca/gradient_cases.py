@@ -22,7 +22,7 @@ from ode_nets.problems import van_der_pol
 
 PyTree = Any
 Row = dict[str, Any]
-Name = Literal["stiff start", "stiff van der Pol", "first step too large", "loose tolerance"]
+Name = Literal["stiff_start", "van_der_pol", "first_step", "loose"]
 METHODS: Mapping[str, GradientMethod] = {"ACA": ACA(None), "Naive": Naive(), "Backsolve": Backsolve()}
 """By which errors are measured; `Direct` and `Checkpointed` differ from ACA by rounding, which the toy shows."""
 COUNTED: Mapping[str, GradientMethod] = {**METHODS, "Direct": Direct()}
@@ -37,7 +37,7 @@ class Case:
     """A family of solves that differ in their start, with the loss mean(x(t1)^2).
 
     Attributes:
-      said: one line on it.
+      title: its name in tables and pictures.
       field, theta, t1: the equation, its weights and the end of time, from 0 on.
       starts: initial states, `[n_starts, ...]`, float64.
       scheme, first_step: of the solver; its rtol and atol are equal.
@@ -45,7 +45,7 @@ class Case:
       shown: that of them at which depth and memory are.
     """
 
-    said: str
+    title: str
     field: Field
     starts: jax.Array
     theta: PyTree
@@ -79,21 +79,14 @@ def cases(n_starts: int) -> dict[Name, Case]:
     # Weights as large as training makes them.
     theta = jax.tree.map(lambda leaf: 4 * leaf.astype(jnp.float64), mlp.init(key_theta))
     batches = jax.random.normal(key_x, (n_starts, 8, 4), jnp.float64)
+    oscillator = van_der_pol.field
+    mild = jnp.float64(van_der_pol.MU)
     return {
-        "stiff start": Case(
-            "dx/dt = -50 (x - cos t), T = 2", relaxation, along[:, None], jnp.float64(50), 2.0
-        ),
-        "stiff van der Pol": Case(
-            "van der Pol, mu = 15, T = 2", van_der_pol.field, released, jnp.float64(15), 2.0
-        ),
-        "first step too large": Case(
-            "van der Pol, mu = 0.15, first step 5, T = 10",
-            van_der_pol.field, released, jnp.float64(van_der_pol.MU), 10.0, first_step=5.0,
-        ),
-        "loose tolerance": Case(
-            "MLP, HeunEuler, first step 1, T = 5", mlp, batches, theta, 5.0, FALLING[:4], 1e-2, "heun_euler", 1.0
-        ),
-    }  # fmt: skip
+        "stiff_start": Case("stiff start", relaxation, along[:, None], jnp.float64(50), 2.0),
+        "van_der_pol": Case("van der Pol, mu = 15", oscillator, released, jnp.float64(15), 2.0),
+        "first_step": Case("first step too large", oscillator, released, mild, 10.0, first_step=5.0),
+        "loose": Case("loose tolerance", mlp, batches, theta, 5.0, FALLING[:4], 1e-2, "heun_euler", 1.0),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -124,7 +117,7 @@ def truth(case: Case) -> tuple[np.ndarray, float]:
     fine = gradients(case, ACA(64), lambda tolerance: Adaptive("dopri5", tolerance, tolerance, max_steps=50_000))
     found, (_, _, results) = fine(TRUTH)
     if np.any(np.asarray(results)):
-        raise ValueError(f"{case.said}: no reference at a tolerance of {TRUTH:g}")
+        raise ValueError(f"{case.title}: no reference at a tolerance of {TRUTH:g}")
     return np.asarray(found), float(np.max(errors(np.asarray(fine(10 * TRUTH)[0]), np.asarray(found))))
 
 
@@ -145,12 +138,12 @@ def measure(name: str, case: Case, max_steps: int) -> list[Row]:
     Raises:
       ValueError: if the solve of a start does not reach its end within `max_steps` trials.
     """
-    with working(f"{name}: the gradient of the equation itself"):
+    with working(f"{case.title}: the gradient of the equation itself"):
         true, uncertain = truth(case)
     sized = lambda tolerance: case.solver(tolerance, max_steps)
     programs = {key: gradients(case, method, sized) for key, method in METHODS.items()}
     rows = []
-    for tolerance in told(case.tolerances, lambda tolerance: f"{name}: errors at {tolerance:g}"):
+    for tolerance in told(case.tolerances, lambda tolerance: f"{case.title}: errors at {tolerance:g}"):
         found = {key: program(tolerance) for key, program in programs.items()}
         by_method = {key: errors(np.asarray(gradient), true) for key, (gradient, _) in found.items()}
         accepted, rejected, results = map(np.asarray, next(iter(found.values()))[1])
@@ -160,6 +153,7 @@ def measure(name: str, case: Case, max_steps: int) -> list[Row]:
             rows.append(
                 {
                     "case": name,
+                    "title": case.title,
                     "tolerance": tolerance,
                     "method": key,
                     "n_accepted": float(np.median(accepted)),
@@ -185,5 +179,5 @@ def costs(name: str, case: Case, max_steps: int) -> list[Row]:
     )  # fmt: skip
     kept = ("method", "forward_evaluations", "backward_evaluations", "backward_vjps", "temporary_bytes", "formula_vjps")
     counts = {key: found["sizes"][key] for key in ("n_accepted", "n_rejected")}
-    of_all = {"case": name, "tolerance": case.shown} | counts
+    of_all = {"case": name, "title": case.title, "tolerance": case.shown} | counts
     return [of_all | {key: row[key] for key in kept} for row in found["rows"]]

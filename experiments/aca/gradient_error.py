@@ -212,7 +212,7 @@ def print_errors(rows: Sequence[Row], console: Console) -> None:
         counts = [f"{first[key]:.0f}" for key in ("n_accepted", "n_rejected")]
         errors = ["none" if line[name]["error"] is None else f"{line[name]['error']:.1e}" for name in names]
         shares = [f"{100 * line[name]['aca_is_nearer']:.0f} %" for name in others]
-        table.add_row(case, f"{tolerance:.0e}", *counts, *errors, *shares)
+        table.add_row(first["title"], f"{tolerance:.0e}", *counts, *errors, *shares)
     show(table, console)
 
 
@@ -229,7 +229,7 @@ def print_costs(rows: Sequence[Row], console: Console) -> None:
         depths = [str(line[name]["backward_vjps"]) for name in names]
         memory = [f"{line[name]['temporary_bytes'] / 1024:.1f}" for name in names]
         counts = (str(first["n_accepted"]), str(first["n_rejected"]))
-        table.add_row(case, f"{first['tolerance']:.0e}", *counts, *depths, *memory)
+        table.add_row(first["title"], f"{first['tolerance']:.0e}", *counts, *depths, *memory)
     show(table, console)
 
 

@@ -63,7 +63,7 @@ def draw_rejecting(errors: Sequence[Row], costs: Sequence[Row]) -> Figure:
             above.loglog([row["tolerance"] for row in chosen], points, label=name, **STYLES[name])
         shares = [row["n_rejected"] / (row["n_accepted"] + row["n_rejected"]) for row in of_case]
         least, most = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
-        above.set_title(f"{case}\n{least} to {most} % of trials rejected", fontsize=10)
+        above.set_title(f"{of_case[0]['title']}\n{least} to {most} % of trials rejected", fontsize=10)
         # Errors that say no more than that a gradient is useless would take all the room.
         above.set_ylim(top=min(above.get_ylim()[1], 1e4))
         above.set_xlabel("tolerance")

@@ -22,7 +22,7 @@ def run(script, arguments, monkeypatch):
 @pytest.mark.slow
 def test_gradient_error_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     arguments = ["--k", "-1", "--times", "0.5", "1", "--tolerance", "1e-4", "--max-steps", "32", "--out", str(tmp_path)]
-    run(gradient_error, [*arguments, "--cases", "loose tolerance", "--starts", "3"], monkeypatch)
+    run(gradient_error, [*arguments, "--cases", "loose", "--starts", "3"], monkeypatch)
     record = json.loads((tmp_path / "gradient_error.json").read_text())
     rows = record["rows"]
     assert len(rows) == 2 * 2 * 5
