@@ -5,7 +5,8 @@
 
 For one seed of `experiments.ott grid mnist` or `cifar10` at a batch of 16: compilation; an iteration at each number of
 Euler steps, which is a forward pass and a replay with gradients of as many field evaluations; a test batch at the first
-of those numbers; and of one field evaluation the value, value with gradients, and in tiles the 36 matrix products alone.
+of those numbers; and of one field evaluation the value, the value with gradients, and in tiles the 36 matrix
+products alone.
 Seconds are those of all threads (`time.process_time`), the least of `repeats`, as cores may be shared.
 Writes benchmarks/results/ott_<platform>.json.
 """
