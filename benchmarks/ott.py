@@ -108,7 +108,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in options.tasks:
         task = dataclasses.replace(TASKS[name], batch_size=options.batch_size)
-        plain = dataclasses.replace(task, field=dataclasses.replace(task.field, tiled=False))
+        field: Any = task.field
+        plain = dataclasses.replace(task, field=dataclasses.replace(field, tiled=False))
         results[name] = {"convolution": measure(options, plain), "tiles": measure(options, task)}
         of = results[name]
         rows = [[key, *(of[form].get(key, "") for form in of)] for key in of["tiles"]]
