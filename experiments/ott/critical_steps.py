@@ -50,14 +50,14 @@ one core each (records and pictures in results/ott, where `--record` puts them).
         --seeds 2 --euler 1 4 16 --rk4 1 4                                                                 7 min
         no seed trains, nor in 300 iterations at 3e-2 with 1 and 4 steps: nothing is said of 900 dimensions
 
-Where the time of images goes (`python -m benchmarks.ott`): into the products of the middle convolution, four a step: the
-forward pass, again in the backward pass, and both gradients. At a batch of 16 these are 8.3 GFLOP a step of MNIST and 19
-of CIFAR-10, and a plain convolution does them at 80 to 90 GFLOP per CPU second, where a large matrix product does 92 to
-125: neither loops nor steps that are not taken nor lanes cost anything to speak of, and only fewer products help. In
-tiles (`experiments.ott.tiles`) there are a quarter as many. CPU seconds of one seed, MNIST, measured beside other
-programs: a step with its gradients takes 0.106 as a convolution, 0.055 in tiles; a field evaluation of a test 0.026 and
-0.010; compilation 3.6. Before, tests took a further 1.7 times as long, as every scheme was padded to four stages. `--pool
-2` has a quarter of the pixels and is for longer reductions.
+Where the time of images goes (`python -m benchmarks.ott`): into the products of the middle convolution, four of them a
+step: forward, again in the backward pass, and both gradients. At a batch of 16 these are 8.3 GFLOP a step of MNIST and
+19 of CIFAR-10; a convolution does them at 80 to 90 GFLOP in a CPU second, where a product of 1024 x 1024 matrices does
+125, so that neither loops nor lanes nor room for steps cost much, and only fewer products help. In tiles
+(`experiments.ott.tiles`) there are a quarter as many. CPU seconds of MNIST, one seed, measured beside other programs: a
+step with its gradients takes 0.106 as a convolution and 0.055 in tiles, a field evaluation alone 0.026 and 0.010,
+compilation 3.6. When the rows above were measured, tests did 12 evaluations for each 7 that they needed, as every
+scheme was padded to four stages. `--pool 2` has a quarter of the pixels.
 
 Not run; estimated at 25 minutes a controller, which lengthens a step by a tenth every 50 iterations:
 
