@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.harness import Measurement, compare, default_path, show, write
-from experiments.ott.programs import draw, logits_of
+from experiments.ott.programs import classify, draw
 from experiments.ott.tasks import TASKS, Task
 from experiments.records.command import command_line
 from ode_nets import ACA, Checkpointed, Direct, FixedStep, GradientMethod
@@ -53,7 +53,7 @@ def gradient_of(task: Task, solver: Callable[[Any], Any], gradient: GradientMeth
 
     def one(params: PyTree, x: jax.Array, y: jax.Array, n: Any) -> Any:
         def loss_of(params: PyTree) -> jax.Array:
-            logits = logits_of(task, params, x, solver(n), gradient)
+            logits, _ = classify(task, params, x, solver(n), gradient)
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
         return jax.value_and_grad(loss_of)(params)

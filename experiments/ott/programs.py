@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from experiments.ott.tasks import Task
+from experiments.ott.tiles import as_computed
 from ode_nets import ACA, Adaptive, FixedStep, GradientMethod, pad, solve
 from ode_nets.validity import steps_of
 
@@ -22,12 +23,13 @@ CHECK_EVERY = 50
 """Iterations between two checks of the step (Ott sec. 5), and the length of one call of the training program."""
 
 
-def logits_of(
+def classify(
     task: Task, params: PyTree, x: jax.Array, solver: Any, gradient: GradientMethod | None = None
-) -> jax.Array:
-    """Classifier of the state at time 1, `[batch, n_classes]`; NaN where the solve failed."""
-    end = solve(task.field, x, params["field"], solver=solver, gradient=gradient).x
-    return end.reshape(len(x), -1) @ params["head"]["kernel"] + params["head"]["bias"]
+) -> tuple[jax.Array, jax.Array]:
+    """Classifier of the state at time 1, `[batch, n_classes]`, NaN where the solve failed; and field evaluations."""
+    field, theta = as_computed(task.field, params["field"])
+    solution = solve(field, x, theta, solver=solver, gradient=gradient)
+    return solution.x.reshape(len(x), -1) @ params["head"]["kernel"] + params["head"]["bias"], solution.nfe
 
 
 @lru_cache
@@ -80,9 +82,8 @@ def _train_one(
         images, labels = draw(batch_key, x, y, task.batch_size)
 
         def loss_of(params: PyTree) -> tuple[jax.Array, jax.Array]:
-            solution = solve(task.field, images, params["field"], solver=make_solver(*values), gradient=gradient)
-            out = solution.x.reshape(len(images), -1) @ params["head"]["kernel"] + params["head"]["bias"]
-            return optax.softmax_cross_entropy_with_integer_labels(out, labels).mean(), solution.nfe
+            logits, nfe = classify(task, params, images, make_solver(*values), gradient)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), nfe
 
         slope, nfe = jax.grad(loss_of, has_aux=True)(state["params"])
         # A batch whose solve failed teaches nothing, must not poison the weights, and is counted.
@@ -151,10 +152,10 @@ def hits(task: Task, params: PyTree, x: jax.Array, y: jax.Array, solver: Any, n:
 
     def one(params: PyTree, n: Any) -> jax.Array:
         own = solver if n is None else dataclasses.replace(solver, n_steps=n)
-        logits = logits_of(task, params, x, own)
+        logits, _ = classify(task, params, x, own)
         return jnp.sum((jnp.argmax(logits, -1) == y) & jnp.isfinite(logits).all(-1))
 
-    return jax.vmap(one, in_axes=(0, None if n is None else 0))(params, n)
+    return over_seeds(one, (0, None if n is None else 0))(params, n)
 
 
 hits_under = jax.jit(hits, static_argnames="task")
@@ -202,11 +203,11 @@ def gap(task: Task, preset: Preset = "paper") -> Any:
         x, y = draw(jax.random.fold_in(state["key"], 1), x, y, task.batch_size)
         shares = []
         for padded, step in ((euler, h), (midpoint, step_of_check(h, preset))):
-            logits = logits_of(task, state["params"], x, dataclasses.replace(padded, n_steps=steps_of(step)))
+            logits, _ = classify(task, state["params"], x, dataclasses.replace(padded, n_steps=steps_of(step)))
             shares.append(jnp.where(jnp.isfinite(logits).all(), jnp.mean(jnp.argmax(logits, -1) == y), jnp.nan))
         return shares[0] - shares[1]
 
-    return jax.jit(jax.vmap(one, in_axes=(0, None, None, 0)))
+    return jax.jit(over_seeds(one, (0, None, None, 0)))
 
 
 def check_cost(h: jax.Array, preset: Preset) -> np.ndarray:

@@ -30,13 +30,15 @@ LAYERS: dict[str, LayerInit] = {"kaiming": kaiming_layer, "uniform": uniform_lay
 class ConvField:
     """Three convolutions, 1 - 3 - 1 wide, with ReLU between them (Ott A.1 to A.3), on `[batch, height, width, inputs]`.
 
-    Signals are images of width 1, whose middle convolution is 3x1.
+    Signals are images of width 1, whose middle convolution is 3x1. `tiled`: whether a solve of images may compute the
+    same in tiles, see `experiments.ott.tiles`.
     """
 
     inputs: int
     channels: int
     flat: bool = False
     layer: LayerInit = kaiming_layer
+    tiled: bool = True
 
     def init(self, key: jax.Array) -> PyTree:
         """Parameters, a layer each."""

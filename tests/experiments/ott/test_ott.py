@@ -127,8 +127,8 @@ def test_initial_weights_are_those_of_the_code_unless_asked_otherwise():
         np.abs(layer["bias"]).max()
         for layer in Options("grid", name, **given).reduced().init(jax.random.key(0))["field"]
     ]
-    for name in ("spheres2", "landscape"):
-        assert biases(name) == [0.0] * 3
+    assert all(biases(name) == [0.0] * 3 for name in TASKS)
+    for name in ("spheres2", "landscape", "mnist"):
         assert min(biases(name, initial="uniform")) > 0
 
 
