@@ -52,8 +52,8 @@ class ACA:
         [32, 64, 64, 32] in float32. The default, `"auto"`, is 32, and of small states as many as fit into 1 MiB, up to
         128.
 
-    Memory does not depend on `max_steps`, but for four bytes each, and with `None`. On a known number of steps with at least as many checkpoints
-    this is `Checkpointed("step")`. Reverse mode only.
+    Memory does not depend on `max_steps`, but for four bytes each, and with `None`. On a known number of steps with at
+    least as many checkpoints this is `Checkpointed("step")`. Reverse mode only.
 
     Raises:
       ValueError: for less than one checkpoint.

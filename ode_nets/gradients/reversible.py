@@ -29,8 +29,8 @@ class Reversible:
     No state is kept but the last, whatever the number of steps: memory is that of one step, and for grids that find
     their steps one number each, room for `max_steps` of them. Each step back costs the inverse step, the step once
     more, and one vector-Jacobian product. Measured on two cores (benchmarks/results/reversible_cpu.json) beside
-    `Checkpointed()` on the same scheme: 10,000 steps of a small MLP take 0.05 MiB for 78 and 1.03 times the seconds, 100
-    steps of the NODE18 field 10 MiB for 60 and 1.04 times the seconds. The gradient is that of `Direct` on the same
+    `Checkpointed()` on the same scheme: 10,000 steps of a small MLP take 0.05 MiB for 78 and 1.03 times the seconds,
+    100 steps of the NODE18 field 10 MiB for 60 and 1.04 times the seconds. The gradient is that of `Direct` on the same
     scheme, but for the rounding of the states that come back, which may grow with the number of steps. Reverse mode
     only.
 

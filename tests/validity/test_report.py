@@ -364,7 +364,7 @@ def test_subjects_that_cannot_be_examined_are_named():
         validity.of_field(linear, 1.0, jnp.zeros((0, 1)), FixedStep("euler", 1))
     with pytest.raises(ValueError, match="solver="):
         validity.of_field(linear, 1.0, x0, "euler")
-    with pytest.raises(ValueError, match="rtol=.*: expected one number"):
+    with pytest.raises(ValueError, match="expected one number, which smaller ones"):
         validity.of_field(linear, 1.0, x0, Adaptive("dopri5", rtol=jnp.full(1, 1e-3)))
     with pytest.raises(ValueError, match="net is a Dense with no solver, no gradient"):
         validity.of_model(nn.Dense(2), {}, x0)
