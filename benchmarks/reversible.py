@@ -31,6 +31,7 @@ from benchmarks.gradients import make_case
 from benchmarks.torch_peers import Case
 from experiments.aca.gradient_costs import flat
 from experiments.records.command import command_line
+from experiments.records.pictures import plain_ticks
 from ode_nets import ACA, Checkpointed, Coupled, FixedStep, Reversible, solve
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 Function = Callable[[Any, Any], Any]
 COUPLED, PLAIN = "coupled midpoint", "midpoint"
 REFERENCE = "Checkpointed()"
+PEER = "diffrax RecursiveCheckpointAdjoint"
+MARKERS = {"Reversible()": "D", "ACA()": "o", "ACA(None)": "s", REFERENCE: "x", PEER: "^"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,7 @@ def programs(field: Any, n_steps: int, coupling: float) -> dict[str, dict[str, F
             for name, method in ({"Reversible()": Reversible()} | methods).items()
         },
         PLAIN: {name: ours(field, "midpoint", n_steps, method) for name, method in methods.items()}
-        | {"diffrax RecursiveCheckpointAdjoint": diffraxs(field, n_steps)},
+        | {PEER: diffraxs(field, n_steps)},
     }
 
 
@@ -140,21 +143,22 @@ def draw(records: list[dict[str, Any]]) -> Figure:
     """Memory against seconds, a panel a field and a color a scheme."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(records), 4.5), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(records), 4), layout="constrained")
     panels = figure.subplots(1, len(records), squeeze=False)[0]
     colors = {COUPLED: "C0", PLAIN: "C1"}
     for axes, record in zip(panels, records, strict=True):
         for name, m in record["programs"].items():
-            place = m["median"], m["temporary_bytes"] / 2**20
-            axes.plot(*place, "o", color=colors[m["scheme"]])
-            axes.annotate(name.rsplit(", ", 1)[0], place, xytext=(5, 3), textcoords="offset points", fontsize=8)
-        axes.set(xscale="log", yscale="log", xlabel="seconds", title=f"{record['case']}, {record['n_steps']} steps")
-        axes.margins(0.25)
+            # Hollow, since two that store the same lie upon each other.
+            method = name.rsplit(", ", 1)[0]
+            style = {"marker": MARKERS[method], "color": colors[m["scheme"]], "mfc": "none", "ms": 8, "ls": ""}
+            axes.plot(m["median"], m["temporary_bytes"] / 2**20, **style, label=f"{method}, {m['scheme']}")
+        axes.set(xscale="log", yscale="log", xlabel="seconds", title=f"{record['case']}, {record['n_steps']:,} steps")
+        axes.margins(0.15)
         axes.spines[["top", "right"]].set_visible(False)
-        for scheme, color in colors.items():
-            axes.plot([], [], "o", color=color, label=scheme)
-        axes.legend(frameon=False, fontsize=8)
+        for axis in (axes.xaxis, axes.yaxis):
+            plain_ticks(axis)
     panels[0].set_ylabel("temporary memory [MiB]")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
