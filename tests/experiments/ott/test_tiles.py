@@ -43,16 +43,17 @@ def test_images_are_computed_in_tiles_and_nothing_else():
 
 @CPU
 @pytest.mark.slow
-def test_training_in_tiles_is_training_to_rounding():
+def test_training_in_tiles_is_training_to_rounding(x64):
     params, correct = [], []
-    x, y = jax.random.uniform(jax.random.key(0), (40, 28, 28, 1)), np.arange(40) % 10
+    x, y = jax.random.uniform(jax.random.key(0), (40, 12, 12, 1)), np.arange(40) % 10
     for tiled in (True, False):
         plain = ConvField(1, 8, tiled=tiled)
-        task = dataclasses.replace(TASKS["mnist"], field=plain, batch_size=8, test_chunk=20)
-        step = training(task, "euler", 4, own=False, many=20)
+        task = dataclasses.replace(TASKS["mnist"], shape=(12, 12, 1), field=plain, batch_size=8, test_chunk=20)
+        step = training(task, "euler", 4, own=False, many=5)
         state = step(begin(task, jax.random.split(jax.random.key(1), 2)), x, y, 3)
         params.append(state["params"])
         correct.append([accuracies(task, state["params"], (x, y), FixedStep(s, 3)) for s in ("euler", "midpoint")])
-    assert_agree(*params, 1e-4)
+    # In float32 ReLU that flips by rounding is seen after some ten iterations.
+    assert_agree(*params, 1e-10)
     assert correct[0] == correct[1]
     assert jnp.shape(params[0]["head"]["bias"]) == (2, 10)
