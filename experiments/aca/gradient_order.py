@@ -222,7 +222,7 @@ def orders_in_tolerance(rows: Sequence[Row]) -> list[Row]:
         of = [row for row in rows if (row["scheme"], row["rate"], row["method"]) == key]
         line = fitted([row["tolerance"] for row in of], [row["error"] for row in of], of[0]["truth_error"])
         tableau = SCHEMES[key[0]]
-        expected = tableau.order / (tableau.error_order + 1)
+        expected = tableau.order / ((tableau.embedded_order or 0) + 1)
         found.append({"scheme": key[0], "rate": key[1], "method": key[2], "expected": expected} | line)
     return found
 
