@@ -18,7 +18,7 @@ exp(-k T), with k = 1 and with stiff decay. On the way back that decay is growth
 exceeds one, the path that comes back leaves for another equilibrium, and Backsolve has no order at all. A slope is
 fitted to the medians over starts, where they are below 0.1 and above the error of the reference.
 
-Two minutes on two cores. Writes gradient_order.json and gradient_order.png into --out.
+Minutes on two cores. Writes gradient_order.json and gradient_order.png into --out.
 """
 
 from __future__ import annotations
