@@ -24,7 +24,7 @@ them, and temporary memory, from the analysis of that program, with room for the
 `Direct` takes step sizes as constants, and on the same accepted steps it is equal to ACA by construction; so is
 `Checkpointed`.
 
-Five minutes on two cores. Writes gradient_error.json, gradient_error.png and rejecting.png into --out.
+Minutes on two cores. Writes gradient_error.json, gradient_error.png and rejecting.png into --out.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ exp(-k T), with k = 1 and with stiff decay. On the way back that decay is growth
 exceeds one, the path that comes back leaves for another equilibrium, and Backsolve has no order at all. A slope is
 fitted to the medians over starts, where they are below 0.1 and above the error of the reference.
 
-Two minutes on two cores. Writes gradient_order.json and gradient_order.png into --out.
+Minutes on two cores. Writes gradient_order.json and gradient_order.png into --out.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def orders_in_tolerance(rows: Sequence[Row]) -> list[Row]:
         of = [row for row in rows if (row["scheme"], row["rate"], row["method"]) == key]
         line = fitted([row["tolerance"] for row in of], [row["error"] for row in of], of[0]["truth_error"])
         tableau = SCHEMES[key[0]]
-        expected = tableau.order / (tableau.error_order + 1)
+        expected = tableau.order / ((tableau.embedded_order or 0) + 1)
         found.append({"scheme": key[0], "rate": key[1], "method": key[2], "expected": expected} | line)
     return found
 

@@ -47,9 +47,9 @@ def test_orders_in_the_step_are_those_of_the_schemes_and_of_the_return():
         p = SCHEMES[row["scheme"]].order
         assert row["p"] == p
         for name in ("state", "ACA", "Backsolve"):
-            assert row[name] == pytest.approx(p, abs=0.15), (row["scheme"], name)
+            assert row[name] == pytest.approx(p, abs=0.25), (row["scheme"], name)
         # Eq. 16 says p; an even order cancels on the way back.
-        assert row["returned"] == pytest.approx(p + 1 - p % 2, abs=0.15), row["scheme"]
+        assert row["returned"] == pytest.approx(p + 1 - p % 2, abs=0.25), row["scheme"]
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_the_adjoint_approaches_the_steps_by_their_order_where_a_step_reads_its_
     monkeypatch.setattr(sys, "argv", ["adjoint_steps", *steps, "--out", str(tmp_path)])
     adjoint_steps.main()
     record = json.loads((tmp_path / "adjoint_steps.json").read_text())
-    for (scheme, reading), order in zip(adjoint_steps.READINGS, (4, 1, 1), strict=True):
+    for (scheme, reading), order in zip(adjoint_steps.READINGS, (4, 2, 1), strict=True):
         of = [
             row for row in record["rows"] if (row["scheme"], row["reading"], row["kind"]) == (scheme, reading, "rough")
         ]

@@ -21,7 +21,7 @@ from experiments.aca import (
     three_bodies,
 )
 from experiments.anodev2 import kkt, tables
-from experiments.continuous_net import pendulum
+from experiments.continuous_net import adjoint_steps, pendulum
 from experiments.ott import figures
 from experiments.records import fronts
 from experiments.records.swaps import Swapped
@@ -96,6 +96,7 @@ PRINTED = {
     "is_ode": verdicts,
     "gradient_report": report,
     "gradient_error": errors,
+    "adjoint_steps": lambda console: adjoint_steps.print_table(read("adjoint_steps/adjoint_steps.json"), console),
     "compress": front,
     "round_trip": trips,
     "node18_swap": lambda console: node18_swap.print_tables(read("node18_small/swap.json"), console),
