@@ -86,12 +86,12 @@ ROWS = (
         ORDER,
         "orders of the start that comes back {orders_in_h/[scheme=euler]/returned:.2f}, "
         "{orders_in_h/[scheme=midpoint]/returned:.2f}, {orders_in_h/[scheme=bosh3]/returned:.2f} and "
-        "{orders_in_h/[scheme=rk4]/returned:.2f} for p = 1 to 4, of its gradients "
+        "{orders_in_h/[scheme=rk4]/returned:.2f} for p from one to four, of its gradients "
         "{orders_in_h/[scheme=euler]/Backsolve:.2f}, {orders_in_h/[scheme=midpoint]/Backsolve:.2f}, "
         "{orders_in_h/[scheme=bosh3]/Backsolve:.2f} and {orders_in_h/[scheme=rk4]/Backsolve:.2f}; in the tolerance "
         f"ACA {in_tolerance(1.0, 'ACA')} and Backsolve {in_tolerance(1.0, 'Backsolve')}, with stiff decay "
         f"ACA {in_tolerance(40.0, 'ACA')} and Backsolve none",
-        why="An even order is one more on the way back: eq. 16 does not carry the error at the end back to the start, "
+        why="An even order is one more on the way back: the paper does not carry the error at the end back to the start, "
         "where it cancels that of the way back",
     ),
     Row(

@@ -80,9 +80,9 @@ ROWS = (
         "N_t >= 3 M to train to a high accuracy",
         "python -m experiments.continuous_net.adjoint_steps",
         "results/adjoint_steps/adjoint_steps.json",
-        "gradients within 1 % of the steps' own, RK4, M = 4, rough weights: N_t / M of "
-        "{needed/[scheme=rk4&reading=own&kind=rough&strength=0.5&n_basis=4]/1 %} where eps / M = 0.5 and "
-        "{needed/[scheme=rk4&reading=own&kind=rough&strength=2.0&n_basis=4]/1 %} where it is 2; with weights by floor(M t) "
+        "N_t / M until gradients are within a hundredth of the steps' own, RK4, four rough intervals: "
+        "{needed/[scheme=rk4&reading=own&kind=rough&strength=0.5&n_basis=4]/1 %} where eps / M is a half and "
+        "{needed/[scheme=rk4&reading=own&kind=rough&strength=2.0&n_basis=4]/1 %} where it is two; by floor(M t) "
         "{needed/[scheme=rk4&reading=clock&kind=rough&strength=0.5&n_basis=4]/1 %} and "
         "{needed/[scheme=rk4&reading=clock&kind=rough&strength=2.0&n_basis=4]/1 %}",
         "gradients of a perceptron, not training",
