@@ -6,8 +6,8 @@
 A small convolution a block reads x and dx/dt at the start of a step and is fitted to the residuals that a coarse scheme
 leaves against 64 steps of RK4, on training images alone; the network itself stays as it is. On test images the table
 then gives, for each number of steps, the accuracy and how far the logits are from those of the fine solve, with and
-without the correction, and what a solve costs in evaluations of the field: a correction counts by its multiply-adds. Writes hypersolver.json and hypersolver.png. A minute a correction on two busy
-cores: eight minutes.
+without the correction, and what a solve costs in evaluations of the field: a correction counts by its multiply-adds.
+Writes hypersolver.json and hypersolver.png. A minute a correction on two busy cores: eight minutes.
 
 Measured on the digits (seed 0, 150 iterations, results/hypersolver): logits under one step of Euler or midpoint, or
 two, come 2.8 to 4.5 times nearer to those of the fine solve, and one corrected step of midpoint, at the cost of 2.8
