@@ -105,18 +105,28 @@ def solve(
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
     check_axes(problem, solver)
     warn_of_convolutions(problem.program.jaxpr)
-    if isinstance(solver, OwnLoop):
-        solution = standard(mark_failed)(standard(solver.solve)(problem, gradient, dense), problem)
+    if (own := own_loop(solver)) is not None:
+        solution = standard(mark_failed)(standard(own)(problem, gradient, dense), problem)
     else:
-        method = gradient if gradient is not None else default_gradient(solver)
-        # Known fractions of the span are for grids that may land on them; elsewhere they would only tell programs
-        # apart.
-        known_ts = problem.known_ts if solver.length is not None else None
-        parts, frame = split((dataclasses.replace(problem, field=None, known_ts=known_ts), solver))
-        solution = run_compiled(frame, method, dense, parts)
+        solution = _solve_on_grid(problem, solver, gradient, dense)
     if throw:
         solution.raise_for_result()
     return solution
+
+
+def _solve_on_grid(problem: Problem, solver: Any, gradient: GradientMethod | None, dense: bool) -> Solution:
+    method = gradient if gradient is not None else default_gradient(solver)
+    # Known fractions of the span are for grids that may land on them; elsewhere they would only tell programs apart.
+    known_ts = problem.known_ts if solver.length is not None else None
+    parts, frame = split((dataclasses.replace(problem, field=None, known_ts=known_ts), solver))
+    solution: Solution = run_compiled(frame, method, dense, parts)
+    return solution
+
+
+def own_loop(solver: Any) -> Callable[..., Solution] | None:
+    """The loop that a solver brings, if it brings one."""
+    loop: Callable[..., Solution] | None = getattr(solver, "solve", None)
+    return loop
 
 
 def run_compiled(frame: Any, method: Any, dense: bool, parts: list[Any]) -> Any:
@@ -167,7 +177,7 @@ def check_axes(problem: Problem, solver: Any) -> None:
     Raises:
       ValueError: for a field that reduces over a mesh axis, where steps are judged by an error that does not.
     """
-    own_steps = isinstance(solver, OwnLoop) or not solver.recorded
+    own_steps = not getattr(solver, "recorded", False)
     shared = axis_names(getattr(solver, "axis_name", None))
     if own_steps and (alone := exchanged_axes(problem.program.jaxpr) - set(shared)):
         axis = sorted(alone)[0]
@@ -198,5 +208,5 @@ def check_kinds(solver: Any, gradient: Any, dense: bool = False, throw: bool = F
             f"gradient={gradient!r}: expected Direct(), Checkpointed(), ACA(), Reversible(), Backsolve() or Naive(), "
             "or None for the solver's default"
         )
-    if dense and isinstance(solver, Solver) and not solver.scheme.interpolates:
+    if dense and own_loop(solver) is None and not solver.scheme.interpolates:
         raise ValueError(f"dense=True: scheme {solver.scheme.name!r} has no interpolant; choose another, or ask for ts")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ode_nets.arguments import checked
 from ode_nets.axes import axis_names, exchanged_axes
 from ode_nets.gradients.convolutions import warn_of_convolutions
-from ode_nets.gradients.methods import GradientMethod, OwnLoop, check_kinds, default_gradient, run_compiled
+from ode_nets.gradients.methods import GradientMethod, check_kinds, default_gradient, own_loop, run_compiled
 from ode_nets.gradients.rules import as_chosen, standard
 from ode_nets.integrate import Problem, Result, Solution, make_problem, theta_at
 from ode_nets.integrate.loop import State, take
@@ -109,7 +109,7 @@ def solve_until(
         (0.6386, True)
     """
     check_kinds(solver, gradient, dense)
-    if isinstance(solver, OwnLoop):
+    if own_loop(solver) is not None:
         raise ValueError(
             f"solver={solver!r} runs a loop of its own, which stops at no event here: use Adaptive or FixedStep, which "
             "take any scheme, those of diffrax as DiffraxScheme(...); or diffrax.diffeqsolve with diffrax.Event"
