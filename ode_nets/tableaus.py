@@ -7,74 +7,17 @@ Each is checked against the rooted-tree order conditions when it is made, and re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
-from itertools import combinations_with_replacement
 from types import MappingProxyType
 
 from ode_nets.arguments import checked
+from ode_nets.rooted_trees import Number, Tree, density, dot, elementary_weights, formula, n_nodes, rooted_trees
 
-Number = Fraction | float
 Polynomial = tuple[Number, ...]
-Tree = tuple["Tree", ...]  # the subtrees at the root; the single node is ()
 
 FLOAT_TOLERANCE = 1e-12  # of a condition in a tableau that holds floats; one of fractions must be exact
-
-
-@cache
-def rooted_trees(order: int) -> tuple[Tree, ...]:
-    """All rooted trees with `order` nodes, each once: 1, 1, 2, 4, 9, 20, 48, ... of them."""
-    if order < 1:
-        raise ValueError(f"order must be at least 1, got {order}")
-    return tuple(_forests(order - 1, order - 1))
-
-
-def _forests(nodes: int, largest: int) -> Iterator[Tree]:
-    """Multisets of rooted trees with `nodes` nodes in all, none with more than `largest`."""
-    if nodes == 0:
-        yield ()
-        return
-    for size in range(min(nodes, largest), 0, -1):
-        for count in range(nodes // size, 0, -1):
-            for rest in _forests(nodes - size * count, size - 1):
-                for chosen in combinations_with_replacement(rooted_trees(size), count):
-                    yield chosen + rest
-
-
-def density(tree: Tree) -> int:
-    """gamma(tree): the order condition of a tree reads sum_i b_i Phi_i(tree) = 1/gamma(tree)."""
-    return _size(tree) * math.prod(density(child) for child in tree)
-
-
-def _size(tree: Tree) -> int:
-    return 1 + sum(_size(child) for child in tree)
-
-
-def formula(tree: Tree) -> str:
-    """The left-hand side of a tree's order condition in letters, as `sum_ij b_i c_i a_ij c_j`."""
-    letters, used = iter("jklmnopqrstuvwxyz"), ["i"]
-
-    def factors(node: Tree, name: str) -> list[str]:
-        leaves = sum(child == () for child in node)
-        parts = [f"c_{name}" + (f"^{leaves}" if leaves > 1 else "")] if leaves else []
-        for child in node:
-            if child != ():
-                index = next(letters)
-                used.append(index)
-                parts += [f"a_{name}{index}", *factors(child, index)]
-        return parts
-
-    product = " ".join(["b_i", *factors(tree, "i")])
-    return f"sum_{''.join(used)} {product}"
-
-
-def elementary_weights(a: Sequence[Sequence[Number]], tree: Tree) -> tuple[Number, ...]:
-    """Phi_i(tree) = prod over the subtrees s at the root of sum_j a_ij Phi_j(s), one number a stage."""
-    inner = [elementary_weights(a, child) for child in tree]
-    return tuple(math.prod((_dot(row, phi[: len(row)]) for phi in inner), start=Fraction(1)) for row in a)
 
 
 @dataclass(frozen=True)
@@ -193,10 +136,6 @@ def _close(got: Number, expected: Number) -> bool:
     return abs(float(got) - float(expected)) <= FLOAT_TOLERANCE
 
 
-def _dot(weights: Sequence[Number], values: Sequence[Number]) -> Number:
-    return sum((w * v for w, v in zip(weights, values, strict=True)), Fraction(0))
-
-
 def _check_conditions(tableau: Tableau) -> None:
     name = f"tableau {tableau.name!r}"
     for i, row in enumerate(tableau.a):
@@ -227,7 +166,7 @@ def _check_conditions(tableau: Tableau) -> None:
 def _check_order(tableau: Tableau, weights: Sequence[Number], order: int, symbol: str, claim: str) -> None:
     for nodes in range(1, order + 1):
         for tree in rooted_trees(nodes):
-            got = _dot(weights, elementary_weights(tableau.a, tree))
+            got = dot(weights, elementary_weights(tableau.a, tree))
             expected = Fraction(1, density(tree))
             if not _close(got, expected):
                 condition = formula(tree).replace("b_", f"{symbol}_", 1)
@@ -239,9 +178,9 @@ def _check_order(tableau: Tableau, weights: Sequence[Number], order: int, symbol
 
 def _dense_defect(tableau: Tableau, tree: Tree) -> tuple[int, Number] | None:
     """The first power of s in which a tree's dense condition fails, and by how much; None where it holds."""
-    phi, nodes, dense = elementary_weights(tableau.a, tree), _size(tree), tableau.b_dense or ()
+    phi, nodes, dense = elementary_weights(tableau.a, tree), n_nodes(tree), tableau.b_dense or ()
     for power in range(1, max(nodes, *(len(p) for p in dense), 0) + 1):
-        got = _dot([p[power - 1] if power <= len(p) else Fraction(0) for p in dense], phi)
+        got = dot([p[power - 1] if power <= len(p) else Fraction(0) for p in dense], phi)
         expected = Fraction(int(power == nodes), density(tree))
         if not _close(got, expected):
             return power, got - expected

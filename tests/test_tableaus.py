@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from ode_nets.tableaus import (
-    SCHEMES,
-    Tableau,
-    density,
-    elementary_weights,
-    formula,
-    get_tableau,
-    rooted_trees,
-)
+from ode_nets.rooted_trees import density, elementary_weights, formula, rooted_trees
+from ode_nets.tableaus import SCHEMES, Tableau, get_tableau
 
 KEYS = tuple(SCHEMES)
 EXACT = tuple(key for key in KEYS if key != "tsit5")

@@ -23,17 +23,16 @@ from ode_nets.validity.adaptation import (
 from ode_nets.validity.convergence import Convergence, Dip, Slope, convergence, distance, find_dip, fit_slope, rounding
 from ode_nets.validity.crossings import (
     Crossings,
-    chord_heights,
     crossings,
     folds,
     is_autonomous,
     order_changes,
-    orientation,
     segment_crossings,
     trajectories,
 )
 from ode_nets.validity.exchange import Exchange, critical_training_step, exchange
 from ode_nets.validity.judge import Judgement, describe, judge
+from ode_nets.validity.planar import chord_heights, orientation
 from ode_nets.validity.quality import Quality
 from ode_nets.validity.report import FACTORS, Report, examine
 from ode_nets.validity.subjects import Subject, of_field, of_model, say_statistics

@@ -6,10 +6,7 @@ from ode_nets.weights.constant import Constant
 from ode_nets.weights.evolved import (
     Evolution,
     Evolved,
-    Flattened,
     FlowStep,
-    Still,
-    WeightField,
     configuration_1,
     configuration_2,
 )
@@ -24,6 +21,7 @@ from ode_nets.weights.intervals import interval_index, stage_offset
 from ode_nets.weights.joint import Joint
 from ode_nets.weights.kernel import Box, Dirac, Exponential, Kernel, kernel_matrix
 from ode_nets.weights.rda import RDA, advance_filter
+from ode_nets.weights.weight_fields import Flattened, Still, WeightField
 
 __all__ = [
     "RDA",
