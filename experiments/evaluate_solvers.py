@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.records import pictures
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, expand, write_json
 from experiments.records.progress import working
@@ -67,7 +67,8 @@ class Options:
 
     def __post_init__(self) -> None:
         expand(self, "run_dir", "out", "twin")
-        for name, good, allowed in (
+        check_settings(
+            self,
             (
                 "schemes",
                 bool(self.schemes) and set(self.schemes) <= set(SCHEMES),
@@ -76,9 +77,7 @@ class Options:
             ("n_steps", all(n >= 1 for n in self.n_steps), "numbers of at least 1"),
             ("lanes", self.lanes is None or self.lanes >= 1, "at least 1"),
             ("memory_gib", self.memory_gib is None or self.memory_gib > 0, "more than 0"),
-        ):
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+        )
 
 
 def swap_run(folder: Path, options: Options) -> Swapped:

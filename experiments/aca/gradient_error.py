@@ -42,7 +42,7 @@ from rich.table import Table
 
 from experiments.aca import gradient_cases
 from experiments.aca.gradient_error_figures import draw, draw_rejecting
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
 from experiments.records.progress import told
@@ -91,7 +91,8 @@ class Options:
 
     def __post_init__(self) -> None:
         embedded = [name for name, tableau in SCHEMES.items() if tableau.b_error is not None]
-        for name, good, allowed in (
+        check_settings(
+            self,
             ("k", bool(self.k), "at least one rate"),
             ("z0", self.z0 != 0, "a number other than 0, at which every gradient is 0"),
             ("times", bool(self.times) and min(self.times, default=0) > 0, "numbers above 0"),
@@ -101,9 +102,7 @@ class Options:
             ("max_steps", self.max_steps >= 1, "at least 1"),
             ("starts", self.starts >= 1, "at least 1"),
             ("cases_max_steps", self.cases_max_steps >= 1, "at least 1"),
-        ):
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------

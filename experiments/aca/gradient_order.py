@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.aca.gradient_cases import METHODS, Case, errors, finite, gradients, truth
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
 from experiments.records.pictures import plain_ticks
@@ -87,7 +87,8 @@ class Options:
     def __post_init__(self) -> None:
         embedded = [name for name, tableau in SCHEMES.items() if tableau.b_error is not None]
         n, (first, last) = self.n_steps, self.decades
-        for name, good, allowed in (
+        check_settings(
+            self,
             ("fixed", set(self.fixed) <= set(SCHEMES), f"some of {', '.join(SCHEMES)}"),
             ("n_steps", min(n, default=1) >= 1 and n == tuple(sorted(set(n))), "rising numbers of at least 1"),
             ("adaptive", set(self.adaptive) <= set(embedded), f"some of {', '.join(embedded)}"),
@@ -95,9 +96,7 @@ class Options:
             ("decades", 1 <= first <= last <= 11, "two numbers from 1 to 11 that do not fall"),
             ("starts", self.starts >= 1, "at least 1"),
             ("max_steps", self.max_steps >= 1, "at least 1"),
-        ):
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+        )
 
     @property
     def tolerances(self) -> tuple[float, ...]:

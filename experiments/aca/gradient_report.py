@@ -50,7 +50,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.aca.gradient_costs import METHODS, Loss, PyTree, Row, Solver, formulas, n_bytes, report
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
 from experiments.records.pictures import plain_ticks
@@ -100,16 +100,15 @@ class Options:
 
     def __post_init__(self) -> None:
         embedded = [name for name, tableau in SCHEMES.items() if self.n_steps or tableau.b_error]
-        for name, good, allowed in (
+        check_settings(
+            self,
             ("module", self.module is None or self.module.count(":") == 1, "package.module:function"),
             ("scheme", self.scheme in embedded, f"one of {', '.join(embedded)}"),
             ("repeats", self.repeats >= 1, "at least 1"),
             ("batch", self.batch >= 1, "at least 1"),
             ("channels", self.channels >= 1, "at least 1"),
             ("lecture_steps", min(self.lecture_steps, default=1) >= 1, "numbers of at least 1"),
-        ):
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+        )
 
     def solver(self) -> Solver:
         """The solver that was asked for."""

@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
 from experiments.records.progress import told
@@ -68,7 +68,8 @@ class Options:
 
     def __post_init__(self) -> None:
         dense = [name for name, tableau in SCHEMES.items() if tableau.b_error and tableau.b_dense]
-        for name, good, allowed in (
+        check_settings(
+            self,
             ("scheme", self.scheme in dense, f"one of {', '.join(dense)}"),
             ("rtol", self.rtol > 0, "a number above 0"),
             ("atol", self.atol > 0, "a number above 0"),
@@ -80,9 +81,7 @@ class Options:
                 bool(self.image_times) and min(self.image_times, default=0) > 0,
                 "numbers above 0",
             ),
-        ):
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------

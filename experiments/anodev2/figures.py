@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from ode_nets import advance_filter
 
 if TYPE_CHECKING:
@@ -54,12 +54,11 @@ class Options:
     """Frames of the moving Gaussian."""
 
     def __post_init__(self) -> None:
-        for name, good, allowed in (
+        check_settings(
+            self,
             ("n_filters", 1 <= self.n_filters <= 8, "1 to 8"),
             ("frames", self.frames >= 2, "at least 2"),
-        ):
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
 from experiments.records.tables import show
@@ -63,13 +63,12 @@ class Options:
     """Write into results/anodev2_rda, which git keeps, instead."""
 
     def __post_init__(self) -> None:
-        for name, good, allowed in (
+        check_settings(
+            self,
             ("extents", bool(self.extents) and all(n > 0 and n % 2 for n in self.extents), "odd numbers above 0"),
             ("time", self.time > 0, "a number above 0"),
             ("steps", bool(self.steps) and min(self.steps, default=0) >= 1, "numbers of at least 1"),
-        ):
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+        )
 
 
 def differentiation_matrix(n: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from experiments.configs import anodev2 as cells
 from experiments.images import data
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, write_json
 from experiments.records.tables import show
@@ -92,14 +92,13 @@ class Options:
     """Least time between two checkpoints, which are written after an epoch."""
 
     def __post_init__(self) -> None:
-        for name, good, allowed in (
+        check_settings(
+            self,
             ("forms", bool(self.forms) and set(self.forms) <= set(cells.FORMS), f"some of {', '.join(cells.FORMS)}"),
             ("n_seeds", self.n_seeds >= 1, "at least 1"),
             ("seeds_at_once", self.seeds_at_once is None or self.seeds_at_once >= 1, "None or at least 1"),
             ("n_test", self.n_test >= 1, "at least 1"),
-        ):
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+        )
 
     def config(self, form: str) -> Config:
         """The setting of one form."""

@@ -40,7 +40,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
 from experiments.records.pictures import plain_ticks
@@ -85,16 +85,15 @@ class Options:
 
     def __post_init__(self) -> None:
         steps = self.per_interval
-        for name, good, allowed in (
+        check_settings(
+            self,
             ("n_basis", bool(self.n_basis) and min(self.n_basis) >= 1, "numbers of at least 1"),
             ("per_interval", min(steps, default=0) >= 1 and steps == tuple(sorted(set(steps))), "rising, from 1 on"),
             ("strengths", min(self.strengths, default=0) > 0, "numbers above 0"),
             ("gain", self.gain > 0, "a number above 0"),
             ("seeds", self.seeds >= 1, "at least 1"),
             ("batch", self.batch >= 1, "at least 1"),
-        ):
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+        )
         if (most := max(steps) * max(self.n_basis)) > MAX_STEPS:
             raise ValueError(f"per_interval={steps} of n_basis={self.n_basis}: {most} steps, at most {MAX_STEPS}")
 

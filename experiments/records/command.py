@@ -45,6 +45,21 @@ def command_line(options: type[T], prog: str, about: str | None, args: Sequence[
     return found
 
 
+def check_settings(options: Any, *rules: tuple[str, Any, str]) -> None:
+    """Refuse settings of a command.
+
+    Args:
+      options: its dataclass.
+      *rules: name, whether its value is good, and what is allowed.
+
+    Raises:
+      ValueError: for the first that is not good; names it, its value and what is allowed.
+    """
+    for name, good, allowed in rules:
+        if not good:
+            raise ValueError(f"{name}={getattr(options, name)!r}: expected {allowed}")
+
+
 def flags_of(*kinds: Any, prefix: str = "") -> set[str]:
     """The keys of dataclasses and functions that are switches, as the command line spells them."""
     parameters = (parameter for kind in kinds for parameter in inspect.signature(kind).parameters.values())
