@@ -80,7 +80,7 @@ def write_onnx(out: Path, net: nn.Module, variables: PyTree, dataset: Dataset) -
 
     try:
         written = remanifest.export_onnx(net, variables, dtype="uint8", **_inputs(dataset))
-    except (ValueError, NotImplementedError) as error:
+    except ValueError as error:
         raise RunError(f"the network cannot be written as ONNX: {error}") from error
     path = _write(out / ONNX, written)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

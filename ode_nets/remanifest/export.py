@@ -84,7 +84,8 @@ def export_onnx(
       Bytes to write to a file.
 
     Raises:
-      ValueError: for a network whose number of steps depends on the images, as with an adaptive solver.
+      ValueError: for a network whose number of steps depends on the images, as with an adaptive solver, or with an
+        operation that `jax2onnx` does not know.
       ImportError: without `jax2onnx`.
     """
     # The converter loads onnx and equinox, which no other part of this library needs.
@@ -93,7 +94,10 @@ def export_onnx(
     images = _images(batch_size, image_shape, dtype)
     # While it converts, it puts other functions in the place of some of jax and Flax: the network is traced before.
     function = flattened(lambda images: net.apply(dequantize(variables), preprocess(images)), images)
-    model = to_onnx(function, [images], model_name="model", input_names=["images"], output_names=["logits"])
+    try:
+        model = to_onnx(function, [images], model_name="model", input_names=["images"], output_names=["logits"])
+    except NotImplementedError as error:
+        raise ValueError(f"jax2onnx cannot write this network, export_inference can: {error}") from error
     return bytes(model.SerializeToString())
 
 
