@@ -24,7 +24,11 @@ them, and temporary memory, from the analysis of that program, with room for the
 `Direct` takes step sizes as constants, and on the same accepted steps it is equal to ACA by construction; so is
 `Checkpointed`.
 
-Minutes on two cores. Writes gradient_error.json, gradient_error.png and rejecting.png into --out.
+Measured (results/gradient_error, medians of nine starts): ACA is nearer than Naive on the stiff start at 1e-3 and finer
+(7e-3 and 0.4 at 1e-4), after a first step too large and at loose tolerances; of the stiff van der Pol oscillator Naive
+is nearer at 1e-7 to 1e-3 (1e-2 and 0.2 at 1e-4). Its graph is deeper by 8 to 36 %.
+
+Two minutes on two idle cores. Writes gradient_error.json, gradient_error.png and rejecting.png into --out.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from rich.table import Table
 from experiments import evaluate_solvers, is_ode
 from experiments.aca import (
     gradient_error,
+    gradient_order,
     gradient_report,
     latent_ode,
     node18_swap,
@@ -63,7 +64,11 @@ def report(console):
 
 
 def errors(console):
-    gradient_error.print_toy(read("gradient_error/gradient_error.json")["rows"], console)
+    gradient_error.print_tables(read("gradient_error/gradient_error.json"), console)
+
+
+def orders(console):
+    gradient_order.print_tables(read("gradient_order/gradient_order.json"), console)
 
 
 def verdicts(console):
@@ -96,6 +101,7 @@ PRINTED = {
     "is_ode": verdicts,
     "gradient_report": report,
     "gradient_error": errors,
+    "gradient_order": orders,
     "adjoint_steps": lambda console: adjoint_steps.print_table(read("adjoint_steps/adjoint_steps.json"), console),
     "compress": front,
     "round_trip": trips,
