@@ -52,14 +52,21 @@ Fraction01 = Annotated[float, Rule("a number in [0, 1]", lambda x: 0 <= x <= 1)]
 FloatName = Annotated[str, Rule("the name of a floating-point dtype, such as 'bfloat16'", lambda name: _is_float(name))]
 Variables = Annotated[Any, Rule("variables by collection, such as {'params': ...}", lambda v: isinstance(v, Mapping))]
 Widths = Annotated[tuple[Count, ...], Rule("one width or more, each at least 1", bool)]
-Numbers = Annotated[Any, Rule("a number or an array of numbers", lambda x: is_array(x) and not isinstance(x, bool))]
+Numbers = Annotated[Any, Rule("a real number or an array of real numbers", lambda x: is_real(x))]
 """What arithmetic takes, traced or not."""
 
 
-def is_array(value: Any) -> bool:
-    """Whether a value is a number or an array of numbers, of Python, NumPy or JAX."""
+def is_real(value: Any) -> bool:
+    """Whether a value is a real number or an array of them, of Python, NumPy or JAX; booleans are none."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        real = jax.numpy.issubdtype(value.dtype, np.number)
+        return real and not jax.numpy.issubdtype(value.dtype, np.complexfloating)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_array(value: Any) -> bool:
     if isinstance(value, np.ndarray | np.generic):
-        return value.dtype.kind in "biufc" or jax.numpy.issubdtype(value.dtype, np.number)
+        return value.dtype.kind in "bc" or is_real(value)
     return isinstance(value, jax.Array | int | float | complex)
 
 
@@ -268,11 +275,9 @@ def _integer(value: Any) -> Any:
 
 def _real(value: Any) -> Any:
     """A number that is not NaN; Python's as they are."""
-    if isinstance(value, bool | complex | jax.core.Tracer) or not is_array(value) or np.ndim(value):
+    if isinstance(value, jax.core.Tracer) or not is_real(value) or np.ndim(value):
         return _WRONG
     if not isinstance(value, int | float):
-        if value.dtype.kind in "bc":
-            return _WRONG
         value = value.item()
     if isinstance(value, int) and abs(value) >= _WIDE:
         try:
@@ -287,7 +292,7 @@ def _flag(value: Any) -> Any:
 
 
 def _array(value: Any) -> Any:
-    return value if is_array(value) else _WRONG
+    return value if _is_array(value) else _WRONG
 
 
 def _host_array(value: Any) -> Any:
@@ -296,7 +301,8 @@ def _host_array(value: Any) -> Any:
             value = np.asarray(value)
         except ValueError:
             return _WRONG
-    return _array(value)
+    boolean = getattr(value, "dtype", None) == np.bool_
+    return value if boolean or is_real(value) else _WRONG
 
 
 _ANYTHING = _Kind("anything", lambda value: value)
@@ -308,5 +314,5 @@ _PLAIN: dict[Any, _Kind] = {
     str: _Kind("a text", lambda v: str(v) if isinstance(v, str) else _WRONG),
     type(None): _Kind("None", lambda v: v if v is None else _WRONG),
     jax.Array: _Kind("an array of numbers", _array),
-    np.ndarray: _Kind("an array of numbers", _host_array),
+    np.ndarray: _Kind("an array of real numbers", _host_array),
 }

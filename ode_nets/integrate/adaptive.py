@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.arguments import Count, checked, is_array, shown
+from ode_nets.arguments import Count, checked, is_real, shown
 from ode_nets.axes import AxisName, all_over, axis_names
 from ode_nets.control import Norm, StepController, initial_step, scaled_norm
 from ode_nets.integrate.problem import Place, Problem, evaluator, in_order, unresolved
@@ -78,7 +78,7 @@ class Adaptive:
         _check_number("atol", self.atol, "at least 0", lambda v: v >= 0)
         for name in ("first_step", "min_step"):
             if getattr(self, name) is not None:
-                if not is_array(getattr(self, name)) or np.ndim(getattr(self, name)):
+                if not is_real(getattr(self, name)) or np.ndim(getattr(self, name)):
                     raise ValueError(f"{name}={shown(getattr(self, name))}: expected one number above 0, or None")
                 _check_number(name, getattr(self, name), "above 0", lambda v: v > 0)
         if self.outputs is None:
@@ -224,8 +224,7 @@ class Adaptive:
 def _check_number(name: str, value: Any, allowed: str, good: Any) -> None:
     # A solver is a tree of numbers, too.
     for leaf in [value] if hasattr(value, "propose") else jax.tree.leaves(value) or [value]:
-        if not is_array(leaf) or jnp.result_type(leaf) == np.bool_ or not np.size(leaf):
+        if not is_real(leaf) or not np.size(leaf):
             raise ValueError(f"{name}={shown(value)}: expected a number {allowed}")
-        out_of_range = known(leaf) and not np.all(good(np.asarray(leaf)))
-        if out_of_range or jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+        if known(leaf) and not np.all(good(np.asarray(leaf))):
             raise ValueError(f"{name}={value}: expected a number {allowed}")

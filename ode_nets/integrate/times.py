@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.arguments import is_array, shown
+from ode_nets.arguments import is_real, shown
 from ode_nets.trees import known
 
 
@@ -52,12 +52,10 @@ def check_times(t0: Any, t1: Any, ts: Any) -> tuple[Any, tuple[tuple[float, floa
     for name, t in (("t0", t0), ("t1", t1)):
         if isinstance(t, (list, tuple)):
             t = np.asarray(t) if known(t) else jnp.asarray(t)
-        if not is_array(t) or isinstance(t, complex) or jnp.result_type(t) == np.bool_:
+        if not is_real(t):
             raise ValueError(f"{name}={shown(t)}: expected a time, a real number")
         if np.shape(t) != ():
             raise ValueError(f"{name} has shape {np.shape(t)}: expected a scalar; use jax.vmap for several solves")
-        if jnp.issubdtype(jnp.result_type(t), jnp.complexfloating):
-            raise ValueError(f"{name} has dtype {jnp.result_type(t)}: expected a time, a real number")
         if known(t) and not math.isfinite(float(t)):
             raise ValueError(f"{name}={float(t)}: expected a finite time")
     if known((t0, t1)):
@@ -66,8 +64,7 @@ def check_times(t0: Any, t1: Any, ts: Any) -> tuple[Any, tuple[tuple[float, floa
         return None, None
     if isinstance(ts, (list, tuple)):
         ts = np.asarray(ts) if known(ts) else jnp.asarray(ts)
-    kind = jnp.result_type(ts) if is_array(ts) else None
-    if kind is None or kind == np.bool_ or jnp.issubdtype(kind, jnp.complexfloating):
+    if not is_real(ts):
         raise ValueError(f"ts={shown(ts)}: expected times, real numbers")
     if jnp.ndim(ts) != 1 or jnp.shape(ts)[0] == 0:
         raise ValueError(

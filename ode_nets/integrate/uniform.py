@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.arguments import Count, checked, is_array, shown
+from ode_nets.arguments import Count, checked, is_real, shown
 from ode_nets.integrate.problem import Place, Problem, WeightFunction, in_order, unresolved
 from ode_nets.integrate.solution import Result
 from ode_nets.stepping import RungeKutta, Step, all_finite, get_scheme, pad_scheme
@@ -203,8 +203,7 @@ class FixedStep(KnownSteps):
 
 
 def _checked_steps(n_steps: Any, max_steps: int) -> Any:
-    bad = isinstance(n_steps, bool | type) or not is_array(n_steps)
-    if bad or not jnp.issubdtype(jnp.result_type(n_steps), jnp.integer):
+    if not is_real(n_steps) or not jnp.issubdtype(jnp.result_type(n_steps), jnp.integer):
         raise ValueError(f"n_steps={shown(n_steps)}: expected an integer of at least 1, or an integer array of no axes")
     if isinstance(n_steps, int | np.integer):
         if n_steps < 1:

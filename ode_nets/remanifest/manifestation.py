@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from ode_nets.arguments import Count, Positive, checked, is_array, shown
+from ode_nets.arguments import Count, Positive, checked, is_real, shown
 from ode_nets.integrate import Adaptive, FixedStep
 
 
@@ -54,7 +54,7 @@ class Manifestation:
         """
         if isinstance(solver, FixedStep):
             return cls(solver.scheme.name, int(solver.n_steps))
-        if not is_array(solver.rtol) or np.ndim(solver.rtol):
+        if not is_real(solver.rtol) or np.ndim(solver.rtol):
             raise ValueError(f"rtol={shown(solver.rtol)}: expected one number, by which a manifestation is known")
         return cls(solver.scheme.name, n_accepted, float(solver.rtol))
 

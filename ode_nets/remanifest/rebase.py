@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ode_nets.arguments import Count, Variables, checked
+from ode_nets.arguments import Count, Variables, checked, shown
 from ode_nets.integrate import FixedStep
 from ode_nets.nn import weight_roles
 from ode_nets.nn.roles import COEFFICIENTS
@@ -65,8 +65,8 @@ def refine(net: nn.Module, variables: Variables, factor: Count = 2) -> tuple[nn.
       linear basis of two knots or more, whose statistics are averaged over intervals that overlap.
 
     Raises:
-      ValueError: for a net without a basis or a solver, a solver without a step count, or a factor that is not an
-        integer of at least 1.
+      ValueError: for a net without a basis or a solver, a solver without a step count, a factor that is not an
+        integer of at least 1, or variables without coefficients, as one collection in the place of all has none.
 
     Example:
         >>> net = OdeBlock(MLP(2), PiecewiseConstant(2), FixedStep("rk4", 2))
@@ -99,7 +99,7 @@ def project(net: nn.Module, variables: Variables, basis: Basis) -> tuple[nn.Modu
       The description in the new basis, with its solver as it is, and its variables.
 
     Raises:
-      ValueError: for a net without a basis.
+      ValueError: for a net without a basis, or variables without coefficients.
 
     Example:
         >>> net = OdeBlock(MLP(2), PiecewiseConstant(2), FixedStep("rk4", 2))
@@ -134,6 +134,11 @@ def _basis_of(net: Any) -> Basis:
 
 
 def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray) -> tuple[nn.Module, PyTree]:
+    if "expansion" not in jax.tree.leaves(weight_roles(variables)):
+        raise ValueError(
+            f"variables={shown(dict(variables))}: expected coefficients of an OdeBlock in them; give what net.init "
+            "returned, by collection, as in {'params': ...}"
+        )
     intervals = projection_matrix(PiecewiseConstant(_basis_of(net).n_basis), PiecewiseConstant(basis.n_basis))
     changed = {}
     for name, tree in variables.items():

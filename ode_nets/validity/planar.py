@@ -7,15 +7,13 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ode_nets.arguments import Rule, checked, is_array
+from ode_nets.arguments import Rule, checked, is_real
 
 Margin = Annotated[
     Any,
     Rule(
         "a number of at least 0, or an array of such",
-        lambda m: (
-            is_array(m) and np.asarray(m).dtype.kind in "iuf" and np.isfinite(m).all() and np.min(m, initial=0) >= 0
-        ),
+        lambda m: is_real(m) and bool(np.all((np.asarray(m, float) >= 0) & (np.asarray(m, float) < np.inf))),
     ),
 ]
 _ROUNDING = (3 + 16 * 2.0**-53) * 2.0**-53

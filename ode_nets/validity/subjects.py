@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ode_nets.arguments import Finite, checked, is_array, shown
+from ode_nets.arguments import Finite, checked, is_real, shown
 from ode_nets.gradients import Direct, solve
 from ode_nets.integrate import (
     Adaptive,
@@ -213,7 +213,7 @@ def _counted(solver: FixedStep | Adaptive) -> FixedStep | Adaptive:
     if isinstance(solver, FixedStep):
         return solver if solver.length is not None else FixedStep(solver.scheme, int(solver.n_steps))
     for name in ("rtol", "atol"):
-        if not is_array(value := getattr(solver, name)) or np.ndim(value):
+        if not is_real(value := getattr(solver, name)) or np.ndim(value):
             raise ValueError(f"{name}={shown(value)}: expected one number, which smaller ones are compared with")
     return solver
 

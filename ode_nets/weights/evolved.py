@@ -302,8 +302,15 @@ def configuration_2(q: WeightField, n_steps: Count = 2, n_weight_steps: Count = 
         >>> evolution.times, evolution.n_steps
         ((Fraction(0, 1), Fraction(1, 1)), 10)
     """
-    times = default_times(PiecewiseLinear(n_steps))
-    return Evolution(q, solver or _default_solver(q, n_weight_steps), PiecewiseConstant(n_steps), times)
+    solver = solver or _default_solver(q, n_weight_steps)
+    own = getattr(solver, "n_steps", None)
+    # Before the times are written down: there may be more of them than memory holds.
+    if isinstance(own, int) and n_steps > 1 and own % (n_steps - 1):
+        raise ValueError(
+            f"n_steps={n_steps} does not fit n_weight_steps={own}: expected a number of weight steps that is a "
+            "multiple of n_steps - 1, so that each step reads at a point of the weight grid"
+        )
+    return Evolution(q, solver, PiecewiseConstant(n_steps), default_times(PiecewiseLinear(n_steps)))
 
 
 def _default_solver(q: WeightField, n_steps: int) -> Any:

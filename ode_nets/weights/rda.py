@@ -60,6 +60,8 @@ def advance_filter(
         ((3, 3, 1, 1), 0.3679)
     """
     _check_filter(w, "w")
+    if np.shape(h):
+        raise ValueError(f"h has shape {np.shape(h)}: expected a scalar; use jax.vmap for several times")
     known = not any(isinstance(value, jax.core.Tracer) for value in (h, diffusion))
     if known and np.min(h) < 0 and np.max(diffusion) > 0:
         raise ValueError(f"h={h}: expected at least 0; back in time diffusion makes high waves grow without bound")

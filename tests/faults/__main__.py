@@ -69,6 +69,7 @@ def pieces(n_trials: int, n_kills: int, seed: int) -> list[Piece]:
         Piece("numbers", f"numbers_{scheme}", lambda place, scheme=scheme: damage.not_finite((scheme,)))
         for scheme in damage.SCHEMES
     ]
+    found.append(Piece("arguments", "arguments_all", lambda place: arguments.every()))
     found.append(Piece("crashes", "crashes", runs.crash_states))
     for category, several in drawn.items():
         left, size, at = n_kills if category == "kills" else int(n_trials * SHARES[category]), 0, 0

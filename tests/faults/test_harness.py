@@ -20,7 +20,13 @@ def assert_clear(trials, at_least):
 
 
 def test_wrong_arguments_are_named_and_right_ones_taken():
-    assert_clear(arguments.trials(1500), 1000)
+    # Every ninth, so that each argument meets several values: the others are tried by the slow test.
+    assert_clear(arguments.every(9), 1500)
+
+
+@pytest.mark.slow
+def test_every_argument_with_every_value():
+    assert_clear(arguments.every(), 15_000)
 
 
 def test_every_public_name_is_tried_or_said_not_to_be():
