@@ -34,7 +34,7 @@ from rich.console import Console
 
 from experiments.images import data
 from experiments.records import fronts, pictures
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, check_place, check_writable, expand, read_manifest, write_json
 from experiments.records.progress import told
@@ -87,19 +87,14 @@ class Options:
 
     def __post_init__(self) -> None:
         expand(self, "run_dir", "out")
-        for name, good, allowed in (
+        check_settings(
+            self,
             ("basis", bool(self.basis), f"some of {', '.join(BASES)}"),
             ("n_basis", all(m >= 1 for m in self.n_basis), "numbers of at least 1"),
-            (
-                "scheme",
-                bool(self.scheme) and set(self.scheme) <= set(SCHEMES),
-                f"some of {', '.join(SCHEMES)}",
-            ),
+            ("scheme", bool(self.scheme) and set(self.scheme) <= set(SCHEMES), f"some of {', '.join(SCHEMES)}"),
             ("n_steps", all(n >= 1 for n in self.n_steps), "numbers of at least 1"),
             ("max_drop", 0 <= self.max_drop <= 100, "points between 0 and 100"),
-        ):
-            if not good:
-                raise ValueError(f"--{name.replace('_', '-')}={getattr(self, name)!r}: expected {allowed}")
+        )
 
     @property
     def decides(self) -> bool:

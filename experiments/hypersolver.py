@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.images import data
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, write_json
 from experiments.records.progress import told
@@ -80,11 +80,11 @@ class Options:
 
     def __post_init__(self) -> None:
         expand(self, "run", "out")
-        for name in ("images", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if not self.n_steps or min(self.n_steps) < 1:
-            raise ValueError(f"n_steps={self.n_steps}: expected one number or more, each at least 1")
+        check_settings(
+            self,
+            *((name, getattr(self, name) >= 1, "at least 1") for name in ("images", "iterations")),
+            ("n_steps", min(self.n_steps, default=0) >= 1, "one number or more, each at least 1"),
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.images import data
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, write_json
 from experiments.records.pictures import apart, below, plain_ticks
@@ -71,11 +71,12 @@ class Options:
 
     def __post_init__(self) -> None:
         expand(self, "runs", "out")
-        if not self.runs:
-            raise ValueError("runs=(): expected at least one folder of a run")
-        for name, least in (("images", 1), ("samples", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+        check_settings(
+            self,
+            ("runs", bool(self.runs), "at least one folder of a run"),
+            ("images", self.images >= 1, "at least 1"),
+            ("samples", self.samples >= 0, "at least 0"),
+        )
 
 
 def examine(options: Options, folder: Path) -> Record:

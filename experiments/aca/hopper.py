@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.digests import write_digest
 from experiments.records.files import RunError
 from experiments.records.progress import told
@@ -39,8 +39,7 @@ class Options:
     """Of initial states; windows are drawn after them."""
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n={self.n}: expected at least 1")
+        check_settings(self, ("n", self.n >= 1, "at least 1"))
 
 
 def generate(n: int, seed: int) -> np.ndarray:

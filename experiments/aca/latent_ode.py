@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.aca import hopper
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, read_manifest, read_metrics, say, write_json
 from experiments.records.pictures import plain_ticks
@@ -86,9 +86,7 @@ class Options:
 
     def __post_init__(self) -> None:
         expand(self, "data", "runs", "out")
-        for name in ("observed", "gradient"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}=(): expected at least one")
+        check_settings(self, *((name, bool(getattr(self, name)), "at least one") for name in ("observed", "gradient")))
 
     def config(self, observed: float, gradient: GradientName) -> SeriesConfig:
         """The paper's settings of one cell."""

@@ -21,6 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from experiments import configs
+from experiments.records.command import check_settings
 from experiments.records.environment import environment
 from experiments.records.files import write_json
 from experiments.records.progress import told
@@ -40,10 +41,11 @@ class Options:
     """Folder of the result; default runs/<config>."""
 
     def __post_init__(self) -> None:
-        if not self.penalties or not min(self.penalties) > 0:
-            raise ValueError(f"penalties={self.penalties}: expected one or more above 0")
-        if self.max_iterations < 1:
-            raise ValueError(f"max_iterations={self.max_iterations}: expected at least 1")
+        check_settings(
+            self,
+            ("penalties", min(self.penalties, default=0) > 0, "one or more above 0"),
+            ("max_iterations", self.max_iterations >= 1, "at least 1"),
+        )
 
 
 def linear_classifier(config: Config, options: Options) -> dict[str, Any]:

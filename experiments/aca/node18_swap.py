@@ -27,7 +27,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, expand, write_json
 from experiments.records.progress import told, working
@@ -93,12 +93,13 @@ class Options:
 
     def __post_init__(self) -> None:
         expand(self, "run_dir")
-        if not all(0 < h <= 1 and abs(1 / h - round(1 / h)) < 1e-6 for h in self.stepsizes):
-            raise ValueError(f"stepsizes={self.stepsizes}: expected numbers that divide 1")
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"images={self.images}: expected at least 1")
-        if not self.tolerances or min(self.tolerances) <= 0:
-            raise ValueError(f"tolerances={self.tolerances}: expected one or more above 0")
+        divides = lambda h: 0 < h <= 1 and abs(1 / h - round(1 / h)) < 1e-6
+        check_settings(
+            self,
+            ("stepsizes", all(map(divides, self.stepsizes)), "numbers that divide 1"),
+            ("images", self.images is None or self.images >= 1, "at least 1"),
+            ("tolerances", min(self.tolerances, default=0) > 0, "one or more above 0"),
+        )
 
 
 @partial(jax.jit, static_argnames=("net", "scheme", "max_steps"))

@@ -32,6 +32,7 @@ from scipy import stats
 
 from experiments import configs
 from experiments.images import data
+from experiments.records.command import check_settings
 from experiments.records.environment import environment
 from experiments.records.files import RunError, write_json
 from experiments.training.config import Config
@@ -61,10 +62,11 @@ class Options:
     """Folder of such runs of another network, to compare with."""
 
     def __post_init__(self) -> None:
-        for name, lowest in (("n_runs", 2), ("lanes", 1)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ValueError(f"{name}={value}: expected at least {lowest}")
+        check_settings(
+            self,
+            ("n_runs", self.n_runs >= 2, "at least 2"),
+            ("lanes", self.lanes is None or self.lanes >= 1, "at least 1"),
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from rich.table import Table
 from experiments.aca import three_bodies_models as models
 from experiments.aca.three_bodies_figures import draw_masses, draw_models
 from experiments.aca.three_bodies_models import Data, GradientName, ModelName, Preset
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, expand
 from experiments.records.rows import Row, Rows
@@ -98,15 +98,13 @@ class Options:
 
     def __post_init__(self) -> None:
         expand(self, "out")
-        for name in ("seeds", "points", "epochs", "lstm_epochs", "width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
-        if self.points % models.SEQUENCE:
-            raise ValueError(f"points={self.points}: expected a multiple of {models.SEQUENCE}, the LSTMs' sequences")
-        for name in ("models", "gradients"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}=(): expected at least one")
+        counts = {name: getattr(self, name) for name in ("seeds", "points", "epochs", "lstm_epochs", "width")}
+        check_settings(
+            self,
+            *((name, value is None or value >= 1, "at least 1") for name, value in counts.items()),
+            ("points", self.points % models.SEQUENCE == 0, f"a multiple of {models.SEQUENCE}, the LSTMs' sequences"),
+            *((name, bool(getattr(self, name)), "at least one") for name in ("models", "gradients")),
+        )
 
     def bodies(self) -> Start:
         """Where bodies start."""
@@ -171,9 +169,10 @@ def measure(options: Options, name: ModelName, gradient: GradientName, data: Dat
         "said": f"test MSE {', '.join(f'{value:.3g}' for value in mse)}"
         + (f"; epochs skipped after failed solves {skipped.tolist()}" if skipped.any() else ""),
     }
+    seed, key = models.middle(mse), key_of(name, gradient)
+    row |= model.passes(jax.tree.map(lambda leaf: leaf[seed], trained.theta), data)
     if name == "ode":
         row["masses"] = np.asarray(trained.theta).tolist()
-    seed, key = models.middle(mse), key_of(name, gradient)
     arrays = {
         f"{key}/losses": np.asarray(trained.losses, np.float32),
         f"{key}/path": r[seed, ::DRAWN].astype(np.float32),
@@ -197,7 +196,7 @@ def print_table(rows: Rows, start: Any, console: Console) -> None:
         f"Test MSE on [0, 2], {settings['seeds']} runs; start {settings['start']}, settings of the {settings['preset']}"
     )
     table = Table(title=title, title_justify="left")
-    costs = ("nfe", "ms an epoch", "MB")
+    costs = ("nfe", "back", "vjps", "ms an epoch", "MB")
     for column in ("model", "ours", "each run", "paper", "on [0, 1]", "epochs", "skipped", *costs, "masses"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for key, row in rows.rows.items():
@@ -205,6 +204,7 @@ def print_table(rows: Rows, start: Any, console: Console) -> None:
         off = f"off by {np.abs(found - np.asarray(start.masses)).max():.1g}" if len(found) else ""
         own = (
             f"{row['nfe_forward']:.0f}",
+            *(str(row.get(name, "-")) for name in ("backward_evaluations", "backward_vjps")),
             f"{1e3 * row['seconds_an_epoch']:.0f}",
             f"{row['temporary_bytes'] / 1e6:.1f}",
         )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.aca.gradient_costs import count_passes
 from ode_nets import (
     ACA,
     Adaptive,
@@ -83,6 +84,8 @@ class Model(NamedTuple):
     """Positions at the times of the test, `[2 points, 3, 3]`, NaN where a solve fails."""
     track: Callable[[PyTree], jax.Array] = lambda theta: jnp.zeros(0)
     """Numbers that are kept at every epoch."""
+    passes: Callable[[PyTree, Data], dict[str, int]] = lambda theta, data: {}
+    """Field evaluations and vjps of one gradient of the loss, as they are made."""
 
 
 def squares(predicted: jax.Array, r: jax.Array) -> jax.Array:
@@ -127,7 +130,15 @@ def mechanics(name: Literal["node", "ode"], gradient: GradientName, fading: floa
     def predict(theta: PyTree, data: Data) -> tuple[jax.Array, jax.Array]:
         return positions(theta, data.start, data.test_ts, 2.0)
 
-    return Model(init, loss, predict, *([lambda theta: theta] if name == "ode" else []))
+    def passes(theta: PyTree, data: Data) -> dict[str, int]:
+        end = lambda field, state, theta: (
+            solve(field, state, theta, solver=solver, gradient=GRADIENTS[gradient], ts=data.ts).x[0]
+        )
+        loss = lambda r: jnp.mean(fading**data.ts * squares(r, data.r))
+        return count_passes(end, field, (data.start.r, data.start.v), theta, loss)
+
+    made = Model(init, loss, predict, passes=passes)
+    return made._replace(track=lambda theta: theta) if name == "ode" else made
 
 
 class Recurrent(nn.Module):

@@ -34,7 +34,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
 from experiments.records.pictures import below, plain_ticks
@@ -68,11 +68,13 @@ class Options:
     """Write into results/anodev2_kkt, which git keeps, instead."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("schemes", ORDERS), ("kernels", KERNELS)):
-            if not getattr(self, name) or not set(getattr(self, name)) <= set(allowed):
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected some of {', '.join(allowed)}")
-        if min(self.n_steps, default=0) < 1:
-            raise ValueError(f"n_steps={self.n_steps}: expected numbers of at least 1")
+        some = lambda values, of: bool(values) and set(values) <= set(of)
+        check_settings(
+            self,
+            ("schemes", some(self.schemes, ORDERS), f"some of {', '.join(ORDERS)}"),
+            ("kernels", some(self.kernels, KERNELS), f"some of {', '.join(KERNELS)}"),
+            ("n_steps", min(self.n_steps, default=0) >= 1, "numbers of at least 1"),
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------

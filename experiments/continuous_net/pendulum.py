@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.continuous_net.pendulum_figures import draw_convergence, draw_trajectories
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination, write_json
 from experiments.records.progress import told
@@ -78,12 +78,12 @@ class Options:
     """Write into results/pendulum, which git keeps, instead."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "pairs", "hidden", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("dt", "learning_rate", "t1", "shown"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0")
+        counts, sizes = ("seeds", "pairs", "hidden", "iterations"), ("dt", "learning_rate", "t1", "shown")
+        check_settings(
+            self,
+            *((name, getattr(self, name) >= 1, "at least 1") for name in counts),
+            *((name, getattr(self, name) > 0, "a number above 0") for name in sizes),
+        )
         for name, multiple in (("t1", 5), ("shown", 1)):
             steps = getattr(self, name) / self.dt
             if abs(steps - multiple * round(steps / multiple)) > 1e-6 * steps:

@@ -86,7 +86,7 @@ from rich.console import Console
 from experiments.ott import figures, programs
 from experiments.ott.programs import CHECK_EVERY, Preset, check_cost, skips, warning
 from experiments.ott.tasks import LAYERS, TASKS, Task
-from experiments.records.command import command_line
+from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import destination
 from experiments.records.rows import Row, Rows
@@ -153,20 +153,18 @@ class Options:
     """Start anew where there are rows of other settings."""
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task={self.task!r}: expected one of {', '.join(TASKS)}")
-        for name in ("seeds", "iterations", "learning_rate", "batch_size", "n_train", "n_test", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}: expected a number above 0")
-        for name in ("euler", "rk4"):
-            if min(getattr(self, name) or (1,)) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected steps of at least 1")
+        check_settings(self, ("task", self.task in TASKS, f"one of {', '.join(TASKS)}"))
+        sizes = ("seeds", "iterations", "learning_rate", "batch_size", "n_train", "n_test", "max_steps")
+        given = {name: getattr(self, name) for name in sizes if getattr(self, name) is not None}
         size = TASKS[self.task].shape[0]
-        if self.pool < 1 or (self.pool > 1 and (self.task not in IMAGES or size % self.pool)):
-            raise ValueError(f"pool={self.pool}: expected 1, or of images a divisor of their {size} pixels")
-        if not all(value > 0 for value in self.tolerances):
-            raise ValueError(f"tolerances={self.tolerances}: expected numbers above 0")
+        pools = self.pool == 1 or (self.pool > 1 and self.task in IMAGES and size % self.pool == 0)
+        check_settings(
+            self,
+            *((name, value > 0, "a number above 0") for name, value in given.items()),
+            *((name, min(getattr(self, name) or (1,)) >= 1, "steps of at least 1") for name in ("euler", "rk4")),
+            ("pool", pools, f"1, or of images a divisor of their {size} pixels"),
+            ("tolerances", all(value > 0 for value in self.tolerances), "numbers above 0"),
+        )
 
     def reduced(self) -> Task:
         """The task with the settings that were given."""

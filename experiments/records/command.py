@@ -46,7 +46,7 @@ def command_line(options: type[T], prog: str, about: str | None, args: Sequence[
 
 
 def check_settings(options: Any, *rules: tuple[str, Any, str]) -> None:
-    """Refuse settings of a command.
+    """Refuse settings of a command, by the names of its flags.
 
     Args:
       options: its dataclass.
@@ -57,7 +57,7 @@ def check_settings(options: Any, *rules: tuple[str, Any, str]) -> None:
     """
     for name, good, allowed in rules:
         if not good:
-            raise ValueError(f"{name}={getattr(options, name)!r}: expected {allowed}")
+            raise ValueError(f"--{name.replace('_', '-')}={getattr(options, name)!r}: expected {allowed}")
 
 
 def flags_of(*kinds: Any, prefix: str = "") -> set[str]:

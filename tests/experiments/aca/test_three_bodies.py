@@ -103,6 +103,7 @@ def test_rows_are_trained_written_and_resumed(tmp_path, monkeypatch, capsys):
     three_bodies.main()
     first = json.loads((tmp_path / "paper_published.json").read_text())
     assert list(first["rows"]) == ["ode direct", "lstm"]
+    assert first["rows"]["ode direct"]["backward_vjps"] > 0
     assert first["truth"]["energy_drift"] < 1e-8
     monkeypatch.setattr("sys.argv", [*command, "--models", "ode", "lstm", "lstm_aug"])
     three_bodies.main()
