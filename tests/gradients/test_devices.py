@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import os
+import sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ["JAX_PLATFORMS"] = "cpu"
 from functools import partial
@@ -26,8 +29,11 @@ def mesh(kind):
     return jax.make_mesh((2,), ("d",), axis_types=(kind,))
 
 
-for solver in (FixedStep("rk4", 4), FixedStep("rk4", jnp.int32(4), 6), Adaptive("bosh3", 1e-6, 1e-6, max_steps=60)):
-    for method in (Direct(), ACA(2), Backsolve()):
+SOLVERS = FixedStep("rk4", 4), FixedStep("rk4", jnp.int32(4), 6), Adaptive("bosh3", 1e-6, 1e-6, max_steps=60)
+METHODS = Direct(), ACA(2), Backsolve()
+for i, solver in enumerate(SOLVERS):
+    # Each grid and each method once, or all with all.
+    for method in METHODS if sys.argv[1] == "all" else METHODS[i : i + 1]:
         own = jax.grad(lambda w: loss(w, x, solver, method))(w)
 
         @jax.jit
@@ -45,7 +51,9 @@ print("agree")
 """
 
 
-def test_gradients_are_those_of_one_device():
+@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_gradients_are_those_of_one_device(which):
     """Varying types checked, and arrays of explicit sharding, under three methods on three grids."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=500, check=False)
+    command = [sys.executable, "-c", PROGRAM, which]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.stdout.strip() == "agree", done.stderr[-2000:]

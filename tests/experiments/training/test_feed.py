@@ -75,6 +75,7 @@ def test_the_first_feed_that_fits_is_taken():
         Options(feed="stream", steps_per_dispatch=0)
 
 
+@pytest.mark.slow
 def test_a_streamed_run_stopped_in_an_epoch_goes_on_as_the_run_of_the_whole_set(tmp_path):
     whole, streamed = tmp_path / "whole", tmp_path / "streamed"
     options = Options(checkpoint_seconds=0.0, quiet=True)

@@ -59,6 +59,7 @@ print("as promised")
 """
 
 
+@pytest.mark.slow
 def test_local_is_the_mean_of_what_devices_compute_alone_by_one_reduction():
     flags = "--xla_force_host_platform_device_count=2"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[3])}
