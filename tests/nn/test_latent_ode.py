@@ -89,21 +89,55 @@ def test_the_encoder_is_its_recurrence_written_out():
     """Euler from each time to the one before, a gated update where something was observed, from the last time on."""
     net, (values, mask) = encoders()["ode_rnn"], series()
     variables = make(net, TIMES, values, mask)
-    params = variables["params"]
-    gru, state = GaussianGRU(5), Gaussian(jnp.zeros((4, 3)), jnp.zeros((4, 3)))
-    for k in reversed(range(5)):
-        if k < 4:
-            moved = state.mean + (TIMES[k] - TIMES[k + 1]) * net.unit(0.0, state.mean, params["field"])
-            state = state._replace(mean=moved)
-        x = jnp.concatenate([jnp.where(mask, values, 0)[:, k], mask[:, k]], -1)
-        new = gru.apply({"params": params["update"]}, state, x)
-        seen = mask[:, k].any(-1, keepdims=True)
-        state = Gaussian(*(jnp.where(seen, a, b) for a, b in zip(new, state, strict=True)))
-    head = params["head"]
-    y = jnp.concatenate(state, -1) @ head["Dense_0"]["kernel"] + head["Dense_0"]["bias"]
-    y = jnp.tanh(y) @ head["Dense_1"]["kernel"] + head["Dense_1"]["bias"]
-    expected = Gaussian(y[:, :2], jnp.abs(y[:, 2:]) + 1e-6)
-    assert_agree(net.apply(variables, TIMES, values, mask), expected, 1e-5)
+    gru = GaussianGRU(5)
+
+    def written_out(params, values):
+        state = Gaussian(jnp.zeros((4, 3)), jnp.zeros((4, 3)))
+        for k in reversed(range(5)):
+            if k < 4:
+                moved = state.mean + (TIMES[k] - TIMES[k + 1]) * net.unit(0.0, state.mean, params["field"])
+                state = state._replace(mean=moved)
+            x = jnp.concatenate([jnp.where(mask, values, 0)[:, k], mask[:, k]], -1)
+            new = gru.apply({"params": params["update"]}, state, x)
+            seen = mask[:, k].any(-1, keepdims=True)
+            state = Gaussian(*(jnp.where(seen, a, b) for a, b in zip(new, state, strict=True)))
+        head = params["head"]
+        y = jnp.concatenate(state, -1) @ head["Dense_0"]["kernel"] + head["Dense_0"]["bias"]
+        y = jnp.tanh(y) @ head["Dense_1"]["kernel"] + head["Dense_1"]["bias"]
+        return Gaussian(y[:, :2], jnp.abs(y[:, 2:]) + 1e-6)
+
+    own = lambda params, values: net.apply({"params": params}, TIMES, values, mask)
+    assert_agree(own(variables["params"], values), written_out(variables["params"], values), 1e-5)
+    loss = lambda encode: lambda *given: sum(jnp.sum(jnp.sin(leaf)) for leaf in encode(*given))
+    slopes = [jax.grad(loss(encode), (0, 1))(variables["params"], values) for encode in (own, written_out)]
+    assert_agree(*slopes, 1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_recurrence_has_the_first_and_second_derivatives_of_its_loop():
+    values = jnp.sin(jnp.arange(12.0)).reshape(2, 6, 1)
+    mask, times = jnp.cos(jnp.arange(12.0)).reshape(2, 6, 1) > 0, jnp.arange(6.0) ** 1.5
+    update = lambda theta, s, x: jnp.tanh(theta[0] * s + x[..., :1])
+    flow = lambda theta, s, t, gap: s * jnp.exp(-theta[1] * gap) + jnp.sin(theta[1] * t)
+
+    def plain(theta, state, times):
+        arrived = []
+        for k in range(6):
+            before = max(k - 1, 0)
+            state = flow(theta, state, times[before], times[k] - times[before])
+            arrived.append(state)
+            x = jnp.concatenate([jnp.where(mask, values, 0), mask], -1)[:, k]
+            state = jnp.where(mask[:, k], update(theta, state, x), state)
+        return jnp.sum(state**2) + jnp.sum(jnp.sin(jnp.stack(arrived)))
+
+    def own(theta, state, times):
+        end, arrived = recur(update, flow, theta, state, times, values, mask)
+        return jnp.sum(end**2) + jnp.sum(jnp.sin(arrived))
+
+    given = jnp.array([0.7, 0.3]), jnp.full((2, 1), 0.2), times
+    assert_agree(jax.grad(own, (0, 1, 2))(*given), jax.grad(plain, (0, 1, 2))(*given), 1e-12)
+    twice = lambda loss: jax.jacrev(jax.grad(loss))(*given)
+    assert_agree(twice(own), twice(plain), 1e-12)
 
 
 def test_times_at_which_nothing_was_observed_are_steps_and_nothing_else():
@@ -162,8 +196,8 @@ def test_a_baseline_predicts_from_the_past_alone():
 
 def test_states_before_each_update_come_in_the_order_of_the_times():
     values, mask = jnp.arange(3.0)[:, None], jnp.array([[True], [False], [True]])
-    add, stay = (lambda s, x: s + x[..., :1]), (lambda s, t, gap: s + 10 * gap)
-    end, before = recur(add, stay, jnp.zeros(1), jnp.array([0.0, 1.0, 3.0]), values, mask, backward=True)
+    add, stay = (lambda theta, s, x: s + x[..., :1]), (lambda theta, s, t, gap: s + 10 * gap)
+    end, before = recur(add, stay, (), jnp.zeros(1), jnp.array([0.0, 1.0, 3.0]), values, mask, backward=True)
     np.testing.assert_allclose(before[:, 0], [-28.0, -18.0, 0.0])
     np.testing.assert_allclose(end, [-28.0])
 
