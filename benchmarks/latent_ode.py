@@ -37,7 +37,6 @@ from ode_nets import (
     gaussian_log_likelihood,
     importance_bound,
     latent_ode,
-    recur,
 )
 
 PyTree = Any
@@ -71,9 +70,17 @@ def peer(net: LatentODE, params: PyTree, times: Any, values: Any, seen: Any, key
     """The same loss with diffrax in the generator and Euler steps written out in the encoder."""
     encoder, of = net.encoder, params["encoder"]
     zeros = jnp.zeros((len(values), encoder.size))
-    move = lambda state, t, gap: state._replace(mean=state.mean + gap * encoder.unit.apply(of["field"], state.mean)[0])
-    update = lambda state, x: encoder.cell.apply({"params": of["update"]}, state, x)
-    state, _ = recur(update, move, Gaussian(zeros, zeros), times, values, seen, backward=True)
+    inputs, there = jnp.concatenate([jnp.where(seen, values, 0), seen], -1), seen.any(-1, keepdims=True)
+
+    def body(state: Gaussian, row: Any) -> tuple[Gaussian, None]:
+        gap, x, there = row
+        state = state._replace(mean=state.mean + gap * encoder.unit.apply(of["field"], state.mean)[0])
+        new = encoder.cell.apply({"params": of["update"]}, state, x)
+        return jax.tree.map(lambda new, old: jnp.where(there, new, old), new, state), None
+
+    gaps = jnp.append(times[:-1] - times[1:], 0)
+    rows = gaps, inputs.swapaxes(0, 1), there.swapaxes(0, 1)
+    state, _ = jax.lax.scan(body, Gaussian(zeros, zeros), rows, reverse=True)
     first, second = of["head"]["Dense_0"], of["head"]["Dense_1"]
     y = jnp.tanh(jnp.concatenate(state, -1) @ first["kernel"] + first["bias"]) @ second["kernel"] + second["bias"]
     mean, std = jnp.split(y, 2, axis=-1)
