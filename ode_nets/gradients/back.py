@@ -20,7 +20,6 @@ from ode_nets.gradients.rules import standard
 from ode_nets.integrate import Problem, Result, Solution, Solver
 from ode_nets.integrate.loop import Keeper, Run, finish, loop, within
 from ode_nets.integrate.problem import Place, evaluator
-from ode_nets.integrate.solution import mark_failed
 from ode_nets.integrate.uniform import Clock
 from ode_nets.lanes import any_lane, apart, read, select, this_lane, vary
 from ode_nets.trees import Packing, Part, split, zero_cotangent
@@ -93,7 +92,7 @@ def solve_and_return(
     def backward(residuals: Any, cotangent: Run) -> Any:
         problem, moving, arrays, kept, end, good = residuals
         ct = _backward(problem, moving, frame.fill(arrays), kept, end, good, cotangent, walk)
-        return refuse_reverse_mode(ct, name), mark_failed(jax.tree.map(zero_cotangent, arrays), good)
+        return refuse_reverse_mode(ct, name), _mark_failed(jax.tree.map(zero_cotangent, arrays), good)
 
     run.defvjp(standard(forward), standard(backward), symbolic_zeros=True)
     return follow_times(problem, solver, finish(problem, solver, run(problem, arrays)))
@@ -114,6 +113,13 @@ def _perturbed(tree: PyTree) -> tuple[PyTree, Moving]:
     values = jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=is_primal)
     flags = jax.tree.map(lambda leaf: bool(leaf.perturbed and inexact(leaf.value)), tree, is_leaf=is_primal)
     return values, Moving(flags)
+
+
+def _mark_failed(cotangents: Any, good: jax.Array) -> Any:
+    """Cotangents of a solve that is `good`, else NaN: all others add up from them, and need no pass to be marked."""
+    nothing = jnp.where(good, 0, jnp.nan)
+    leaf = lambda a: a + nothing.astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a
+    return jax.tree.map(leaf, cotangents)
 
 
 def _outputs(run: Run) -> Run:
@@ -176,8 +182,7 @@ def _backward(
         parameters=jax.tree.map(jnp.zeros_like, parameters.chosen),
         after=None,
     )
-    # What it starts from, a backward pass adds up. Marked here, no gradient needs one more pass to be marked.
-    start = vary(mark_failed(start, good)._replace(after=clocks.pack(end.clock)), problem.x0)
+    start = vary(_mark_failed(start, good)._replace(after=clocks.pack(end.clock)), problem.x0)
     ct = walk(problem, solver, kept, end, pull, start)
     (ct_x,) = jax.vjp(solver.scheme.lift, problem.x0)[1](ct.x)
     if ct_states is not None:

@@ -224,7 +224,8 @@ class Adaptive:
 
 def _check_number(name: str, value: Any, allowed: str, good: Any) -> None:
     # A solver is a tree of numbers, too.
-    for leaf in [value] if isinstance(value, Solver) else jax.tree.leaves(value) or [value]:
+    leaves: list[Any] = [value] if isinstance(value, Solver) else jax.tree.leaves(value) or [value]
+    for leaf in leaves:
         if not is_real(leaf) or not np.size(leaf):
             raise ValueError(f"{name}={shown(value)}: expected a number {allowed}")
         if known(leaf) and not np.all(good(np.asarray(leaf))):

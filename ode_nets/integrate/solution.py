@@ -222,13 +222,11 @@ class _Shown(str):
         return str(self)
 
 
-def mark_failed(tree: PyTree, good: jax.Array) -> PyTree:
-    """States or cotangents where `good`, else NaN: by a product, so that derivatives turn NaN too."""
-    factor = jnp.where(good, 1.0, jnp.nan)
+def mark_failed(x: PyTree, good: jax.Array) -> PyTree:
+    """`x` where `good`, else NaN, by a product, so that gradients turn NaN too."""
 
-    def leaf(a: Any) -> Any:
-        if not jnp.issubdtype(a.dtype, jnp.inexact):
-            return a
-        return a * factor.astype(a.dtype).reshape(factor.shape + (1,) * (a.ndim - factor.ndim))
+    def leaf(a: jax.Array) -> jax.Array:
+        factor = jnp.where(good, 1.0, jnp.nan).astype(a.dtype)
+        return a * factor.reshape(factor.shape + (1,) * (a.ndim - factor.ndim))
 
-    return jax.tree.map(leaf, tree)
+    return jax.tree.map(leaf, x)
