@@ -1,9 +1,9 @@
-"""What works with what: every scheme on every grid under every gradient method, tried.
+"""What works with what: every scheme on every grid under every gradient method.
 
     python -m benchmarks.exchange
 
-Traces value and gradient of each cell and prints a table, with the reason of every refusal below it: half a minute.
-That the cells that work agree with each other is what tests/gradients/test_exchange.py asserts of the same list.
+Prints a table, with the reason of every refusal below it, by the question that `solve` asks before it runs. That what
+it says is so, and that the cells that work agree with each other, is what tests/gradients/test_exchange.py asserts.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ode_nets import (
     pad,
     solve,
 )
+from ode_nets.gradients import methods
 from ode_nets.interop.diffrax import DiffraxScheme
 
 SCHEMES: dict[str, Any] = {
@@ -81,14 +82,13 @@ def refusal(scheme: str, grid: str, method: str) -> str | None:
     """Why a cell is refused; `None` where it is not."""
     try:
         solver = GRIDS[grid](SCHEMES[scheme])
-        jax.eval_shape(jax.value_and_grad(loss(solver, METHODS[method]), (0, 1, 2, 3, 4), has_aux=True), *INPUTS)
     except ValueError as error:
         return str(error)
-    return None
+    return methods.refusal(solver, METHODS[method])
 
 
-def main() -> None:
-    """The table, and what it refuses."""
+def table() -> tuple[list[list[str]], list[str]]:
+    """Its rows, and one message of every kind of refusal in them."""
     rows, reasons = [], dict[str, str]()
     for scheme in SCHEMES:
         for grid in GRIDS:
@@ -96,8 +96,14 @@ def main() -> None:
             rows.append([f"{scheme}, {grid}", *("-" if reason else "yes" for reason in why.values())])
             # What follows the names of the parts is the reason.
             reasons = {reason.split(": ", 1)[-1]: reason for reason in why.values() if reason} | reasons
+    return rows, list(reasons.values())
+
+
+def main() -> None:
+    """The table, and what it refuses."""
+    rows, reasons = table()
     harness.show("what works with what", ("scheme, grid", *METHODS), rows)
-    for reason in reasons.values():
+    for reason in reasons:
         print(f"refused: {reason}")
 
 

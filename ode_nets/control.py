@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ode_nets.arguments import Finite, NotNegative, checked
 from ode_nets.axes import AxisName, largest_over, mean_over
-from ode_nets.trees import Unjudged
+from ode_nets.trees import Unjudged, root
 
 PyTree = Any
 Norm = Literal["batch", "sample"]
@@ -154,12 +154,7 @@ def scaled_norm(
         square = total / sum(leaf.size for leaf in leaves)
     square = jnp.where(jnp.all(jnp.stack(finite)), square, jnp.nan) if finite else square
     square = square if good is None else jnp.where(good, square, jnp.inf)
-    return _root(largest_over(axis_name, square) if kind == "sample" else mean_over(axis_name, square))
-
-
-def _root(square: jax.Array) -> jax.Array:
-    """The square root, whose derivative at 0 is taken for 0."""
-    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+    return root(largest_over(axis_name, square) if kind == "sample" else mean_over(axis_name, square))
 
 
 def _rows(leaf: jax.Array) -> jax.Array:

@@ -125,6 +125,18 @@ def as_cotangents(primals: Any, total: Any) -> Any:
     return jax.tree.map(leaf, primals, total)
 
 
+def squares(tree: Any) -> jax.Array:
+    """The sum of the squares of all entries, in float32 or the highest precision among them."""
+    dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(tree)))
+    sums = [jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(tree)]
+    return sum(sums[1:], start=sums[0])
+
+
+def root(square: jax.Array) -> jax.Array:
+    """The square root, whose derivative at 0 is taken for 0."""
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+
+
 class Part:
     """Some of the arrays of a tree.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ode_nets.arguments import checked
 from ode_nets.stepping import Quantified
+from ode_nets.trees import squares
 
 PyTree = Any
 Quantity = Callable[[Callable[[PyTree], PyTree], Any, PyTree, PyTree], Any]
@@ -29,7 +30,7 @@ class WithQuantities:
         """The initial state, with every quantity at zero."""
         # With a dtype, so that a Python number counts like any other.
         x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), x0)
-        dtype = _precision(x0)
+        dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(x0)))
         return Quantified(x0, {name: jnp.zeros((), dtype) for name in self.quantities})
 
     def __call__(self, t: Any, x: Quantified, theta: PyTree) -> Any:
@@ -93,7 +94,7 @@ def kinetic_energy(slope: Any, t: Any, x: PyTree, dx: PyTree) -> jax.Array:
         >>> float(kinetic_energy(None, 0.0, None, dx=jnp.array([3.0, 4.0])))
         25.0
     """
-    return _squares(dx)
+    return squares(dx)
 
 
 @checked
@@ -119,7 +120,7 @@ def jacobian_frobenius(key: jax.Array) -> Quantity:
         leaves, structure = jax.tree.flatten(x)
         keys = jax.random.split(key, len(leaves))
         signs = [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-        return _squares(jax.vjp(slope, x)[1](jax.tree.unflatten(structure, signs)))
+        return squares(jax.vjp(slope, x)[1](jax.tree.unflatten(structure, signs)))
 
     return quantity
 
@@ -134,13 +135,3 @@ def of_steps(slope: Any, t: Any, x: PyTree, dx: PyTree) -> Any:
         Array(True, dtype=bool)
     """
     return jnp.nan
-
-
-def _precision(tree: PyTree) -> Any:
-    return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(tree)))
-
-
-def _squares(tree: PyTree) -> jax.Array:
-    dtype = _precision(tree)
-    sums = [jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(tree)]
-    return sum(sums[1:], start=sums[0])

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from ode_nets.arguments import Count, checked
 from ode_nets.gradients import treeverse
-from ode_nets.gradients.back import Cotangents, Point, Pull, Way, round_of, solve_and_return
-from ode_nets.gradients.outputs import follow_times, mark_failed
-from ode_nets.gradients.replay import replay
+from ode_nets.gradients.back import Cotangents, Point, Pull, round_of, solve_and_return
+from ode_nets.gradients.direct import differentiable
+from ode_nets.gradients.outputs import mark_derivatives
 from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.gradients.treeverse import Store
 from ode_nets.integrate import Problem, Solution, Solver
@@ -76,13 +76,12 @@ class ACA:
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
         """Solve `problem` with `solver`."""
-        problem = refuse_forward_mode(problem, repr(self))
         slots = self.slots(_size(problem, solver), solver.bound)
         if solver.length is not None and slots >= solver.length:
-            solution = follow_times(problem, solver, replay(problem, solver, None, jax.checkpoint, dense))
-            return mark_failed(solution, (problem, solver))
-        way = Way(lambda problem, solver: _keeper(problem, solver, slots), _walk)
-        return solve_and_return(problem, solver, dense, repr(self), way)
+            problem = refuse_forward_mode(problem, repr(self))
+            return mark_derivatives(differentiable(problem, solver, jax.checkpoint, dense), (problem, solver))
+        keeper = lambda problem, solver: _keeper(problem, solver, slots)
+        return solve_and_return(problem, solver, dense, repr(self), keeper, _walk)
 
 
 class Kept(NamedTuple):

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from ode_nets.gradients.outputs import follow_times, spoil
-from ode_nets.gradients.perturbed import Moving, instantiate, perturbed
-from ode_nets.gradients.reverse_only import refuse_reverse_mode
+from ode_nets.gradients.outputs import follow_times, instantiate
+from ode_nets.gradients.reverse_only import refuse_forward_mode, refuse_reverse_mode
 from ode_nets.gradients.rules import standard
 from ode_nets.integrate import Problem, Result, Solution, Solver
 from ode_nets.integrate.loop import Keeper, Run, finish, loop, within
@@ -63,42 +62,64 @@ Pull = Callable[[jax.Array, Point, Cotangents], Cotangents]
 """`pull(i, point, cotangents)`: the cotangents before round i, which began at the point."""
 
 
-class Way(NamedTuple):
-    """What a gradient method keeps, and how it comes to the states before the steps."""
-
-    keeper: Callable[[Problem, Solver], Keeper]
-    walk: Callable[[Problem, Solver, Any, Point, Pull, Cotangents], Cotangents]
-    """`walk(problem, solver, kept, end, pull, cotangents)`: pulls the cotangents after the last round through all of
-    them, last to first, with what the keeper has kept and where the solve has ended."""
+Walk = Callable[[Problem, Solver, Any, Point, Pull, Cotangents], Cotangents]
+"""`walk(problem, solver, kept, end, pull, cotangents)`: pulls the cotangents after the last round through all of them,
+last to first, with what the keeper has kept and where the solve has ended."""
 
 
-def solve_and_return(problem: Problem, solver: Solver, dense: bool, name: str, way: Way) -> Solution:
-    """The solve, and in reverse mode the way back over its steps; NaN all the way for a solve that failed.
+def solve_and_return(
+    problem: Problem, solver: Solver, dense: bool, name: str, keeper: Callable[[Problem, Solver], Keeper], walk: Walk
+) -> Solution:
+    """The solve, and in reverse mode, which it has alone, the way back; NaN all the way for a solve that failed.
 
     Args:
       name: of the gradient method, for what is refused.
     """
-    arrays, frame = split(solver)
+    problem, (arrays, frame) = refuse_forward_mode(problem, name), split(solver)
 
     @jax.custom_vjp
     def run(problem: Problem, arrays: list[Any]) -> Run:
         return _outputs(loop(problem, frame.fill(arrays), dense=dense)[0])
 
     def forward(problem: Problem, arrays: list[Any]) -> tuple[Run, Any]:
-        problem, moving = perturbed(problem)
-        arrays, _ = perturbed(arrays)
+        problem, moving = _perturbed(problem)
+        arrays, _ = _perturbed(arrays)
         solver = frame.fill(arrays)
-        found, kept = loop(problem, solver, way.keeper(problem, solver), dense)
+        found, kept = loop(problem, solver, keeper(problem, solver), dense)
         good = finish(problem, solver, found).result == Result.SUCCESS
         return _outputs(found), (problem, moving, arrays, kept, Point(found.state.clock, found.state.x), good)
 
     def backward(residuals: Any, cotangent: Run) -> Any:
         problem, moving, arrays, kept, end, good = residuals
-        ct = _backward(problem, moving, frame.fill(arrays), kept, end, good, cotangent, way)
-        return refuse_reverse_mode(ct, name), spoil(jax.tree.map(zero_cotangent, arrays), good)
+        ct = _backward(problem, moving, frame.fill(arrays), kept, end, good, cotangent, walk)
+        return refuse_reverse_mode(ct, name), _mark_failed(jax.tree.map(zero_cotangent, arrays), good)
 
     run.defvjp(standard(forward), standard(backward), symbolic_zeros=True)
     return follow_times(problem, solver, finish(problem, solver, run(problem, arrays)))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moving:
+    """Which leaves of a tree are differentiated: a tree of booleans, known while a backward pass is traced."""
+
+    tree: Any
+
+
+def _perturbed(tree: PyTree) -> tuple[PyTree, Moving]:
+    """The arrays that a forward rule with `symbolic_zeros` is given, and which of them are differentiated."""
+    is_primal = lambda leaf: isinstance(leaf, CustomVJPPrimal)
+    inexact = lambda value: jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+    values = jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=is_primal)
+    flags = jax.tree.map(lambda leaf: bool(leaf.perturbed and inexact(leaf.value)), tree, is_leaf=is_primal)
+    return values, Moving(flags)
+
+
+def _mark_failed(cotangents: Any, good: jax.Array) -> Any:
+    """Cotangents of a solve that is `good`, else NaN: all others add up from them, and need no pass to be marked."""
+    nothing = jnp.where(good, 0, jnp.nan)
+    leaf = lambda a: a + nothing.astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a
+    return jax.tree.map(leaf, cotangents)
 
 
 def _outputs(run: Run) -> Run:
@@ -106,7 +127,7 @@ def _outputs(run: Run) -> Run:
 
 
 def _backward(
-    problem: Problem, moving: Moving, solver: Solver, kept: Any, end: Point, good: Any, cotangent: Run, way: Way
+    problem: Problem, moving: Moving, solver: Solver, kept: Any, end: Point, good: Any, cotangent: Run, walk: Walk
 ) -> Problem:
     flags = moving.tree
     parameters = Part(*(dataclasses.replace(tree, x0=None, ts=None) for tree in (problem, flags)))
@@ -161,8 +182,8 @@ def _backward(
         parameters=jax.tree.map(jnp.zeros_like, parameters.chosen),
         after=None,
     )
-    start = vary(spoil(start, good)._replace(after=clocks.pack(end.clock)), problem.x0)
-    ct = way.walk(problem, solver, kept, end, pull, start)
+    start = vary(_mark_failed(start, good)._replace(after=clocks.pack(end.clock)), problem.x0)
+    ct = walk(problem, solver, kept, end, pull, start)
     (ct_x,) = jax.vjp(solver.scheme.lift, problem.x0)[1](ct.x)
     if ct_states is not None:
         at_start = jnp.arange(problem.n_asked + 1) < clocks.unpack(ct.after).cursor

@@ -55,23 +55,22 @@ class Backsolve:
     atol: NotNegative | None = None
     seminorm: bool = True
 
-    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
-        """Solve `problem` with `solver`.
-
-        Raises:
-          ValueError: for `dense=True`, as what lies between the steps has no costate, and for a scheme whose steps mean
-            nothing for another system than the field.
-        """
+    def refuses(self, solver: Solver, dense: bool) -> str | None:
+        """Schemes whose steps mean nothing for another system than the field, and what has no costate."""
         if getattr(solver.scheme, "of_field_alone", False):
-            raise ValueError(
+            return (
                 f"gradient=Backsolve() with scheme {solver.scheme.name!r}: its steps are made for the field, and "
                 "the adjoint is another system; go back over them with gradient=ACA(), Direct() or Checkpointed()"
             )
         if dense:
-            raise ValueError(
+            return (
                 "dense=True with gradient=Backsolve(): the continuous adjoint restarts at asked times alone; "
                 "ask for ts, or use gradient=ACA(), Direct() or Checkpointed()"
             )
+        return None
+
+    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
+        """Solve `problem` with `solver`."""
         arrays, frame = split(solver)
 
         @jax.custom_vjp

@@ -14,8 +14,8 @@ from ode_nets.axes import axis_names, exchanged_axes
 from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.convolutions import warn_of_convolutions
 from ode_nets.gradients.direct import Checkpointed
-from ode_nets.gradients.outputs import mark_failed
-from ode_nets.gradients.reverse_only import OF_THE_FIELD, refusal
+from ode_nets.gradients.outputs import mark_derivatives
+from ode_nets.gradients.reverse_only import OF_THE_FIELD, of_the_method, refusals_of_jax
 from ode_nets.gradients.rules import as_chosen, standard
 from ode_nets.integrate import Field, Problem, Solution, Solver, make_problem
 from ode_nets.trees import split
@@ -32,6 +32,9 @@ class GradientMethod(Protocol):
     Derivatives of a solve that failed are made NaN afterwards, unless the method has an attribute `marks_failed` that
     is true: its own are NaN then. One that works in forward mode has an attribute `forward_mode` that is true.
 
+    One that does not go with every solver has a method `refuses(solver, dense) -> str | None`: why it does not go with
+    this one, or not with `dense=True`, and what does. It is asked before anything runs.
+
     Example:
         >>> isinstance(ACA(), GradientMethod), isinstance(FixedStep("rk4", 4), GradientMethod)
         (True, False)
@@ -43,7 +46,11 @@ class GradientMethod(Protocol):
 
 @runtime_checkable
 class OwnLoop(Protocol):
-    """A solver that brings its own loop, as one of diffrax does, and hands the ways back what it has found."""
+    """A solver that brings its own loop, as one of diffrax does, and hands the ways back what it has found.
+
+    One that does not go with every gradient method has a method `refuses(gradient, dense, reports) -> str | None`;
+    `reports` says whether the field reports something beside `dx`.
+    """
 
     def solve(self, problem: Problem, gradient: GradientMethod | None, dense: bool) -> Solution:
         """Solve `problem`, differentiable by what `gradient` means there."""
@@ -105,22 +112,52 @@ def solve(
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, ts=ts, has_aux=has_aux)
     check_axes(problem, solver)
     warn_of_convolutions(problem.program.jaxpr)
+    refuse(solver, gradient, dense=dense, reports=bool(jax.tree.leaves(problem.aux_shapes())))
     if (own := own_loop(solver)) is not None:
-        solution = standard(mark_failed)(standard(own)(problem, gradient, dense), problem)
+        solution = standard(mark_derivatives)(standard(own)(problem, gradient, dense), problem)
     else:
-        solution = _solve_on_grid(problem, solver, gradient, dense)
+        method = gradient if gradient is not None else default_gradient(solver)
+        solution = run_compiled(problem, solver, method, dense)
     if throw:
         solution.raise_for_result()
     return solution
 
 
-def _solve_on_grid(problem: Problem, solver: Any, gradient: GradientMethod | None, dense: bool) -> Solution:
-    method = gradient if gradient is not None else default_gradient(solver)
-    # Known fractions of the span are for grids that may land on them; elsewhere they would only tell programs apart.
-    known_ts = problem.known_ts if solver.length is not None else None
-    parts, frame = split((dataclasses.replace(problem, field=None, known_ts=known_ts), solver))
-    solution: Solution = run_compiled(frame, method, dense, parts)
-    return solution
+def refusal(
+    solver: Any, gradient: Any, *, dense: bool = False, event: bool = False, reports: bool = False
+) -> str | None:
+    """Why a solver and a gradient method do not go together, with what does; `None` where they do.
+
+    The one question of what works with what: of every scheme, grid and way back, asked by what they offer.
+
+    Args:
+      gradient: `None` for the solver's default.
+      dense, event: whether what lies between the steps is asked for, or where an event is.
+      reports: whether the field reports something beside `dx`.
+    """
+    asked: Callable[..., str | None] | None
+    if own_loop(solver) is None:
+        if dense and not solver.scheme.interpolates:
+            return f"dense=True: scheme {solver.scheme.name!r} has no interpolant; choose another, or ask for ts"
+        asked = getattr(gradient, "refuses", None)
+        return asked(solver, dense) if asked else None
+    if event:
+        return (
+            f"solver={solver!r} runs a loop of its own, which stops at no event here: use Adaptive or FixedStep, which "
+            "take any scheme, those of diffrax as DiffraxScheme(...); or diffrax.diffeqsolve with diffrax.Event"
+        )
+    asked = getattr(solver, "refuses", None)
+    return asked(gradient, dense, reports) if asked else None
+
+
+def refuse(solver: Any, gradient: Any, **asked: bool) -> None:
+    """Refuse what does not go together: everything that runs a gradient method asks here first.
+
+    Raises:
+      ValueError: with the `refusal`.
+    """
+    if (why := refusal(solver, gradient, **asked)) is not None:
+        raise ValueError(why)
 
 
 def own_loop(solver: Any) -> Callable[..., Solution] | None:
@@ -129,20 +166,23 @@ def own_loop(solver: Any) -> Callable[..., Solution] | None:
     return loop
 
 
-def run_compiled(frame: Any, method: Any, dense: bool, parts: list[Any]) -> Any:
-    """What `method.run` gives for a problem and a solver, split into a frame and its arrays.
+def run_compiled(problem: Problem, solver: Any, method: Any, dense: bool) -> Any:
+    """What `method.run` gives, by one compiled program for all problems and solvers that differ in their arrays alone.
 
     Raises:
       ValueError: for forward mode through a method that has none, or through a field that has none.
     """
+    # Known fractions of the span are for grids that may land on them; elsewhere they would only tell programs apart.
+    known_ts = problem.known_ts if getattr(solver, "length", None) is not None else None
+    parts, frame = split((dataclasses.replace(problem, field=None, known_ts=known_ts), solver))
     try:
-        return compiled(frame, method, dense)(parts)
+        return _program(frame, method, dense)(parts)
     except (TypeError, NotImplementedError) as error:
         # Where tangents reach a backward pass before the refusal of forward mode does.
-        if not any(sign in str(error) for sign in ("forward-mode autodiff", "'custom_lin'")):
+        if (type(error), str(error)) not in refusals_of_jax():
             raise
         both = getattr(method, "forward_mode", False)
-        raise ValueError(OF_THE_FIELD if both else refusal(repr(method))) from error
+        raise ValueError(OF_THE_FIELD if both else of_the_method(repr(method))) from error
 
 
 def default_gradient(solver: Any) -> GradientMethod:
@@ -150,7 +190,7 @@ def default_gradient(solver: Any) -> GradientMethod:
     return Checkpointed() if solver.recorded else ACA()
 
 
-def compiled(frame: Any, method: Any, dense: bool) -> Callable:
+def _program(frame: Any, method: Any, dense: bool) -> Callable:
     """The compiled solve of all problems of one frame. The least used are forgotten, and with them their programs."""
     try:
         return _compiled(frame, method, dense)
@@ -166,7 +206,7 @@ def _compiled(frame: Any, method: Any, dense: bool) -> Callable:
     def run(parts: list[Any]) -> Solution:
         problem, solver = frame.fill(parts)
         solution = method.run(problem, solver, dense) if dense else method.run(problem, solver)
-        return solution if getattr(method, "marks_failed", False) else mark_failed(solution, (problem, solver))
+        return solution if getattr(method, "marks_failed", False) else mark_derivatives(solution, (problem, solver))
 
     return run
 
@@ -193,8 +233,7 @@ def check_kinds(solver: Any, gradient: Any, dense: bool = False, throw: bool = F
     """Refuse what is no solver and no gradient method.
 
     Raises:
-      ValueError: for a solver or a gradient method that is none, or in the other's place; for `dense` where the
-        solver's scheme has no interpolant.
+      ValueError: for a solver or a gradient method that is none, or in the other's place.
     """
     is_solver = isinstance(solver, Solver | OwnLoop) and not isinstance(solver, type)
     if not is_solver:
@@ -208,5 +247,3 @@ def check_kinds(solver: Any, gradient: Any, dense: bool = False, throw: bool = F
             f"gradient={gradient!r}: expected Direct(), Checkpointed(), ACA(), Reversible(), Backsolve() or Naive(), "
             "or None for the solver's default"
         )
-    if dense and own_loop(solver) is None and not solver.scheme.interpolates:
-        raise ValueError(f"dense=True: scheme {solver.scheme.name!r} has no interpolant; choose another, or ask for ts")

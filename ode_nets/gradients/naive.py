@@ -42,17 +42,17 @@ class Naive:
     forward_mode: ClassVar[bool] = True
     """Whether it works in forward mode too."""
 
-    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
-        """Solve `problem` with `solver`.
+    def refuses(self, solver: Solver, dense: bool) -> str | None:
+        """Solvers that do not search for their steps."""
+        if not solver.recorded:
+            return None
+        return (
+            f"gradient=Naive() with solver={solver!r}: its steps are known before they are taken, and there is no "
+            "search to differentiate; use Adaptive(scheme, rtol, atol), or gradient=Direct()"
+        )
 
-        Raises:
-          ValueError: for a solver that does not search for its steps.
-        """
-        if solver.recorded:
-            raise ValueError(
-                f"gradient=Naive() with solver={solver!r}: its steps are known before they are taken, and there is no "
-                "search to differentiate; use Adaptive(scheme, rtol, atol), or gradient=Direct()"
-            )
+    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
+        """Solve `problem` with `solver`."""
         inside = dense or not solver.lands(problem)
         clock, carry, nfe = solver.begin(problem)
         start = State(clock, solver.scheme.lift(problem.x0), carry, zeros_of(problem.aux_shapes()), nfe)
@@ -83,7 +83,5 @@ class Naive:
         rows, ends = jax.tree.map(lambda leaf: leaf[order], (rows, jax.lax.stop_gradient(ends)))
         n = end.clock.step
         states = None if problem.ts is None else asked_states(problem, solver, rows, n, ends, inside)
-        if dense:
-            rows = (jnp.where(jnp.arange(solver.bound) < n, rows[0], jnp.inf), *rows[1:])
         run = Run(end._replace(carry=None), Asked(states, rows if dense else None))
         return follow_times(problem, solver, finish(problem, solver, vary(run, problem.x0)))

@@ -17,7 +17,7 @@ PyTree = Any
 S = TypeVar("S", bound=Any)
 
 
-def mark_failed(solution: S, inputs: PyTree) -> S:
+def mark_derivatives(solution: S, inputs: PyTree) -> S:
     """The same solution; if it failed, its derivatives with respect to `inputs` are NaN.
 
     What a solve never reached does not depend on the weights in its program, so their derivatives would be
@@ -55,17 +55,6 @@ def mark_failed(solution: S, inputs: PyTree) -> S:
     return jax.tree.unflatten(tree, leaves)
 
 
-def spoil(cotangents: S, good: jax.Array) -> S:
-    """Cotangents on their way back through a solve that is `good`, else NaN.
-
-    What a backward pass starts from, it adds up; a method that spoils that need not be marked afterwards, which takes
-    one more pass over every gradient.
-    """
-    nothing = jnp.where(good, 0, jnp.nan)
-    inexact = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
-    return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype) if inexact(leaf) else leaf, cotangents)
-
-
 def follow_times(problem: Problem, solver: Solver, solution: Solution) -> Solution:
     """The same states; where no step ended on an asked time itself, with the derivative in that time.
 
@@ -97,7 +86,7 @@ def follow_times(problem: Problem, solver: Solver, solution: Solution) -> Soluti
     @standard
     def derivative(primals: Any, tangents: Any) -> Any:
         x, asked, here, problem = primals
-        dx = jax.tree.map(_materialized, x, tangents[0])
+        dx = instantiate(tangents[0])
         if isinstance(tangents[1], SymbolicZero):
             return x, dx
         d_asked = tangents[1]
@@ -125,5 +114,8 @@ def follow_times(problem: Problem, solver: Solver, solution: Solution) -> Soluti
     return dataclasses.replace(solution, x=jax.tree.map(lambda leaf: leaf[0], states) if single else states)
 
 
-def _materialized(x: jax.Array, tangent: Any) -> jax.Array:
-    return jnp.zeros_like(x) if isinstance(tangent, SymbolicZero) else tangent
+def instantiate(derivatives: PyTree) -> PyTree:
+    """The same derivatives as arrays: those that are known to be zero come as symbols, of the shapes of primals."""
+    is_zero = lambda leaf: isinstance(leaf, SymbolicZero)
+    array = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if is_zero(leaf) else leaf
+    return jax.tree.map(array, derivatives, is_leaf=is_zero)

@@ -93,9 +93,6 @@ def replay(problem: Problem, solver: Any, record: Record | None, transform: Tran
         cursor = jnp.where(solver.arrived(clock), problem.n_asked, 0)
         clock = clock._replace(cursor=cursor.astype(jnp.int32))
     states = None if problem.ts is None else asked_states(problem, solver, rows, n, ends, inside)
-    if dense:
-        used = jnp.arange(solver.bound) < n
-        rows = (jnp.where(used, rows[0], jnp.inf), *rows[1:])
     state = State(clock, along.x, None, along.aux, along.nfe if record is None else record.nfe)
     return finish(problem, solver, vary(Run(state, Asked(states, rows if dense else None)), problem.x0))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import functools
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ def refuse_forward_mode(tree: PyTree, method: str) -> PyTree:
     def same(leaves: list[Any]) -> list[Any]:
         return leaves
 
-    @partial(same.defjvp, symbolic_zeros=True)
+    @functools.partial(same.defjvp, symbolic_zeros=True)
     def derivative(primals: Any, tangents: Any) -> Any:
         return primals[0], [
             d if isinstance(d, SymbolicZero) else _transposable.bind(d, method=method) for d in tangents[0]
@@ -46,7 +46,7 @@ OF_THE_FIELD = (
 """What to say where the gradient method has forward mode, and the field has not."""
 
 
-def refusal(method: str) -> str:
+def of_the_method(method: str) -> str:
     """What to say of forward mode, and what has it."""
     return (
         f"forward-mode differentiation (jvp, jacfwd, linearize) through gradient={method}: it works in reverse "
@@ -55,7 +55,23 @@ def refusal(method: str) -> str:
 
 
 def _refuse(*_: Any, method: str, **__: Any) -> Any:
-    raise ValueError(refusal(method))
+    raise ValueError(of_the_method(method))
+
+
+@functools.cache
+def refusals_of_jax() -> set[tuple[type, str]]:
+    """What JAX raises where forward mode meets a custom backward pass: by no type of its own, so it is made to."""
+    identity = jax.custom_vjp(lambda x: x)
+    identity.defvjp(lambda x: (x, x), lambda x, ct: (ct * x,))
+    tangent = lambda x: jax.jvp(identity, (x,), (x,))[1]
+    found = set[tuple[type, str]]()
+    with jax.ensure_compile_time_eval():
+        for refused in (tangent, jax.grad(tangent)):
+            try:
+                refused(1.0)
+            except Exception as error:  # of whatever type
+                found.add((type(error), str(error)))
+    return found
 
 
 _transposable = Primitive("transposable")

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ode_nets.gradients.back import Cotangents, Point, Pull, Way, round_of, solve_and_return
-from ode_nets.gradients.reverse_only import refuse_forward_mode
+from ode_nets.gradients.back import Cotangents, Point, Pull, round_of, solve_and_return
 from ode_nets.integrate import Problem, Solution, Solver
 from ode_nets.integrate.loop import Keeper
 from ode_nets.integrate.problem import Place, evaluator
@@ -49,19 +48,18 @@ class Reversible:
     marks_failed: ClassVar[bool] = True
     """Whether derivatives of a solve that failed are NaN without more ado."""
 
-    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
-        """Solve `problem` with `solver`.
+    def refuses(self, solver: Solver, dense: bool) -> str | None:
+        """Schemes whose steps cannot be undone."""
+        if solver.scheme.inverts:
+            return None
+        return (
+            f"gradient=Reversible() with scheme {solver.scheme.name!r}: its steps cannot be undone; use a "
+            "reversible scheme such as Coupled('midpoint'), or gradient=ACA() or Checkpointed()"
+        )
 
-        Raises:
-          ValueError: for a scheme whose steps cannot be undone.
-        """
-        if not solver.scheme.inverts:
-            raise ValueError(
-                f"gradient=Reversible() with scheme {solver.scheme.name!r}: its steps cannot be undone; use a "
-                "reversible scheme such as Coupled('midpoint'), or gradient=ACA() or Checkpointed()"
-            )
-        problem = refuse_forward_mode(problem, repr(self))
-        return solve_and_return(problem, solver, dense, repr(self), Way(_keeper, _walk))
+    def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
+        """Solve `problem` with `solver`."""
+        return solve_and_return(problem, solver, dense, repr(self), _keeper, _walk)
 
 
 class Kept(NamedTuple):

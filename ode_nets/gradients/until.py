@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ode_nets.arguments import checked
 from ode_nets.axes import axis_names, exchanged_axes
 from ode_nets.gradients.convolutions import warn_of_convolutions
-from ode_nets.gradients.methods import GradientMethod, check_kinds, default_gradient, own_loop, run_compiled
+from ode_nets.gradients.methods import GradientMethod, check_kinds, default_gradient, refuse, run_compiled
 from ode_nets.gradients.rules import as_chosen, standard
 from ode_nets.integrate import Problem, Result, Solution, make_problem, theta_at
 from ode_nets.integrate.loop import State, take
@@ -21,7 +21,7 @@ from ode_nets.integrate.problem import Place, evaluator
 from ode_nets.integrate.program import Program, close_over, zeros_of
 from ode_nets.integrate.recorded import Recorded
 from ode_nets.lanes import any_lane, select, this_lane, vary
-from ode_nets.trees import pytree, split
+from ode_nets.trees import pytree
 
 PyTree = Any
 
@@ -109,11 +109,7 @@ def solve_until(
         (0.6386, True)
     """
     check_kinds(solver, gradient, dense)
-    if own_loop(solver) is not None:
-        raise ValueError(
-            f"solver={solver!r} runs a loop of its own, which stops at no event here: use Adaptive or FixedStep, which "
-            "take any scheme, those of diffrax as DiffraxScheme(...); or diffrax.diffeqsolve with diffrax.Event"
-        )
+    refuse(solver, gradient, dense=dense, event=True)
     field = as_chosen(field) if callable(field) and not isinstance(field, type) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, has_aux=has_aux)
     if axes := exchanged_axes(problem.program.jaxpr) | set(axis_names(getattr(solver, "axis_name", None))):
@@ -129,8 +125,8 @@ def solve_until(
         raise ValueError(f"event returned {program.shapes}: expected a floating-point scalar, whose zero is the event")
     method = _Until(gradient if gradient is not None else default_gradient(solver))
     watched = _Watched(solver, consts, program, int(direction))
-    parts, frame = split((dataclasses.replace(problem, field=None), watched))
-    return run_compiled(frame, method, dense, parts)
+    stopped: Stopped = run_compiled(problem, watched, method, dense)
+    return stopped
 
 
 @pytree("solver", "consts")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from ode_nets.arguments import Count, checked, is_real, shown
 from ode_nets.axes import AxisName, all_over, axis_names
 from ode_nets.control import Norm, StepController, initial_step, scaled_norm
+from ode_nets.integrate.loop import Solver
 from ode_nets.integrate.problem import Place, Problem, evaluator, in_order, unresolved
 from ode_nets.integrate.solution import Result
 from ode_nets.integrate.uniform import Clock
@@ -94,7 +95,7 @@ class Adaptive:
         """Number of steps: it is never known before."""
         return None
 
-    estimates = True
+    estimates: ClassVar[Literal[True]] = True
     """Whether steps are judged by an error."""
     recorded = False
     """Whether steps are known before they are taken."""
@@ -223,7 +224,8 @@ class Adaptive:
 
 def _check_number(name: str, value: Any, allowed: str, good: Any) -> None:
     # A solver is a tree of numbers, too.
-    for leaf in [value] if hasattr(value, "propose") else jax.tree.leaves(value) or [value]:
+    leaves: list[Any] = [value] if isinstance(value, Solver) else jax.tree.leaves(value) or [value]
+    for leaf in leaves:
         if not is_real(leaf) or not np.size(leaf):
             raise ValueError(f"{name}={shown(value)}: expected a number {allowed}")
         if known(leaf) and not np.all(good(np.asarray(leaf))):

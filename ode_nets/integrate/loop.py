@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ode_nets.integrate.problem import Place, Problem, evaluator
 from ode_nets.integrate.program import zeros_of
-from ode_nets.integrate.solution import Interpolation, Result, Solution, Steps, poison
+from ode_nets.integrate.solution import Interpolation, Result, Solution, Steps, mark_failed
 from ode_nets.integrate.uniform import Clock
 from ode_nets.lanes import any_lane, room, select, this_lane, vary, write
 from ode_nets.stepping import Step
@@ -278,7 +278,7 @@ def finish(problem: Problem, solver: Solver, run: Run) -> Solution:
         x = jax.tree.map(lambda leaf: leaf[:n], asked.states)
         reached = (jnp.arange(n) < clock.cursor) & ordered
     return Solution(
-        x=poison(x, reached),
+        x=mark_failed(x, reached),
         aux=state.aux,
         nfe=state.nfe if solver.scheme.n_evaluations is not None else jnp.full_like(state.nfe, -1),
         n_accepted=clock.step,

@@ -222,7 +222,7 @@ class _Shown(str):
         return str(self)
 
 
-def poison(x: PyTree, good: jax.Array) -> PyTree:
+def mark_failed(x: PyTree, good: jax.Array) -> PyTree:
     """`x` where `good`, else NaN, by a product, so that gradients turn NaN too."""
 
     def leaf(a: jax.Array) -> jax.Array:

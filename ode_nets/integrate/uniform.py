@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class Clock(NamedTuple):
 class KnownSteps:
     """What grids have in common whose steps are known before they are taken: none is judged, and every one counts."""
 
-    estimates = False
+    estimates: Literal[False] = False
     """Whether steps are judged by an error."""
     recorded = True
     """Whether steps are known before they are taken."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.interop.recording import Record, Recorder, RecorderState, begin
-from ode_nets.interop.replay import Inputs, Replay, Residuals, Rows, Scheme
+from ode_nets.interop.replay import Inputs, Replay, Residuals, Rows
 from ode_nets.interop.scheme import explicit
 
 PyTree = Any
@@ -257,7 +257,7 @@ def _forward(perturbed: Any, arguments: tuple[Inputs, Any], solve: Solve) -> Any
 def _backward(residuals: Residuals, cotangent: Any, perturbed: Any, arguments: tuple[Inputs, Any], solve: Solve) -> Any:
     inputs, controller = arguments
     ct_state, _ = cotangent
-    replay = Replay(Scheme.of(solve.solver), solve.rows, inputs, perturbed[0], residuals, solve.saved(ct_state))
+    replay = Replay(solve.solver, solve.rows, inputs, perturbed[0], residuals, solve.saved(ct_state))
     empty = jax.tree.map(lambda _: None, eqx.filter(controller, _is_inexact))
     return replay.run(), empty
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
@@ -12,40 +11,11 @@ import jax.numpy as jnp
 
 from ode_nets.gradients import treeverse
 from ode_nets.interop.recording import Record, Times
-from ode_nets.interop.scheme import explicit
-from ode_nets.stepping import combine
-from ode_nets.tableaus import Number
+from ode_nets.interop.scheme import explicit, within
+from ode_nets.stepping import END, Evaluate, Node, Stage
 from ode_nets.trees import add
 
 PyTree = Any
-
-
-class Scheme(NamedTuple):
-    """An explicit Runge-Kutta solver of diffrax, as its replay needs it."""
-
-    a: tuple[tuple[Number, ...], ...]
-    b: tuple[Number, ...]
-    c: tuple[float, ...]
-    interpolation: Callable[..., Any]
-    n_propagating: int
-    """Stages that the state at the end of a step depends on; a last one may serve the error alone."""
-    with_slopes: bool
-    """Whether the interpolant is made of slopes too."""
-
-    @classmethod
-    def of(cls, solver: Any) -> Scheme:
-        """The scheme of a solver that is `explicit`."""
-        scheme = explicit(solver)
-        assert scheme is not None
-        tableau, c = scheme.tableau, tuple(float(node) for node in scheme.tableau.c)
-        slopes = not isinstance(solver, diffrax.Euler)
-        return cls(tableau.a, tableau.b, c, solver.interpolation_cls, scheme.n_evaluations, slopes)
-
-    def inside(self, y: PyTree, y_next: PyTree, slopes: list[PyTree]) -> dict[str, PyTree]:
-        """What the interpolant of a step is made of."""
-        if not self.with_slopes:
-            return {"y0": y, "y1": y_next}
-        return {"y0": y, "y1": y_next, "k": jax.tree.map(lambda *leaves: jnp.stack(leaves), *slopes)}
 
 
 class Inputs(NamedTuple):
@@ -88,9 +58,9 @@ class Residuals(NamedTuple):
 
 
 def take_step(
-    scheme: Scheme, inputs: Inputs, y: PyTree, t: jax.Array, t_next: jax.Array, *, dense: bool = False
+    solver: Any, inputs: Inputs, y: PyTree, t: jax.Array, t_next: jax.Array, *, dense: bool = False
 ) -> tuple[PyTree, dict[str, PyTree]]:
-    """One step of a solver with given ends, as diffrax takes it.
+    """One explicit Runge-Kutta step with given ends, as diffrax takes it: of size 1, along increments.
 
         k_i = f(t + c_i (t_next - t), y + sum_{j<i} a_ij k_j) . (u(t_next) - u(t))
         y_next = y + sum_i b_i k_i
@@ -102,21 +72,27 @@ def take_step(
       what the interpolant is made of.
     """
     control = inputs.terms.contr(t, t_next)
-    slopes: list[PyTree] = []
-    for i in range(len(scheme.b) if dense else scheme.n_propagating):
-        y_i = combine(y, 1.0, scheme.a[i], slopes)
-        t_i = t_next if scheme.c[i] == 1 else t + scheme.c[i] * (t_next - t)
-        k = inputs.terms.vf_prod(t_i, y_i, inputs.args, control)
-        slopes.append(jax.tree.map(lambda k, leaf: k.astype(leaf.dtype), k, y))
-    y_next = combine(y, 1.0, scheme.b, slopes)
-    return y_next, (scheme.inside(y, y_next, slopes) if dense else {})
+
+    def time(node: Node) -> jax.Array:
+        return t_next if node == END else t + node[0] / node[1] * (t_next - t)
+
+    def increment(node: Node, y_i: PyTree) -> Stage:
+        k = inputs.terms.vf_prod(time(node), y_i, inputs.args, control)
+        return jax.tree.map(lambda k, leaf: k.astype(leaf.dtype), k, y), ()
+
+    scheme = explicit(solver)
+    assert scheme is not None
+    step = scheme.step(Evaluate(increment, time), y, 1.0, inside=dense)
+    stacked = lambda: jax.tree.map(lambda *leaves: jnp.stack(leaves), *step.inside)
+    return step.x, (within(solver, y, step.x, stacked()) if dense else {})
 
 
 class Replay:
     """The backward pass of one solve.
 
     Args:
-      scheme, rows: static.
+      solver: of diffrax, explicit Runge-Kutta.
+      rows: static.
       inputs: of the solve; `perturbed`: like it, whether each leaf is differentiated.
       residuals: of the forward pass.
       ct_saved: cotangents of `residuals.saved`; `None` for a leaf without.
@@ -124,14 +100,14 @@ class Replay:
 
     def __init__(
         self,
-        scheme: Scheme,
+        solver: Any,
         rows: tuple[Rows, ...],
         inputs: Inputs,
         perturbed: Inputs,
         residuals: Residuals,
         ct_saved: list[tuple[jax.Array, PyTree]],
     ):
-        self.scheme, self.rows, self.inputs, self.residuals = scheme, rows, inputs, residuals
+        self.solver, self.rows, self.inputs, self.residuals = solver, rows, inputs, residuals
         self.params, self.rest = eqx.partition(inputs._replace(y0=None), perturbed._replace(y0=None))
         self.record = residuals.record
         self.moving = self.record.d_start is not None
@@ -144,7 +120,7 @@ class Replay:
         record, n = self.record, self.record.n_accepted
         zeros = jax.tree.map(jnp.zeros_like, (self.inputs.y0, self.params))
         ct = self._save_ends(Cotangents(*zeros))
-        advance = lambda i, y: take_step(self.scheme, self.inputs, y, record.start[i], record.end[i])[0]
+        advance = lambda i, y: take_step(self.solver, self.inputs, y, record.start[i], record.end[i])[0]
         ct = treeverse.reverse(n, record.store, record.start.shape[0], advance, self._pull, ct)
         ct = self._save_starts(ct)
         return ct.inputs._replace(y0=ct.y)
@@ -159,7 +135,7 @@ class Replay:
 
         def local(y: PyTree, moving: Any, params: Inputs) -> Any:
             t, t_next = moving or ends
-            return take_step(self.scheme, self._at(params), y, t, t_next, dense=self.dense)
+            return take_step(self.solver, self._at(params), y, t, t_next, dense=self.dense)
 
         (y_next, inside), pullback = jax.vjp(local, y, moving, self.params)
         ct_inside = jax.tree.map(jnp.zeros_like, inside)
@@ -221,7 +197,7 @@ class Replay:
         params, ts = self._save_params(k), self.inputs.ts[k]
 
         def value(inside: PyTree, ends: Any, t: jax.Array, params: Inputs | None) -> tuple[jax.Array, PyTree]:
-            y = self.scheme.interpolation(t0=ends[0], t1=ends[1], **inside).evaluate(t)
+            y = self.solver.interpolation_cls(t0=ends[0], t1=ends[1], **inside).evaluate(t)
             return self._saved(k, t, y, params)
 
         def body(carry: Any) -> Any:

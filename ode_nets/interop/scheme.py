@@ -157,8 +157,9 @@ class DiffraxScheme(OneState):
             return [leaf.astype(dtype) for leaf in jax.tree.leaves(dx)]
 
         # What the field depends on turns into leaves of the term, where the solver of a root looks for it.
-        field = eqx.filter_closure_convert(calm(slope) if implicit else slope, zero, start)
-        term = StepTerm(field, jnp.asarray(h, time))
+        slope = calm(slope) if implicit else slope
+        field = eqx.filter_closure_convert(lambda s, y, args: slope(s, y), zero, start, None)
+        term = Term(field, jnp.asarray(h, time))
         state = solver.init(term, zero, one, start, None)
         after, error, inside, _, result = solver.step(term, zero, one, start, None, state, False)
         good = jnp.asarray(result == diffrax.RESULTS.successful)
@@ -180,34 +181,39 @@ class DiffraxScheme(OneState):
         if self.runge_kutta is not None:
             after = combine(x, h, self.runge_kutta.tableau.b, inside)
             increments = lambda *ks: jnp.asarray(h, ks[0].dtype) * jnp.stack(ks)
-            slopes = {} if isinstance(self.solver, diffrax.Euler) else {"k": jax.tree.map(increments, *inside)}
-            inside = {"y0": x, "y1": after, **slopes}
+            inside = within(self.solver, x, after, jax.tree.map(increments, *inside))
             inside = {name: jax.tree.leaves(tree) for name, tree in inside.items()}
         s = jnp.asarray(s, jnp.result_type(float))
         interpolant: Any = self.solver.interpolation_cls(t0=jnp.zeros_like(s), t1=jnp.ones_like(s), **inside)
         return cast_like(jax.tree.unflatten(jax.tree.structure(x), interpolant.evaluate(s)), x)
 
 
-class StepTerm(diffrax.AbstractTerm):
-    """The right-hand side inside one step of size h, in the time s of that step."""
+class Term(diffrax.AbstractTerm):
+    """The right-hand side of an ordinary differential equation, in the dtypes of the state whatever those of time."""
 
     field: Any
-    h: Any
+    h: Any = None
+    """Size of the step in whose own time, from 0 to 1, it is told; `None` for the time of the problem."""
 
     def vf(self, t: Any, y: PyTree, args: PyTree) -> PyTree:
         """The slope, not scaled by the step: what a solver hands on holds for a step of another size."""
-        return self.field(t, y)
+        return self.field(t, y, args)
 
     def contr(self, t0: Any, t1: Any, **kwargs: Any) -> Any:
         """Time that passes."""
-        return self.h * (t1 - t0)
+        return t1 - t0 if self.h is None else self.h * (t1 - t0)
 
     def prod(self, vf: PyTree, control: Any) -> PyTree:
-        """Increment of the state, in its dtypes."""
+        """Increment of the state."""
         return jax.tree.map(lambda leaf: jnp.asarray(control, leaf.dtype) * leaf, vf)
 
 
-_NO_TERM = StepTerm(None, None)
+_NO_TERM = Term(None)
+
+
+def within(solver: Any, y: PyTree, y_next: PyTree, increments: PyTree) -> dict[str, PyTree]:
+    """What the interpolant of an explicit Runge-Kutta step is made of; `increments` are stacked, one a stage."""
+    return {"y0": y, "y1": y_next} | ({} if isinstance(solver, diffrax.Euler) else {"k": increments})
 
 
 def cast_like(tree: PyTree, x: PyTree) -> PyTree:

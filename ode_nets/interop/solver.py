@@ -9,20 +9,20 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ode_nets.arguments import Count, Positive, checked
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, GradientMethod
 from ode_nets.gradients.aca import MEBIBYTE
-from ode_nets.gradients.methods import compiled
+from ode_nets.gradients.methods import refusal, run_compiled
 from ode_nets.gradients.reverse_only import refuse_forward_mode
 from ode_nets.integrate import Problem, Result, Solution, theta_at
 from ode_nets.integrate.recorded import Recorded
-from ode_nets.integrate.solution import poison
+from ode_nets.integrate.solution import mark_failed
 from ode_nets.interop.adjoint import AdaptiveCheckpointAdjoint, plain_adjoint
 from ode_nets.interop.guard import calm, guard
-from ode_nets.interop.scheme import DiffraxScheme, cast_like, explicit, filled, tolerances, values_of
+from ode_nets.interop.scheme import DiffraxScheme, Term, cast_like, explicit, filled, tolerances, values_of
 from ode_nets.stepping import all_finite
-from ode_nets.trees import split
 
 PyTree = Any
 UNKNOWN = -1
@@ -104,32 +104,42 @@ class DiffraxSolver:
     def _values(self) -> tuple[Any, ...]:
         return *values_of(self.solver, self.stepsize_controller, self.adjoint), self.dt0, self.max_steps
 
-    def solve(self, problem: Problem, gradient: GradientMethod | None, dense: bool = False) -> Solution:
-        """Solve `problem`, differentiable by `gradient`; `None` is `Checkpointed()`.
-
-        Raises:
-          ValueError: for reports and `dense=True` under an adjoint of diffrax that keeps no steps.
-        """
-        gradient = Checkpointed() if gradient is None else gradient
-        adjoint = self.adjoint if self.adjoint is not None else self._adjoint(gradient)
-        reports = bool(jax.tree.leaves(problem.aux_shapes()))
-        if adjoint is not None and not reports and not dense:
-            return self._own(problem, adjoint)
+    def refuses(self, gradient: GradientMethod | None, dense: bool, reports: bool) -> str | None:
+        """What diffrax's adjoints cannot do, and what gradient methods refuse of steps that are taken again."""
+        backsolve = gradient if isinstance(gradient, Backsolve) and self.adjoint is None else None
+        judged = isinstance(self.stepsize_controller, diffrax.AbstractAdaptiveStepSizeController)
+        if backsolve is not None and _tolerances(backsolve) and not judged:
+            return (
+                f"gradient={gradient!r}: {type(self.stepsize_controller).__name__} has no tolerances to change; leave "
+                "them out, or use diffrax.PIDController"
+            )
+        if self._adjoint(gradient) is not None and not reports and not dense:
+            return None
         what = "dense=True" if dense else "a field that reports something beside dx (a batch norm in training does)"
         if self.adjoint is not None:
-            raise ValueError(
+            return (
                 f"{what} with adjoint={type(self.adjoint).__name__}: the steps have to be taken again, which is up to "
                 "the gradient method; leave the adjoint out"
             )
-        if isinstance(gradient, Backsolve):
-            raise ValueError(
+        if backsolve is not None:
+            return (
                 f"{what} with gradient=Backsolve(): what it needs of every step is not there on the way back; use "
                 "ACA(), Direct() or Checkpointed()"
             )
-        return self._again(problem, gradient, dense)
+        steps = Recorded.at(DiffraxScheme(self.solver), np.broadcast_to(np.inf, self.max_steps), 0)
+        return refusal(steps, gradient, dense=dense)
 
-    def _adjoint(self, gradient: GradientMethod) -> diffrax.AbstractAdjoint | None:
-        """The adjoint of diffrax that a gradient method of ours stands for, if there is one."""
+    def solve(self, problem: Problem, gradient: GradientMethod | None, dense: bool = False) -> Solution:
+        """Solve `problem`, differentiable by `gradient`; `None` is `Checkpointed()`."""
+        adjoint = self._adjoint(gradient)
+        if adjoint is not None and not jax.tree.leaves(problem.aux_shapes()) and not dense:
+            return self._own(problem, adjoint)
+        return self._again(problem, Checkpointed() if gradient is None else gradient, dense)
+
+    def _adjoint(self, gradient: GradientMethod | None) -> diffrax.AbstractAdjoint | None:
+        """The adjoint that is given, or that of diffrax that a gradient method of ours stands for, if there is one."""
+        if self.adjoint is not None:
+            return self.adjoint
         if isinstance(gradient, ACA):
             if not explicit(self.solver):
                 return None
@@ -139,19 +149,11 @@ class DiffraxSolver:
         if isinstance(gradient, Direct):
             # It fails for this solver, as `ForwardMode` does.
             return None if isinstance(self.solver, diffrax.HalfSolver) else diffrax.DirectAdjoint()
-        if isinstance(gradient, Checkpointed):
+        if gradient is None or isinstance(gradient, Checkpointed):
             return diffrax.RecursiveCheckpointAdjoint()
         if not isinstance(gradient, Backsolve):
             return None
-        controller = self.stepsize_controller
-        changes: dict[str, Any] = {
-            name: value for name in ("rtol", "atol") if (value := getattr(gradient, name)) is not None
-        }
-        if changes and not isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
-            raise ValueError(
-                f"gradient={gradient!r}: {type(controller).__name__} has no tolerances to change; leave them "
-                "out, or use diffrax.PIDController"
-            )
+        controller, changes = self.stepsize_controller, _tolerances(gradient)
         if gradient.seminorm and hasattr(controller, "norm"):
             changes["norm"] = diffrax.adjoint_rms_seminorm
         if not changes:
@@ -181,7 +183,7 @@ class DiffraxSolver:
         else:
             reached = jnp.isfinite(jnp.asarray(solution.ts))
             leaves = [_where(reached, leaf) for leaf in leaves]
-        x = poison(jax.tree.unflatten(jax.tree.structure(problem.x0), leaves), reached)
+        x = mark_failed(jax.tree.unflatten(jax.tree.structure(problem.x0), leaves), reached)
         code = _code(solution)
         stats = solution.stats
         return Solution(
@@ -202,8 +204,7 @@ class DiffraxSolver:
         ends = jnp.abs(jnp.asarray(found.ts, problem.span.dtype) - constant.t0)
         stats = found.stats
         steps = Recorded.at(scheme, ends, stats["num_accepted_steps"], stats["num_rejected_steps"], _code(found))
-        parts, frame = split((dataclasses.replace(problem, field=None), steps))
-        solution = compiled(frame, gradient, dense)(parts)
+        solution = run_compiled(problem, steps, gradient, dense)
         return dataclasses.replace(solution, nfe=self._evaluations(stats))
 
     def _diffeqsolve(self, problem: Problem, adjoint: Any, saveat: diffrax.SaveAt) -> diffrax.Solution:
@@ -250,22 +251,9 @@ class DiffraxSolver:
         return tolerances(problem.x0, rtol, atol or None)
 
 
-class Term(diffrax.AbstractTerm):
-    """The right-hand side of an ordinary differential equation, in the dtypes of the state whatever those of time."""
-
-    field: Any
-
-    def vf(self, t: Any, y: PyTree, args: PyTree) -> PyTree:
-        """The slope."""
-        return self.field(t, y, args)
-
-    def contr(self, t0: Any, t1: Any, **kwargs: Any) -> Any:
-        """Time that passes."""
-        return t1 - t0
-
-    def prod(self, vf: PyTree, control: Any) -> PyTree:
-        """Increment of the state."""
-        return jax.tree.map(lambda leaf: jnp.asarray(control, leaf.dtype) * leaf, vf)
+def _tolerances(gradient: Backsolve) -> dict[str, Any]:
+    """Those of its own that it has."""
+    return {name: value for name in ("rtol", "atol") if (value := getattr(gradient, name)) is not None}
 
 
 def _code(solution: diffrax.Solution) -> jax.Array:

@@ -52,7 +52,7 @@ class Manifestation:
         Raises:
           ValueError: for another solver, and for a relative tolerance that is not one number.
         """
-        if isinstance(solver, FixedStep):
+        if not solver.estimates:
             return cls(solver.scheme.name, int(solver.n_steps))
         if not is_real(solver.rtol) or np.ndim(solver.rtol):
             raise ValueError(f"rtol={shown(solver.rtol)}: expected one number, by which a manifestation is known")

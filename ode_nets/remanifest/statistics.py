@@ -13,7 +13,7 @@ import numpy as np
 
 from ode_nets.arguments import Variables, checked
 from ode_nets.gradients import Direct
-from ode_nets.integrate import Adaptive, FixedStep
+from ode_nets.integrate import FixedStep, Solver
 from ode_nets.nn import weight_roles
 from ode_nets.nn.roles import COEFFICIENTS
 
@@ -31,7 +31,8 @@ def unmet_intervals(net: nn.Module, variables: Variables, images: jax.Array) -> 
     stay at what they were, mean 0 and variance 1, though in a basis that is not local the weights there are trained.
 
     Args:
-      net: a model with `momentum` and `solver`, the `FixedStep` or `Adaptive` that it was trained with.
+      net: a model with `momentum` and `solver`, that which it was trained with, a `FixedStep`, `Adaptive` or any other
+        that has a scheme.
       variables: its variables, concrete arrays.
       images: `[batch, ...]`, what it takes; which intervals adaptive steps meet follows from them.
 
@@ -96,7 +97,8 @@ def reestimated(net: nn.Module, variables: PyTree, images: jax.Array, unmet: dic
     n_basis = math.lcm(*(len(of_block[0]) for of_block in leaves.values()))
     own = model.solver
     # Adaptive steps are replaced by at least eight equal ones.
-    n_steps = math.lcm(int(own.n_steps), n_basis) if isinstance(own, FixedStep) else n_basis * -(-8 // n_basis)
+    at_least = n_basis * -(-8 // n_basis)
+    n_steps = at_least if own.estimates else math.lcm(own.length or int(own.count()), n_basis)
     finer = _estimated(net.clone(solver=FixedStep(own.scheme, n_steps)), variables, images)
 
     def merged(path: Any, role: str, old: Any, new: Any) -> Any:
@@ -119,7 +121,7 @@ def has_intervals(net: nn.Module, variables: PyTree) -> bool:
     stacked = _by_block(variables.get(STATS, {})) if isinstance(variables, dict) else {}
     several = any(len(leaf) > 1 for leaves in stacked.values() for leaf in leaves)
     trains = hasattr(net, "momentum") and "train" in inspect.signature(type(net).__call__).parameters
-    return several and trains and isinstance(getattr(net, "solver", None), FixedStep | Adaptive)
+    return several and trains and isinstance(getattr(net, "solver", None), Solver)
 
 
 def _check(net: nn.Module) -> None:
@@ -127,7 +129,7 @@ def _check(net: nn.Module) -> None:
         raise ValueError(
             f"net is a {type(net).__name__} without momentum: expected a model that keeps batch statistics"
         )
-    if not isinstance(getattr(net, "solver", None), FixedStep | Adaptive):
+    if not isinstance(getattr(net, "solver", None), Solver):
         raise ValueError(f"net.solver={getattr(net, 'solver', None)!r}: expected the FixedStep or Adaptive of training")
 
 

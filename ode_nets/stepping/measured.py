@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ode_nets.stepping.runge_kutta import OfTableau, as_runge_kutta, combine
 from ode_nets.stepping.scheme import Evaluate, OneState, PyTree, Stage, Step, judged
 from ode_nets.tableaus import Tableau
-from ode_nets.trees import Unjudged
+from ode_nets.trees import Unjudged, root, squares
 
 LOCAL_ERROR, STIFFNESS = "local_error", "stiffness"
 """Names of the quantities that a `Measured` scheme adds to."""
@@ -128,15 +128,15 @@ class Measured(OfTableau, OneState):
     def _added(self, x: Quantified, h: Any, step: Step) -> dict[str, Any]:
         added = {}
         if LOCAL_ERROR in x.q:
-            added[LOCAL_ERROR] = _size(step.error.x)
+            added[LOCAL_ERROR] = _mean(step.error.x)
         if STIFFNESS in x.q:
             i, j = self._twins()
             a, slopes = self.tableau.a, [k.x for k in step.inside]
             between = jax.tree.map(
                 jnp.subtract, combine(None, h, a[j], slopes), combine(None, h, a[i], slopes) if any(a[i]) else 0
             )
-            apart = _size(between)
-            ratio = _size(jax.tree.map(jnp.subtract, slopes[j], slopes[i])) / jnp.where(apart == 0, 1, apart)
+            apart = _mean(between)
+            ratio = _mean(jax.tree.map(jnp.subtract, slopes[j], slopes[i])) / jnp.where(apart == 0, 1, apart)
             added[STIFFNESS] = jnp.where(apart == 0, 0, ratio)
         return {name: jnp.abs(h).astype(value.dtype) * value for name, value in added.items()}
 
@@ -193,9 +193,6 @@ def _plus(q: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
     return q | {name: q[name] + value.astype(q[name].dtype) for name, value in added.items()}
 
 
-def _size(tree: PyTree) -> jax.Array:
+def _mean(tree: PyTree) -> jax.Array:
     """Root mean square of all entries, of derivative 0 where it is 0."""
-    dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(tree)))
-    leaves = [jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(tree)]
-    mean = sum(leaves[1:], start=leaves[0]) / sum(leaf.size for leaf in jax.tree.leaves(tree))
-    return jnp.where(mean == 0, 0, jnp.sqrt(jnp.where(mean == 0, 1, mean)))
+    return root(squares(tree) / sum(leaf.size for leaf in jax.tree.leaves(tree)))

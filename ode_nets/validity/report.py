@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ode_nets.arguments import Natural, Positive, checked
-from ode_nets.integrate import Adaptive, FixedStep, Result
+from ode_nets.integrate import FixedStep, Result
 from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import get_tableau
 from ode_nets.validity.convergence import Convergence, Dip, convergence, distance, find_dip, rounding
@@ -237,7 +237,7 @@ def _manifestations(
 ) -> _Manifestations:
     solver, solvers = subject.solver, []
     ended: dict[Manifestation, Result] = {}
-    if isinstance(solver, FixedStep):
+    if not solver.estimates:
         grid, own_key = solver, Manifestation.of(solver)
         ends: list[tuple[int, Result]] = []
     else:
@@ -307,7 +307,7 @@ def _tried(subject: Subject, grid: FixedStep, schemes: Sequence[str]) -> tuple[s
     An adaptive solver's own is tried on a fixed grid only where no other has its order.
     """
     orders = [get_tableau(scheme).order for scheme in schemes]
-    needed = not isinstance(subject.solver, Adaptive) or max(orders, default=0) < grid.scheme.order
+    needed = not subject.solver.estimates or max(orders, default=0) < grid.scheme.order
     tried = dict.fromkeys((*((grid.scheme.name,) if needed else ()), *schemes))
     return tuple(sorted(tried, key=lambda scheme: get_tableau(scheme).order))
 

@@ -86,7 +86,7 @@ def _by_solver(apply: Callable[[Any, PyTree], jax.Array], inputs: PyTree) -> Cal
     programs: dict[Any, Callable[..., jax.Array]] = {"fixed": jax.jit(applied)}
 
     def run(solver: FixedStep | Adaptive) -> jax.Array:
-        if isinstance(solver, FixedStep):
+        if not solver.estimates:
             return programs["fixed"](pad(solver, max(N_STAGES, solver.scheme.n_evaluations or 0)), arrays)
         static = dataclasses.replace(solver, rtol=1.0, atol=1.0)
         if static not in programs:
@@ -182,8 +182,6 @@ def of_field(
       ValueError: for another kind of solver, an empty batch, a time span other than the domain of a weight function,
         and what `solve` refuses.
     """
-    if not isinstance(solver, FixedStep | Adaptive):
-        raise ValueError(f"solver={solver!r}: expected a FixedStep or Adaptive")
     check_batch(x0)
     solver = _counted(solver)
 
@@ -210,7 +208,7 @@ def _counted(solver: FixedStep | Adaptive) -> FixedStep | Adaptive:
     Raises:
       ValueError: for a tolerance that is not one number.
     """
-    if isinstance(solver, FixedStep):
+    if not solver.estimates:
         return solver if solver.length is not None else FixedStep(solver.scheme, int(solver.n_steps))
     for name in ("rtol", "atol"):
         if not is_real(value := getattr(solver, name)) or np.ndim(value):

@@ -91,7 +91,7 @@ class Evolution:
             )
         if isinstance(self.solver, FlowStep) and not hasattr(self.q, "flow"):
             raise ValueError(f"solver={self.solver!r}: q={self.q!r} has no flow(w, p, h); use FixedStep or Adaptive")
-        if isinstance(self.solver, FixedStep) and self.solver.length is None:
+        if getattr(self.solver, "recorded", False) and self.solver.length is None:
             raise ValueError(
                 f"solver={self.solver!r}: expected FlowStep, FixedStep, Adaptive or DiffraxSolver, whose states "
                 "lie on a weight grid that is known at trace time"

@@ -2,7 +2,9 @@
 
 import dataclasses
 from functools import cache
+from pathlib import Path
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 from agreement import assert_agree, jit_soon
 from benchmarks import exchange
 from benchmarks.exchange import GRIDS, METHODS, SCHEMES
-from ode_nets import ACA, Adaptive, Backsolve, Direct, FixedStep, Recorded, get_scheme, pad, solve
+from ode_nets import ACA, Adaptive, Backsolve, Direct, FixedStep, Recorded, get_scheme, pad, solve, solve_until
+from ode_nets.interop.diffrax import DiffraxSolver
 
 # The continuous adjoint is compared where steps are small: it differs from the discrete one by what they are off.
 FINE = {
@@ -73,10 +76,12 @@ CASES = [
 
 @pytest.mark.parametrize(("scheme", "grid", "method"), CASES)
 def test_all_schemes_grids_and_gradient_methods_agree(x64, scheme, grid, method):
-    refused = refusal(SCHEMES[scheme], grid, method)
+    refused, said = refusal(SCHEMES[scheme], grid, method), exchange.refusal(scheme, grid, method)
+    assert bool(refused) == bool(said)
     if refused:
-        with pytest.raises(ValueError, match=refused):
+        with pytest.raises(ValueError, match=refused) as raised:
             gradient(SCHEMES[scheme], grid, METHODS[method])
+        assert str(raised.value) == said
         return
     # Derivatives in time are small rests of large ones: one input.
     together = lambda g: (*g[:3], jnp.stack(g[3:]))
@@ -97,6 +102,14 @@ def test_all_schemes_grids_and_gradient_methods_agree(x64, scheme, grid, method)
     assert_agree(together(found), together(expected), 1e-10)
 
 
+def test_the_page_on_how_it_works_has_the_table_of_what_is_refused():
+    page = (Path(__file__).parents[2] / "docs" / "how.md").read_text()
+    rows, reasons = exchange.table()
+    assert "\n".join(f"| {' | '.join(row)} |" for row in rows) in page
+    for reason in reasons:
+        assert f"- {reason}\n" in page
+
+
 def test_a_scheme_without_an_error_estimate_is_refused_on_an_adaptive_grid():
     with pytest.raises(ValueError, match=r"scheme 'traced' has no error estimate; use heun_euler.*or FixedStep"):
         GRIDS["adaptive"](SCHEMES["arrays"])
@@ -112,6 +125,26 @@ def test_what_cannot_work_is_refused_with_the_alternatives():
             solve(lambda t, x, w: -x, 1.0, solver=FixedStep("rk4", 2), gradient=wrong)
     with pytest.raises(ValueError, match=r"solver=ACA.*expected FixedStep"):
         solve(lambda t, x, w: -x, 1.0, solver=ACA(), gradient=Direct())
+
+
+def test_a_method_of_ones_own_says_what_it_refuses_and_is_asked_before_anything_runs():
+    class Picky(Own):
+        def refuses(self, solver, dense):
+            return f"gradient=Picky() with dense={dense} and {solver!r}: not that" if solver.recorded else None
+
+        def run(self, problem, solver, dense=False):
+            assert not solver.recorded
+            return super().run(problem, solver, dense)
+
+    field = lambda t, x, w: -x
+    assert np.isfinite(solve(field, 1.0, solver=Adaptive("bosh3", max_steps=30), gradient=Picky()).x)
+    with pytest.raises(ValueError, match=r"Picky\(\) with dense=False and FixedStep\(rk4, 2\): not that"):
+        solve(field, 1.0, solver=FixedStep("rk4", 2), gradient=Picky())
+    with pytest.raises(ValueError, match="not that"):
+        solve_until(field, 1.0, solver=FixedStep("rk4", 2), gradient=Picky(), event=lambda t, x: x - 0.5)
+    # Steps that diffrax has found are known, too; nothing has been searched for yet.
+    with pytest.raises(ValueError, match=r"Recorded\(DiffraxScheme\(Tsit5\), <at most 7 steps>\): not that"):
+        solve(field, 1.0, solver=DiffraxSolver(diffrax.Tsit5(), dt0=0.5, max_steps=7), gradient=Picky())
 
 
 class Own:

@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from ode_nets import remanifest, validity
-from ode_nets.integrate import FixedStep
+from ode_nets.integrate import FixedStep, Recorded
+from ode_nets.stepping import get_scheme
 from ode_nets.weights import Chebyshev, Legendre, PiecewiseConstant, PiecewiseLinear
 from small_nets import IMAGES, model
 
@@ -42,6 +43,14 @@ def test_statistics_of_unmet_intervals_alone_are_estimated_and_a_verdict_says_so
     assert "6 samples" in subject.statistics
     judgement = validity.Judgement("tied", "flow not finite", remanifest.Manifestation("euler", 2))
     assert validity.Report(judgement, statistics=subject.statistics).sentence.endswith(subject.statistics)
+
+
+def test_recorded_steps_meet_the_intervals_of_a_uniform_grid_that_is_the_same():
+    net, variables = euler_on_four_intervals()
+    recorded = net.clone(solver=Recorded.at(get_scheme("euler"), np.array([0.5, 1.0]), 2))
+    found, expected = (remanifest.restat(n, variables, IMAGES)["batch_stats"] for n in (recorded, net))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_a_net_without_momentum_or_a_known_solver_is_refused_by_name():
