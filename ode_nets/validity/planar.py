@@ -6,9 +6,11 @@ from fractions import Fraction
 from typing import Annotated, Any
 
 import numpy as np
+from jaxtyping import Float, Int, Real
 
 from ode_nets.arguments import Rule, checked, is_real
 
+Points = Real[np.ndarray, "n 2"]
 Margin = Annotated[
     Any,
     Rule(
@@ -23,7 +25,7 @@ RESOLVED = 0.25
 
 
 @checked
-def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: Margin = 0.0) -> np.ndarray:
+def orientation(a: Points, b: Points, c: Points, margin: Margin = 0.0) -> Int[np.ndarray, "n"]:
     """On which side of the line from a to b the point c lies: 1 left, -1 right, 0 within a margin; exact.
 
     The sign of (a - c) x (b - c). Where floating-point arithmetic cannot be sure of it, it is computed again in
@@ -54,7 +56,7 @@ def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: Margin = 0.
 
 
 @checked
-def chord_heights(states: np.ndarray) -> np.ndarray:
+def chord_heights(states: Real[np.ndarray, "n n_points 2"]) -> Float[np.ndarray, "n n_chords"]:
     """How far the smooth curve through the points of a polygon in the plane rises above each of its chords.
 
         s = kappa L^2 / 8
@@ -70,8 +72,6 @@ def chord_heights(states: np.ndarray) -> np.ndarray:
     Returns:
       `[n, n_points - 1]`, at least 0.
     """
-    if np.ndim(states) != 3 or np.shape(states)[2] != 2:
-        raise ValueError(f"states have shape {np.shape(states)}: expected [n, n_points, 2]")
     with np.errstate(all="ignore"):
         move = np.diff(np.asarray(states, float), axis=1)
         before, after = move[:, :-1], move[:, 1:]
@@ -85,6 +85,6 @@ def chord_heights(states: np.ndarray) -> np.ndarray:
     return np.where(resolved[:, :-1] & resolved[:, 1:] & np.isfinite(height), height, 0.0)
 
 
-def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def cross(a: Points, b: Points) -> Real[np.ndarray, "n"]:
     """The cross products of vectors in the plane, `[n, 2]` to `[n]`."""
     return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
