@@ -61,6 +61,8 @@ Variables = Annotated[Any, Rule("variables by collection, such as {'params': ...
 Widths = Annotated[tuple[Count, ...], Rule("one width or more, each at least 1", bool)]
 Numbers = Annotated[Any, Rule("a real number or an array of real numbers", lambda x: is_real(x))]
 """What arithmetic takes, traced or not."""
+Scalar = Annotated[Any, Rule("a real number", lambda x: is_real(x) and not np.ndim(x))]
+"""One of them."""
 Key = Annotated[PRNGKeyArray, Rule("a PRNG key, such as jax.random.key(0)")]
 
 

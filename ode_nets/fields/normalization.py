@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ode_nets.arguments import checked
+from ode_nets.arguments import Rule, checked
 from ode_nets.axes import AxisName, mean_over
 
 Params = dict[str, Float[Array, "channels"]]
+Affine = Annotated[Params, Rule("'scale' and 'bias' by name, [channels] each", lambda p: {"scale", "bias"} <= {*p})]
+Statistics = Annotated[Params, Rule("'mean' and 'var' by name, [channels] each", lambda p: {"mean", "var"} <= {*p})]
 
 EPSILON = 1e-5
 """Added to the variance (dimensionless); the value of the ResNet literature."""
@@ -27,7 +31,7 @@ def init_statistics(channels: int) -> Params:
 
 @checked
 def batch_norm(
-    x: Float[Array, "*lanes channels"], params: Params, stats: Params | None = None, axis_name: AxisName = None
+    x: Float[Array, "*lanes channels"], params: Affine, stats: Statistics | None = None, axis_name: AxisName = None
 ) -> tuple[Float[Array, "*lanes channels"], Params]:
     """Normalize every channel, over batch and space.
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Real
 
-from ode_nets.arguments import Numbers, checked
+from ode_nets.arguments import Rule, Scalar, checked
+
+Samples = Annotated[Real[Array, "K *shape"], Rule("an array of real numbers [K, ...], K at least 1", len)]
 
 
 @checked
@@ -16,7 +19,7 @@ def gaussian_log_likelihood(
     x: Real[Array, "... n features"],
     values: Real[Array, "*lanes n features"],
     mask: Bool[Array, "*lanes n features"] | Real[Array, "*lanes n features"] | None = None,
-    sigma: Numbers = 1.0,
+    sigma: Scalar = 1.0,
 ) -> Float[Array, "..."]:
     """Mean log density of what was observed of each series, under predictions with Gaussian noise.
 
@@ -62,7 +65,7 @@ def gaussian_kl(mean: Real[Array, "*shape"], std: Real[Array, "*shape"]) -> Floa
 
 @checked
 def importance_bound(
-    log_likelihood: Real[Array, "K *shape"], kl: Real[Array, ""] | Real[Array, "*shape"], weight: Numbers = 1.0
+    log_likelihood: Samples, kl: Real[Array, ""] | Real[Array, "*shape"], weight: Scalar = 1.0
 ) -> Float[Array, "*shape"]:
     """The bound on the log evidence from several samples, with the divergence in closed form.
 

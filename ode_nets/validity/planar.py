@@ -11,13 +11,12 @@ from jaxtyping import Float, Int, Real
 from ode_nets.arguments import Rule, checked, is_real
 
 Points = Real[np.ndarray, "n 2"]
-Margin = Annotated[
-    Any,
-    Rule(
-        "a number of at least 0, or an array of such",
-        lambda m: is_real(m) and bool(np.all((np.asarray(m, float) >= 0) & (np.asarray(m, float) < np.inf))),
-    ),
-]
+_AT_LEAST_0 = Rule(
+    "a number of at least 0, or an array of such",
+    lambda m: is_real(m) and bool(np.all((np.asarray(m, float) >= 0) & (np.asarray(m, float) < np.inf))),
+)
+Margin = Annotated[Any, _AT_LEAST_0]
+PointMargin = Annotated[float | Real[np.ndarray, "n"], _AT_LEAST_0]
 _ROUNDING = (3 + 16 * 2.0**-53) * 2.0**-53
 """Bound of the rounding error of an orientation, relative to the sum of its terms (Shewchuk 1997, sec. 4.1)."""
 RESOLVED = 0.25
@@ -25,7 +24,7 @@ RESOLVED = 0.25
 
 
 @checked
-def orientation(a: Points, b: Points, c: Points, margin: Margin = 0.0) -> Int[np.ndarray, "n"]:
+def orientation(a: Points, b: Points, c: Points, margin: PointMargin = 0.0) -> Int[np.ndarray, "n"]:
     """On which side of the line from a to b the point c lies: 1 left, -1 right, 0 within a margin; exact.
 
     The sign of (a - c) x (b - c). Where floating-point arithmetic cannot be sure of it, it is computed again in
