@@ -246,6 +246,18 @@ def test_functions_return_what_they_say(name):
         assert_is(result, hints["return"])
 
 
+def test_solutions_and_states_hold_what_they_say():
+    state = validity.step_adaptation().init(0.1)
+    alone = on.solve(lambda t, x, k: -k * x, 1.0, 2.0, solver=on.Adaptive("bosh3"), dense=True)
+    lanes = jax.vmap(lambda k: on.solve(lambda t, x, k: -k * x, 1.0, k, solver=on.Adaptive("bosh3"), dense=True))
+    for solution in (alone, lanes(jnp.arange(1.0, 4.0))):
+        for made in (solution, solution.steps, solution.dense, state):
+            hints = typing.get_type_hints(type(made), include_extras=True)
+            with jaxtyped("context"):
+                for field in (name for name, hint in hints.items() if hints_in(hint) == [hint]):
+                    assert isinstance(getattr(made, field), hints[field]), (type(made), field)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
