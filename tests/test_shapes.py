@@ -263,7 +263,10 @@ def test_solutions_and_states_hold_what_they_say():
     [
         (lambda: on.advance_filter(W[0], 1.0), r"^w=<float32\[3, 2, 4\]>: expected a floating-point array \[k1, k2, "),
         (lambda: on.convolution(IMAGES[0], KERNEL), r"^x=<float32\[5, 5, 2\]>.*\[batch, height, width, in_channels\]"),
-        (lambda: on.batch_norm(STATES, {"scale": jnp.ones(3)}), "^params=.* with channels=2 as in x="),
+        (
+            lambda: on.batch_norm(STATES, {"scale": jnp.ones(3), "bias": jnp.ones(3)}),
+            r"^params=.* with channels=2 as in x=",
+        ),
         (lambda: on.batch_norm(STATES.astype(int), {"scale": jnp.ones(2)}), r"^x=<int32\[4, 2\]>.*; cast it$"),
         (lambda: problems.images.field(0.0, IMAGES, W), r"^kernel=.*\[size, size, channels, channels\]"),
         (lambda: problems.images.field(0.0, IMAGES[..., :1], KERNEL), "^kernel=.* with channels=1 as in x="),
@@ -295,7 +298,7 @@ def test_networks_refuse_what_is_no_image_or_series():
     net = on.ContinuousNet(widths=(2,), basis=on.PiecewiseConstant(1), solver=on.FixedStep("euler", 1))
     start = lambda net, *inputs: jax.eval_shape(net.init, {"params": KEY, "latent": KEY}, *inputs)
     refused(lambda: start(net, IMAGES[0]), r"^images=<float32\[5, 5, 2\]>: expected floating-point images \[batch, ")
-    refused(lambda: start(net, IMAGES.astype(jnp.uint8)), r"^images=<uint8.*; scale uint8 images first$")
+    refused(lambda: start(net, IMAGES.astype(jnp.uint8)), r"^images=<uint8.*; scale uint8 images first")
     series, times = on.latent_ode(4, latent=2, size=2, width=2, units=2), jnp.arange(3.0)
     start(series, times, VALUES, VALUES > 0)
     own = jnp.ones((5, 3))
