@@ -5,7 +5,10 @@
                                            class Box: ...
 
 An annotation says what an argument may be, and `Annotated[kind, Rule(...)]` in which range; `Count`, `Positive` and
-their kin are such. NumPy's integers, floats and booleans are taken for Python's, and lists for tuples.
+their kin are such. NumPy's integers, floats and booleans are taken for Python's, and lists for tuples. Of arrays
+jaxtyping says dtype and axes, traced or not, and axes of one name have one size in all arguments:
+
+    def f(h: Real[np.ndarray, "n"], errors: Real[np.ndarray, "n"]): ...
 """
 
 from __future__ import annotations
@@ -14,15 +17,19 @@ import collections.abc
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
-import operator
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from ode_nets.shapes import described, has_dtype, is_shaped, sizes_of
+from ode_nets.values import WRONG, array, flag, host_array, integer, is_real, real, shown
 
 T = TypeVar("T")
 
@@ -33,11 +40,11 @@ class Rule:
 
     Args:
       allowed: it in words, in the place of those of the kind.
-      holds: whether a value of that kind is in it.
+      holds: whether a value of that kind is in it; by default all are, and the words alone are others.
     """
 
     allowed: str
-    holds: Callable[[Any], bool]
+    holds: Callable[[Any], bool] = lambda value: True
 
 
 Count = Annotated[int, Rule("an integer of at least 1", lambda n: n >= 1)]
@@ -54,20 +61,9 @@ Variables = Annotated[Any, Rule("variables by collection, such as {'params': ...
 Widths = Annotated[tuple[Count, ...], Rule("one width or more, each at least 1", bool)]
 Numbers = Annotated[Any, Rule("a real number or an array of real numbers", lambda x: is_real(x))]
 """What arithmetic takes, traced or not."""
-
-
-def is_real(value: Any) -> bool:
-    """Whether a value is a real number or an array of them, of Python, NumPy or JAX; booleans are none."""
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        real = jax.numpy.issubdtype(value.dtype, np.number)
-        return real and not jax.numpy.issubdtype(value.dtype, np.complexfloating)
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_array(value: Any) -> bool:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.dtype.kind in "bc" or is_real(value)
-    return isinstance(value, jax.Array | int | float | complex)
+Scalar = Annotated[Any, Rule("a real number", lambda x: is_real(x) and not np.ndim(x))]
+"""One of them."""
+Key = Annotated[PRNGKeyArray, Rule("a PRNG key, such as jax.random.key(0)")]
 
 
 def _is_float(name: str) -> bool:
@@ -77,17 +73,24 @@ def _is_float(name: str) -> bool:
         return False
 
 
+def _why(value: Any) -> str:
+    """What a value is that makes it wrong, where that is known."""
+    if isinstance(value, type):
+        return "; this is the class: make one of it"
+    return "; it is traced, and must be known" if isinstance(value, jax.core.Tracer) else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """What an annotation asks for: in words, and a value as it is handed on, or `_WRONG`."""
+    """What an annotation asks for: in words, and a value as it is handed on, or `WRONG`.
+
+    `sizes` are those of the named axes of what was taken, and `why` follows the words where a value is wrong.
+    """
 
     allowed: str
     take: Callable[[Any], Any]
-
-
-_WRONG = object()
-_WIDE = 2**31
-"""Integers from there on are no constants of a program, but numbers like others are."""
+    sizes: Callable[[Any], Iterable[tuple[str, Any]]] = lambda value: ()
+    why: Callable[[Any], str] = _why
 
 
 def checked(target: T) -> T:
@@ -123,10 +126,13 @@ def _checked_function(target: Any) -> Any:
     @functools.wraps(target)
     def call(*args: Any, **kwargs: Any) -> Any:
         bound, kinds = signature.bind(*args, **kwargs), _kinds(target)
+        seen: dict[str, tuple[Any, str, Any]] = {}
         for name, value in bound.arguments.items():
             if name in kinds:
-                take = several.get(signature.parameters[name].kind, _take)  # type: ignore[call-overload]
-                bound.arguments[name] = take(kinds[name], name, value)
+                take = several.get(signature.parameters[name].kind)  # type: ignore[call-overload]
+                taken = bound.arguments[name] = (take or _take)(kinds[name], name, value)
+                if take is None:
+                    _compare_sizes(kinds[name], name, taken, seen)
         return target(*bound.args, **bound.kwargs)
 
     return call
@@ -157,21 +163,23 @@ def _take(kind: _Kind, name: str, value: Any) -> Any:
       ValueError: for one that is not allowed.
     """
     taken = kind.take(value)
-    if taken is _WRONG:
-        why = "; this is the class: make one of it" if isinstance(value, type) else ""
-        why = "; it is traced, and must be known" if isinstance(value, jax.core.Tracer) else why
-        raise ValueError(f"{name}={shown(value)}: expected {kind.allowed}{why}")
+    if taken is WRONG:
+        raise ValueError(f"{name}={shown(value)}: expected {kind.allowed}{kind.why(value)}")
     return taken
 
 
-def shown(value: Any) -> str:
-    """A value in at most 100 characters, arrays by dtype and shape."""
-    if isinstance(value, type):
-        return value.__name__
-    if isinstance(value, np.ndarray | jax.Array) and np.ndim(value):
-        return f"<{value.dtype}{list(value.shape)}>"
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+def _compare_sizes(kind: _Kind, name: str, value: Any, seen: dict[str, tuple[Any, str, Any]]) -> None:
+    """Note the sizes of the axes of an argument.
+
+    Raises:
+      ValueError: for an axis that another argument has with another size, by the names of both.
+    """
+    for axis, size in kind.sizes(value):
+        first, other, its = seen.setdefault(axis, (size, name, value))
+        if size != first:
+            raise ValueError(
+                f"{name}={shown(value)}: expected {kind.allowed}, with {axis}={first} as in {other}={shown(its)}"
+            )
 
 
 @functools.cache
@@ -197,12 +205,14 @@ def _kind_of(hint: Any) -> _Kind | None:
     if origin is tuple or origin in _SEVERAL:
         return _collection(origin, args)
     if hint is Callable or origin is collections.abc.Callable:
-        return _Kind("a function", lambda v: v if callable(v) and not isinstance(v, type) else _WRONG)
+        return _Kind("a function", lambda v: v if callable(v) and not isinstance(v, type) else WRONG)
     if hint in _PLAIN:
         return _PLAIN[hint]
+    if is_shaped(hint):
+        return _shaped(hint)
     if isinstance(hint, type) and hint not in (object, Any) and getattr(hint, "_is_runtime_protocol", True):
         names = f"a{'n' if hint.__name__[0] in 'AEIOU' else ''} {hint.__name__}"
-        return _Kind(names, lambda v: v if isinstance(v, hint) and not isinstance(v, type) else _WRONG)
+        return _Kind(names, lambda v: v if isinstance(v, hint) and not isinstance(v, type) else WRONG)
     return None
 
 
@@ -212,9 +222,13 @@ def _ruled(kind: _Kind | None, *rules: Rule) -> _Kind | None:
 
     def take(value: Any) -> Any:
         value = value if kind is None else kind.take(value)
-        return value if value is not _WRONG and all(rule.holds(value) for rule in rules) else _WRONG
+        return value if value is not WRONG and all(rule.holds(value) for rule in rules) else WRONG
 
-    return _Kind(rules[-1].allowed, take)
+    if kind is None:
+        return _Kind(rules[-1].allowed, take)
+    # The words of a rule say themselves what is to be done with an array.
+    why = kind.why if kind.why is _why else lambda value: ""
+    return _Kind(rules[-1].allowed, take, kind.sizes, why)
 
 
 def _one_of(kinds: list[_Kind | None]) -> _Kind | None:
@@ -223,9 +237,31 @@ def _one_of(kinds: list[_Kind | None]) -> _Kind | None:
         return None
 
     def take(value: Any) -> Any:
-        return next((taken for kind in several if (taken := kind.take(value)) is not _WRONG), _WRONG)
+        return next((taken for kind in several if (taken := kind.take(value)) is not WRONG), WRONG)
 
-    return _Kind(" or ".join(dict.fromkeys(kind.allowed for kind in several)), take)
+    def sizes(value: Any) -> Any:
+        return next(kind.sizes(value) for kind in several if kind.take(value) is not WRONG)
+
+    return _Kind(" or ".join(dict.fromkeys(kind.allowed for kind in several)), take, sizes, several[0].why)
+
+
+def _shaped(hint: Any) -> _Kind:
+    """An array as jaxtyping has it; NumPy's are taken for JAX's, and lists for NumPy's."""
+    on_host = hint.array_type is np.ndarray
+    plain = host_array if on_host else array
+
+    def take(value: Any) -> Any:
+        value = plain(value)
+        right = value is not WRONG and has_dtype(hint, value) and sizes_of(hint, np.shape(value)) is not None
+        return value if right else WRONG
+
+    def why(value: Any) -> str:
+        if isinstance(value, type) or (on_host and isinstance(value, jax.core.Tracer)):
+            return _why(value)
+        of_shape = plain(value) is not WRONG and sizes_of(hint, np.shape(value)) is not None
+        return "; cast it" if of_shape and not np.iscomplexobj(value) else ""
+
+    return _Kind(described(hint), take, lambda value: (sizes_of(hint, np.shape(value)) or {}).items(), why)
 
 
 def _collection(origin: Any, args: tuple[Any, ...]) -> _Kind:
@@ -236,83 +272,45 @@ def _collection(origin: Any, args: tuple[Any, ...]) -> _Kind:
 
         def take_all(found: Any) -> Any:
             if not isinstance(found, Mapping):
-                return _WRONG
+                return WRONG
             taken = {key.take(k): value.take(v) for k, v in found.items()}
-            good = _WRONG not in taken and not any(v is _WRONG for v in taken.values())
+            good = WRONG not in taken and not any(v is WRONG for v in taken.values())
             same = good and all(k in taken and taken[k] is v for k, v in found.items())
-            return (found if same else taken) if good else _WRONG
+            return (found if same else taken) if good else WRONG
 
-        return _Kind(allowed, take_all)
+        return _Kind(allowed, take_all, lambda found: [pair for v in found.values() for pair in value.sizes(v)])
     fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)
     kinds = [_kind_of(arg) or _ANYTHING for arg in (args if fixed else args[:1])]
     what = " and ".join(dict.fromkeys(kind.allowed for kind in kinds))
     allowed = f"a tuple of {len(kinds)}: {what}" if fixed else f"several, each {what}"
 
+    def sizes_each(found: Any) -> Any:
+        return [pair for kind, v in zip(itertools.cycle(kinds), found, strict=False) for pair in kind.sizes(v)]
+
     def take_each(found: Any) -> Any:
         if isinstance(found, np.ndarray) and found.ndim:
             found = tuple(found)
         if not isinstance(found, tuple | list | range) or (fixed and len(found) != len(kinds)):
-            return _WRONG
+            return WRONG
         taken = tuple(kind.take(v) for kind, v in zip(kinds if fixed else kinds * len(found), found, strict=True))
-        return _WRONG if any(v is _WRONG for v in taken) else taken
+        return WRONG if any(v is WRONG for v in taken) else taken
 
-    return _Kind(allowed, take_each)
+    return _Kind(allowed, take_each, sizes_each)
 
 
 def _among(value: Any, allowed: tuple[Any, ...]) -> Any:
-    plain = str(value) if isinstance(value, str) else _integer(value)
-    return plain if any(type(plain) is type(other) and plain == other for other in allowed) else _WRONG
-
-
-def _integer(value: Any) -> Any:
-    if isinstance(value, bool | jax.core.Tracer) or getattr(value, "dtype", None) == np.bool_:
-        return _WRONG
-    try:
-        return operator.index(value)
-    except TypeError:
-        return _WRONG
-
-
-def _real(value: Any) -> Any:
-    """A number that is not NaN; Python's as they are."""
-    if isinstance(value, jax.core.Tracer) or not is_real(value) or np.ndim(value):
-        return _WRONG
-    if not isinstance(value, int | float):
-        value = value.item()
-    if isinstance(value, int) and abs(value) >= _WIDE:
-        try:
-            return float(value)
-        except OverflowError:
-            return _WRONG
-    return value if value == value else _WRONG
-
-
-def _flag(value: Any) -> Any:
-    return bool(value) if isinstance(value, bool | np.bool_) else _WRONG
-
-
-def _array(value: Any) -> Any:
-    return value if _is_array(value) else _WRONG
-
-
-def _host_array(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        try:
-            value = np.asarray(value)
-        except ValueError:
-            return _WRONG
-    boolean = getattr(value, "dtype", None) == np.bool_
-    return value if boolean or is_real(value) else _WRONG
+    plain = str(value) if isinstance(value, str) else integer(value)
+    return plain if any(type(plain) is type(other) and plain == other for other in allowed) else WRONG
 
 
 _ANYTHING = _Kind("anything", lambda value: value)
 _SEVERAL = (list, dict, collections.abc.Sequence, collections.abc.Mapping)
 _PLAIN: dict[Any, _Kind] = {
-    int: _Kind("an integer", _integer),
-    float: _Kind("a number", _real),
-    bool: _Kind("True or False", _flag),
-    str: _Kind("a text", lambda v: str(v) if isinstance(v, str) else _WRONG),
-    type(None): _Kind("None", lambda v: v if v is None else _WRONG),
-    jax.Array: _Kind("an array of numbers", _array),
-    np.ndarray: _Kind("an array of real numbers", _host_array),
+    int: _Kind("an integer", integer),
+    float: _Kind("a number", real),
+    bool: _Kind("True or False", flag),
+    str: _Kind("a text", lambda v: str(v) if isinstance(v, str) else WRONG),
+    type(None): _Kind("None", lambda v: v if v is None else WRONG),
+    jax.Array: _Kind("an array of numbers", array),
+    np.ndarray: _Kind("an array of real numbers", host_array),
 }

@@ -49,7 +49,7 @@ def test_import_leaves_heavy_packages_alone():
     code = "import sys, flax.linen; before = {*sys.modules}; import ode_nets; print(*({*sys.modules} - before))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     added = {name.partition(".")[0] for name in done.stdout.split()} - sys.stdlib_module_names
-    assert added <= {"ode_nets", "jax", "jaxlib", "numpy", "flax"}
+    assert added <= {"ode_nets", "jax", "jaxlib", "jaxtyping", "numpy", "flax"}
     heavy = "tensorflow torch matplotlib diffrax equinox optax scipy orbax sklearn tyro tensorboardX"
     code = f"import sys, ode_nets; print([name for name in {heavy.split()} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -68,7 +68,7 @@ def test_the_library_depends_on_what_it_imports_and_on_nothing_else():
     # diffrax brings equinox, whose modules its own are; flatbuffers is what jax.export forgets to ask for. jax2onnx is
     # imported where ONNX is written.
     assert imported - sys.stdlib_module_names - {"ode_nets"} <= needed | {"equinox", "jax2onnx"}
-    assert needed == {"jax", "jaxlib", "flatbuffers", "numpy", "flax", "optax", "diffrax"}
+    assert needed == {"jax", "jaxlib", "flatbuffers", "numpy", "flax", "jaxtyping", "optax", "diffrax"}
 
 
 def empty_environment(folder: Path, *requirements: str) -> Path:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from ode_nets.arguments import Count, checked
 
@@ -37,15 +38,15 @@ class Layout(NamedTuple):
 
 @checked
 def convolution(
-    x: Array,
-    kernel: Array,
+    x: Float[Array, "batch height width in_channels"],
+    kernel: Float[Array, "kernel_height kernel_width group_channels out_channels"],
     *,
     strides: Any = 1,
     padding: Any = "SAME",
     groups: Count = 1,
     dilation: Any = 1,
     dtype: DTypeLike | None = None,
-) -> Array:
+) -> Float[Array, "batch out_height out_width out_channels"]:
     """Cross-correlates a batch of images with a kernel.
 
         y[n, h, w, d] = sum_{i, j, c} x[n, s_h h + r_h i - p_h, s_w w + r_w j - p_w, g(d) + c] kernel[i, j, c, d]
@@ -54,8 +55,8 @@ def convolution(
     and `g(d)` the first input channel of the group that `d` is in, 0 where there is one group.
 
     Args:
-        x: images, `[batch, height, width, in_channels]`, a real floating dtype.
-        kernel: `[kernel_height, kernel_width, in_channels / groups, out_channels]`, a real floating dtype.
+        x: images, `[batch, height, width, in_channels]`.
+        kernel: `[kernel_height, kernel_width, in_channels / groups, out_channels]`, at least 1x1.
         strides: `s`, one positive integer or one for each of height and width.
         padding: "SAME" (`ceil(size / stride)` outputs), "VALID" (no padding), or the zeros to add,
             `((above, below), (left, right))`.
@@ -191,13 +192,8 @@ def _shift(x: Array, axis: int, before: int, after: int) -> Array:
 
 
 def _check_arrays(x: Array, kernel: Array, groups: int, dtype: DTypeLike | None) -> jnp.dtype:
-    if jnp.ndim(x) != 4:
-        raise ValueError(f"x has shape {jnp.shape(x)}; expected [batch, height, width, in_channels].")
-    if jnp.ndim(kernel) != 4 or min(kernel.shape[:2]) < 1:
-        raise ValueError(
-            f"kernel has shape {jnp.shape(kernel)}; expected [kernel_height, kernel_width, in_channels / groups, "
-            "out_channels] of at least 1x1."
-        )
+    if min(kernel.shape[:2]) < 1:
+        raise ValueError(f"kernel has shape {kernel.shape}; expected an extent of at least 1x1.")
     if x.shape[3] != groups * kernel.shape[2]:
         of = f"{groups} groups of {kernel.shape[2]}" if groups > 1 else str(kernel.shape[2])
         raise ValueError(
@@ -210,9 +206,8 @@ def _check_arrays(x: Array, kernel: Array, groups: int, dtype: DTypeLike | None)
             "divide; expected a multiple of it."
         )
     compute_dtype = jnp.promote_types(x.dtype, kernel.dtype) if dtype is None else jnp.dtype(dtype)
-    for name, given in (("x", x.dtype), ("kernel", kernel.dtype), ("dtype", compute_dtype)):
-        if not jnp.issubdtype(given, jnp.floating):
-            raise ValueError(f"{name} has dtype {given}; expected a real floating dtype: cast it to float32.")
+    if not jnp.issubdtype(compute_dtype, jnp.floating):
+        raise ValueError(f"dtype is {compute_dtype}; expected a real floating dtype.")
     return compute_dtype
 
 

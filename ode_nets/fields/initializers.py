@@ -8,6 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ode_nets.arguments import Key, Widths, checked
+
 Layer = dict[str, jax.Array]
 LayerInit = Callable[[jax.Array, tuple[int, ...]], Layer]
 """From a key and the shape of a kernel, `[..., inputs, outputs]`, to the kernel and its bias."""
@@ -24,7 +26,8 @@ def fan_out_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return math.sqrt(2.0 / fan_out) * jax.random.normal(key, shape)
 
 
-def uniform_layer(key: jax.Array, shape: tuple[int, ...]) -> Layer:
+@checked
+def uniform_layer(key: Key, shape: Widths) -> Layer:
     """A layer whose kernel and bias are uniform within 1 / sqrt(fan-in), as PyTorch's layers start.
 
     Args:
@@ -48,7 +51,8 @@ def uniform_layer(key: jax.Array, shape: tuple[int, ...]) -> Layer:
     return {"kernel": kernel, "bias": bias}
 
 
-def kaiming_layer(key: jax.Array, shape: tuple[int, ...]) -> Layer:
+@checked
+def kaiming_layer(key: Key, shape: Widths) -> Layer:
     """A layer whose kernel is N(0, 2 / fan-in) and whose bias is zero, which keeps the scale of signals through ReLUs.
 
     A layer is sqrt(6) times as large as by `uniform_layer`, and a field of three layers 15 times: its networks

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from ode_nets.arguments import checked
+from ode_nets.arguments import Rule, checked
 from ode_nets.axes import AxisName, mean_over
 
-Params = dict[str, jax.Array]
+Params = dict[str, Float[Array, "channels"]]
+Affine = Annotated[Params, Rule("'scale' and 'bias' by name, [channels] each", lambda p: {"scale", "bias"} <= {*p})]
+Statistics = Annotated[Params, Rule("'mean' and 'var' by name, [channels] each", lambda p: {"mean", "var"} <= {*p})]
 
 EPSILON = 1e-5
 """Added to the variance (dimensionless); the value of the ResNet literature."""
@@ -26,14 +31,14 @@ def init_statistics(channels: int) -> Params:
 
 @checked
 def batch_norm(
-    x: jax.Array, params: Params, stats: Params | None = None, axis_name: AxisName = None
-) -> tuple[jax.Array, Params]:
+    x: Float[Array, "*lanes channels"], params: Affine, stats: Statistics | None = None, axis_name: AxisName = None
+) -> tuple[Float[Array, "*lanes channels"], Params]:
     """Normalize every channel, over batch and space.
 
         y = scale * (x - mean) / sqrt(var + 1e-5) + bias     (ContinuousNet A.3, eq. 30)
 
     Args:
-      x: `[..., channels]`, float.
+      x: `[..., channels]`.
       params: `scale` and `bias`, `[channels]`.
       stats: running `mean` and `var` (`[channels]`) for evaluation; `None` normalizes with the statistics of
         this batch, over the global batch when `x` is sharded under jit.

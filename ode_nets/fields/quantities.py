@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ode_nets.arguments import checked
+from ode_nets.arguments import Key, checked
 from ode_nets.stepping import Quantified
 from ode_nets.trees import squares
 
@@ -98,7 +98,7 @@ def kinetic_energy(slope: Any, t: Any, x: PyTree, dx: PyTree) -> jax.Array:
 
 
 @checked
-def jacobian_frobenius(key: jax.Array) -> Quantity:
+def jacobian_frobenius(key: Key) -> Quantity:
     """How much the field stretches: the squared Frobenius norm of its Jacobian, by Hutchinson's estimate.
 
         B = int |e^T df/dx|^2 dt,  E[B] = int |df/dx|_F^2 dt      (RNODE, Finlay et al. 2020)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int32
 
 from ode_nets.lanes import read
 from ode_nets.trees import known, pytree
@@ -53,9 +54,9 @@ class Steps:
     """The accepted steps of a solve.
 
     Attributes:
-      t: times at which they start, `[max_steps]`, in the order of integration; infinite behind the last.
-      h: signed sizes, `[max_steps]`; 0 behind the last.
-      n: int32 scalar, how many there are.
+      t: times at which they start, in the order of integration; infinite behind the last.
+      h: signed sizes; 0 behind the last.
+      n: how many there are.
 
     Example:
         >>> solution = solve(lambda t, x, k: k * x, 1.0, 1.0, solver=FixedStep("rk4", 2), dense=True)
@@ -63,9 +64,9 @@ class Steps:
         (Array([0. , 0.5], dtype=float32), Array([0.5, 0.5], dtype=float32))
     """
 
-    t: jax.Array
-    h: jax.Array
-    n: jax.Array
+    t: Float[Array, "*lanes max_steps"]
+    h: Float[Array, "*lanes max_steps"]
+    n: Int32[Array, "*lanes"]
 
 
 @pytree("steps", "tau", "x", "inside", "t0", "sign")
@@ -83,7 +84,7 @@ class Interpolation:
 
     scheme: Any
     steps: Steps
-    tau: jax.Array
+    tau: Float[Array, "*lanes max_steps"]
     """Where the steps start, as |t - t0|; infinite behind the last."""
     x: PyTree
     inside: PyTree
@@ -130,11 +131,11 @@ class Solution:
     Attributes:
       x: the state at `t1`, a pytree like `x0`; with `ts`, every leaf has a leading axis `[len(ts), ...]`.
       aux: what the field reported, summed over the stages of accepted steps that the state depends on.
-      nfe: int32 scalar, field evaluations of the forward pass, rejected trials included; -1 where a scheme cannot
+      nfe: field evaluations of the forward pass, rejected trials included; -1 where a scheme cannot
         tell (implicit ones).
-      n_accepted: int32 scalar, accepted steps.
-      n_rejected: int32 scalar, rejected trials.
-      result: int32 scalar, a `Result`.
+      n_accepted: accepted steps.
+      n_rejected: rejected trials.
+      result: a `Result`.
       dense: with `dense=True`, the `Interpolation`: `solution.dense(t)` is the state at any time; else `None`.
 
     Example:
@@ -145,10 +146,10 @@ class Solution:
 
     x: PyTree
     aux: PyTree
-    nfe: jax.Array
-    n_accepted: jax.Array
-    n_rejected: jax.Array
-    result: jax.Array
+    nfe: Int32[Array, "*lanes"]
+    n_accepted: Int32[Array, "*lanes"]
+    n_rejected: Int32[Array, "*lanes"]
+    result: Int32[Array, "*lanes"]
     dense: Interpolation | None = None
 
     @property

@@ -13,7 +13,7 @@ from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit
 from ode_nets.gradients import Checkpointed, GradientMethod
 from ode_nets.integrate import FixedStep
-from ode_nets.nn.layers import ConvNorm, alone, check_images, fold
+from ode_nets.nn.layers import ConvNorm, Images, Logits, alone, fold
 from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.nn.roles import weight_roles
 from ode_nets.weights import (
@@ -94,13 +94,13 @@ class ANODEV2(nn.Module):
     dtype: FloatName | None = None
     axis_name: AxisName = None
 
+    @checked
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits `[batch, n_classes]` of `images`, `[batch, height, width, channels]`, float.
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
+        """Logits of `images`.
 
         With `train`, batch norms use the batch's statistics and `batch_stats` must be mutable.
         """
-        check_images(images)
         smallest = 16 if self.network == "resnet10" else 8
         if min(images.shape[1:3]) < smallest:
             raise ValueError(

@@ -14,7 +14,7 @@ from ode_nets.fields import convolution
 from ode_nets.fields.initializers import fan_out_normal
 from ode_nets.gradients import ACA, GradientMethod
 from ode_nets.integrate import Adaptive
-from ode_nets.nn.layers import check_images
+from ode_nets.nn.layers import Images, Logits
 from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.weights import Basis, Evolution, PiecewiseConstant
 
@@ -93,10 +93,10 @@ class AugmentedNet(nn.Module):
     evolution: Evolution | None = None
     quantities: tuple[str, ...] = ()
 
+    @checked
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits `[batch, n_classes]` of `images`, `[batch, height, width, channels]`, float, of one size."""
-        check_images(images)
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
+        """Logits of `images`, of one size."""
         x = OdeBlock(
             unit=ThreeConvolutions(images.shape[-1] + self.augment, self.filters, self.dtype),
             basis=self.basis,

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Real
+
+from ode_nets.arguments import Rule, Scalar, checked
+
+Samples = Annotated[Real[Array, "K *shape"], Rule("an array of real numbers [K, ...], K at least 1", len)]
 
 
-def gaussian_log_likelihood(x: jax.Array, values: jax.Array, mask: Any = None, sigma: Any = 1.0) -> jax.Array:
+@checked
+def gaussian_log_likelihood(
+    x: Real[Array, "... n features"],
+    values: Real[Array, "*lanes n features"],
+    mask: Bool[Array, "*lanes n features"] | Real[Array, "*lanes n features"] | None = None,
+    sigma: Scalar = 1.0,
+) -> Float[Array, "..."]:
     """Mean log density of what was observed of each series, under predictions with Gaussian noise.
 
         log p = mean over observed (k, i) of -((v_ki - x_ki) / sigma)^2 / 2 - log(sigma) - log(2 pi) / 2
@@ -36,7 +47,8 @@ def gaussian_log_likelihood(x: jax.Array, values: jax.Array, mask: Any = None, s
     return total / jnp.maximum(count, 1)
 
 
-def gaussian_kl(mean: jax.Array, std: jax.Array) -> jax.Array:
+@checked
+def gaussian_kl(mean: Real[Array, "*shape"], std: Real[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Divergence of N(mean, std^2) from N(0, 1), entry by entry.
 
         KL = (mean^2 + std^2 - 1) / 2 - log(std)
@@ -51,7 +63,10 @@ def gaussian_kl(mean: jax.Array, std: jax.Array) -> jax.Array:
     return (mean**2 + std**2 - 1) / 2 - jnp.log(std)
 
 
-def importance_bound(log_likelihood: jax.Array, kl: jax.Array, weight: Any = 1.0) -> jax.Array:
+@checked
+def importance_bound(
+    log_likelihood: Samples, kl: Real[Array, ""] | Real[Array, "*shape"], weight: Scalar = 1.0
+) -> Float[Array, "*shape"]:
     """The bound on the log evidence from several samples, with the divergence in closed form.
 
         log( 1/K sum_k exp( log p(x | z_k) - weight * KL ) )

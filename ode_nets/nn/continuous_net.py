@@ -13,7 +13,7 @@ from ode_nets.fields import ResidualUnit
 from ode_nets.fields.residual import Order
 from ode_nets.gradients import Checkpointed, GradientMethod
 from ode_nets.integrate import FixedStep
-from ode_nets.nn.layers import Norm, Stem, Stitch, check_images
+from ode_nets.nn.layers import Images, Logits, Norm, Stem, Stitch
 from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.weights import Basis, Evolution, PiecewiseConstant
 
@@ -73,13 +73,13 @@ class ContinuousNet(nn.Module):
     quantities: tuple[str, ...] = ()
     axis_name: AxisName = None
 
+    @checked
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits `[batch, n_classes]` of `images`, `[batch, height, width, channels]`, float, of any size.
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
+        """Logits of `images`, of any size.
 
         With `train`, batch norms use the batch's statistics and `batch_stats` must be mutable.
         """
-        check_images(images)
         x = Stem(self.widths[0], self.momentum, self.dtype, axis_name=self.axis_name, name="stem")(images, train=train)
         for i, width in enumerate(self.widths):
             if i > 0:

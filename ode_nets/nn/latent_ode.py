@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Real
 
 from ode_nets.arguments import Count, checked
 from ode_nets.fields import MLP
@@ -14,7 +15,7 @@ from ode_nets.fields.initializers import Layer
 from ode_nets.gradients import GradientMethod, solve
 from ode_nets.integrate import Adaptive
 from ode_nets.nn.linen import as_unit
-from ode_nets.nn.recurrent import NORMAL, Gaussian, GaussianGRU, OdeRnn
+from ode_nets.nn.recurrent import NORMAL, Gaussian, GaussianGRU, Mask, OdeRnn, Times, Values
 
 PyTree = Any
 DOPRI5 = Adaptive("dopri5", rtol=1e-3, atol=1e-4)
@@ -30,7 +31,7 @@ class Paths(NamedTuple):
     """
 
     z0: Any
-    x: jax.Array
+    x: Float[Array, "samples *lanes m features"]
 
 
 @checked
@@ -67,13 +68,17 @@ class LatentODE(nn.Module):
     solver: Any = DOPRI5
     gradient: GradientMethod | None = None
 
-    def encode(self, times: jax.Array, values: jax.Array, mask: jax.Array) -> Gaussian:
+    @checked
+    def encode(self, times: Times, values: Values, mask: Mask) -> Gaussian:
         """The latent state at `times[0]`, `[..., latent]`, from series `[..., n, features]`."""
         z0: Gaussian = self.encoder(times, values, mask)
         return z0
 
+    @checked
     @nn.compact
-    def generate(self, z0: jax.Array, t0: Any, ts: jax.Array) -> jax.Array:
+    def generate(
+        self, z0: Float[Array, "*lanes latent"], t0: Any, ts: Real[Array, "m"]
+    ) -> Float[Array, "*lanes m latent"]:
         """Latent states `[..., m, latent]` at `ts`, `[m]`, from `z0`, `[..., latent]`, at t0, in order of time.
 
         NaN where a solve fails, as for times that are not in order or before t0.
@@ -87,13 +92,14 @@ class LatentODE(nn.Module):
             self.sow("solution", name, getattr(solution, name), init_fn=lambda: None, reduce_fn=lambda _, new: new)
         return jnp.moveaxis(solution.x, 0, -2)
 
-    def decode(self, z: jax.Array) -> jax.Array:
+    def decode(self, z: Float[Array, "*lanes latent"]) -> Float[Array, "*lanes features"]:
         """Values `[..., features]` of latent states `[..., latent]`."""
         x: jax.Array = self.decoder(z)
         return x
 
+    @checked
     def __call__(
-        self, times: jax.Array, values: jax.Array, mask: jax.Array, ts: jax.Array | None = None, n_samples: int = 1
+        self, times: Times, values: Values, mask: Mask, ts: Real[Array, "m"] | None = None, n_samples: Count = 1
     ) -> Paths:
         """Predictions at any times from samples of z0, which are drawn from the random stream `latent`.
 

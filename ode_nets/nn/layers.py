@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from ode_nets.arguments import Rule
 from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit, batch_norm, convolution
 from ode_nets.fields.initializers import fan_out_normal
 from ode_nets.fields.normalization import init_batch_norm, init_statistics
 
 PyTree = Any
+Images = Annotated[
+    Float[Array, "batch height width channels"],
+    Rule("floating-point images [batch, height, width, channels]; scale uint8 images first"),
+]
+Logits = Float[Array, "batch n_classes"]
 
 
 def fold(running: PyTree, batch: PyTree, momentum: float, seen: jax.Array | bool = True) -> PyTree:
@@ -33,15 +40,6 @@ def fold(running: PyTree, batch: PyTree, momentum: float, seen: jax.Array | bool
         return jnp.where(mask, momentum * old + (1 - momentum) * new.astype(old.dtype), old)
 
     return jax.tree.map(leaf, running, batch)
-
-
-def check_images(images: jax.Array) -> None:
-    """Refuse, at trace time, what is not floating-point `[batch, height, width, channels]`."""
-    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"images have shape {images.shape} and dtype {images.dtype}: expected floating-point "
-            "[batch, height, width, channels]; scale uint8 images first"
-        )
 
 
 class Norm(nn.Module):

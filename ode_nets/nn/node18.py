@@ -13,7 +13,7 @@ from ode_nets.axes import AxisName
 from ode_nets.fields import ResidualUnit
 from ode_nets.gradients import ACA, GradientMethod
 from ode_nets.integrate import Adaptive
-from ode_nets.nn.layers import ConvNorm, Stem, check_images
+from ode_nets.nn.layers import ConvNorm, Images, Logits, Stem
 from ode_nets.nn.ode_block import OdeBlock
 from ode_nets.tableaus import get_tableau
 from ode_nets.weights import Evolution, PiecewiseConstant
@@ -102,9 +102,10 @@ class NODE18(nn.Module):
     quantities: tuple[str, ...] = ()
     axis_name: AxisName = None
 
+    @checked
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits `[batch, n_classes]` of `images`, `[batch, height, width, channels]`, float, of any size."""
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
+        """Logits of `images`, of any size."""
 
         def block(width: int, name: str) -> nn.Module:
             return OdeBlock(
@@ -142,9 +143,10 @@ class ResNet18(nn.Module):
     dtype: FloatName | None = None
     axis_name: AxisName = None
 
+    @checked
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits `[batch, n_classes]` of `images`, `[batch, height, width, channels]`, float, of any size."""
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
+        """Logits of `images`, of any size."""
 
         def block(width: int, name: str) -> nn.Module:
             return BasicBlock(width, 1, self.momentum, self.dtype, self.axis_name, name=f"basic{name}")
@@ -154,7 +156,6 @@ class ResNet18(nn.Module):
 
 def _logits(net: NODE18 | ResNet18, block: Block, images: jax.Array, train: bool) -> jax.Array:
     """The frame that both networks share; to be called inside their compact method."""
-    check_images(images)
     x = Stem(net.widths[0], net.momentum, net.dtype, axis_name=net.axis_name, name="stem")(images, train=train)
     for stage, width in enumerate(net.widths, start=1):
         stride = 1 if stage == 1 else 2

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Real
 
-from ode_nets.arguments import Count, checked
+from ode_nets.arguments import Count, Rule, checked
 from ode_nets.gradients import Direct, GradientMethod, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.nn.linen import as_unit
 
 PyTree = Any
+Times = Annotated[
+    Real[Array, "n"], Rule("times [n] of all series; take jax.vmap where every series has times of its own")
+]
+Values = Float[Array, "*lanes n features"]
+Mask = Bool[Array, "*lanes n features"]
 NORMAL = nn.initializers.normal(0.1)
 """Of the kernels of dense layers of latent ODEs; their biases start at 0."""
 
@@ -32,31 +38,15 @@ class Gaussian(NamedTuple):
     std: jax.Array
 
 
-def check_series(times: jax.Array, values: jax.Array, mask: jax.Array) -> None:
-    """Refuse, at trace time, what is no series.
-
-    Raises:
-      ValueError: for shapes that do not fit, and values or a mask of another kind.
-    """
-    fits = jnp.ndim(values) >= 2 and jnp.shape(times) == values.shape[-2:-1] and jnp.shape(mask) == values.shape
-    if not fits:
-        raise ValueError(
-            f"times, values and mask have shapes {jnp.shape(times)}, {jnp.shape(values)} and {jnp.shape(mask)}: "
-            "expected [n], [..., n, features] and the shape of values; take jax.vmap where every series has times of "
-            "its own"
-        )
-    if not jnp.issubdtype(values.dtype, jnp.floating) or mask.dtype != bool:
-        raise ValueError(f"values are {values.dtype} and the mask is {mask.dtype}: expected floating point and bool")
-
-
+@checked
 def recur(
     update: Callable[[PyTree, PyTree, jax.Array], PyTree],
     flow: Callable[[PyTree, PyTree, Any, Any], PyTree],
     theta: PyTree,
     state: PyTree,
-    times: jax.Array,
-    values: jax.Array,
-    mask: jax.Array,
+    times: Times,
+    values: Values,
+    mask: Mask,
     *,
     backward: bool = False,
 ) -> tuple[PyTree, PyTree]:
@@ -73,7 +63,7 @@ def recur(
       theta: parameters of both, any pytree of floating-point arrays. What else is differentiated must not be closed
         over.
       state: before anything, leaves `[..., s]`.
-      times: `[n]`, ascending. values, mask: `[..., n, features]`.
+      times: `[n]`, ascending. values, mask: `[..., n, features]`, the mask boolean: what was observed.
       backward: whether to begin with the last time.
 
     Returns:
@@ -85,7 +75,6 @@ def recur(
         >>> recur(add, stay, 1.0, jnp.zeros(1), jnp.arange(3.0), values, values > 0)[0]
         Array([3.], dtype=float32)
     """
-    check_series(times, values, mask)
     inputs = jnp.concatenate([jnp.where(mask, values, 0), mask.astype(values.dtype)], axis=-1)
     seen = mask.any(-1, keepdims=True)
     before = jnp.concatenate([times[:1], times[:-1]]) if not backward else jnp.concatenate([times[1:], times[-1:]])
@@ -219,8 +208,9 @@ class OdeRnn(nn.Module):
     solver: Any = FixedStep("euler", 1)
     gradient: GradientMethod | None = None
 
+    @checked
     @nn.compact
-    def __call__(self, times: jax.Array, values: jax.Array, mask: jax.Array) -> Gaussian:
+    def __call__(self, times: Times, values: Values, mask: Mask) -> Gaussian:
         """Mean and deviation of the latent state at `times[0]`, `[..., latent]`.
 
         Args:
@@ -230,7 +220,6 @@ class OdeRnn(nn.Module):
         Raises:
           ValueError: at trace time, for shapes that do not fit.
         """
-        check_series(times, values, mask)
         zeros = jnp.zeros((*values.shape[:-2], self.size), values.dtype)
         x = jnp.zeros((*values.shape[:-2], 2 * values.shape[-1]), values.dtype)
         # Their parameters go into the loop as values.
@@ -285,10 +274,10 @@ class RecurrentNet(nn.Module):
     decay: bool = False
     units: Count = 100
 
+    @checked
     @nn.compact
-    def __call__(self, times: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, times: Times, values: Values, mask: Mask) -> Values:
         """Predictions, `[..., n, features]`; the arguments are those of `OdeRnn`."""
-        check_series(times, values, mask)
         lead, features = values.shape[:-2], values.shape[-1]
         since, x = jnp.zeros((*lead, 1), values.dtype), jnp.zeros((*lead, 2 * features + 1), values.dtype)
         cell: Any = self.cell.clone(parent=None, name=None)

@@ -10,6 +10,7 @@ import jax
 from ode_nets.arguments import Count, Fraction01, Natural, Variables, Widths, checked
 from ode_nets.integrate import FixedStep
 from ode_nets.nn.continuous_net import ContinuousNet
+from ode_nets.nn.layers import Images, Logits
 from ode_nets.nn.roles import COEFFICIENTS
 from ode_nets.weights import PiecewiseConstant
 
@@ -61,9 +62,10 @@ class ResNet(nn.Module):
     momentum: Fraction01 = 0.9
     axis_name: Any = None  # of flax, whose annotation knows a single name
 
+    @checked
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits `[batch, n_classes]` of `images`, `[batch, height, width, channels]`."""
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
+        """Logits of `images`, of any size."""
         x = nn.Conv(self.widths[0], (3, 3), use_bias=False, kernel_init=_he_fan_out, name="stem")(images)
         norm = nn.BatchNorm(not train, momentum=self.momentum, axis_name=self.axis_name, name="stem_bn")
         x = nn.relu(norm(x))

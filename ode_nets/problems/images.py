@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float
 
-from ode_nets.arguments import Count, Numbers, checked
+from ode_nets.arguments import Count, Key, Numbers, checked
 from ode_nets.fields import convolution
+
+Images = Float[Array, "batch height width channels"]
+Kernel = Float[Array, "size size channels channels"]
 
 
 @checked
-def random_kernel(key: jax.Array, channels: Count, size: Count = 3) -> jax.Array:
+def random_kernel(key: Key, channels: Count, size: Count = 3) -> Kernel:
     """A convolution with one random kernel, the same for every channel and none between channels.
 
     Args:
@@ -31,7 +35,7 @@ def random_kernel(key: jax.Array, channels: Count, size: Count = 3) -> jax.Array
 
 
 @checked
-def field(t: Numbers, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def field(t: Numbers, x: Images, kernel: Kernel) -> Images:
     """Convolution of images that continue periodically beyond their borders.
 
         dx/dt = kernel * x                                   (ACA sec. 3.2, Fig. 5)
@@ -50,7 +54,7 @@ def field(t: Numbers, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @checked
-def spectrum(kernel: jax.Array, height: Count, width: Count) -> jax.Array:
+def spectrum(kernel: Kernel, height: Count, width: Count) -> Complex[Array, "height width channels channels"]:
     """The convolution as a matrix between channels at each spatial frequency.
 
         F(kernel * x)(q) = F(x)(q) A(q),   A(q) = sum_d kernel[d] exp(2 pi i q.d)
@@ -75,7 +79,7 @@ def spectrum(kernel: jax.Array, height: Count, width: Count) -> jax.Array:
 
 
 @checked
-def solution(t: Numbers, x0: jax.Array, kernel: jax.Array) -> jax.Array:
+def solution(t: Numbers, x0: Images, kernel: Kernel) -> Images:
     """The image at time t, exactly: every spatial frequency is a small linear system of its own.
 
         x(t) = F^-1( F(x0) exp(A t) )

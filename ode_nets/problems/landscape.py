@@ -11,8 +11,9 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, Real
 
-from ode_nets.arguments import Count, Finite, Natural, Numbers, Positive, Rule, checked
+from ode_nets.arguments import Count, Finite, Key, Natural, Numbers, Positive, Rule, checked
 from ode_nets.gradients import Direct, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.stepping import all_finite
@@ -118,7 +119,7 @@ def field(t: Numbers, state: jax.Array, theta: tuple[Polynomial, Any]) -> jax.Ar
 
 
 @checked
-def minima(potential: Polynomial, *, box: Positive = 4.0, starts: Count = 512) -> np.ndarray:
+def minima(potential: Polynomial, *, box: Positive = 4.0, starts: Count = 512) -> Float[np.ndarray, "n dimension"]:
     """The local minima of a potential, `[n, dimension]`, sorted by their first coordinate; float64.
 
     In one dimension all of them, from the real roots of V'. Beyond, those that Newton's method finds from a
@@ -183,21 +184,21 @@ def minima(potential: Polynomial, *, box: Positive = 4.0, starts: Count = 512) -
 class Rest(NamedTuple):
     """Where particles are when they rest or time is up, leaves with the leading axis of the batch."""
 
-    x: jax.Array
-    """Positions, `[n, dimension]`."""
-    v: jax.Array
-    """Velocities, `[n, dimension]`."""
-    label: jax.Array
-    """Nearest minimum, int32 `[n]`."""
-    at_rest: jax.Array
-    """Slow, and within reach of that minimum; bool `[n]`."""
+    x: Float[Array, "n dimension"]
+    """Positions."""
+    v: Float[Array, "n dimension"]
+    """Velocities."""
+    label: Int32[Array, "n"]
+    """Nearest minimum."""
+    at_rest: Bool[Array, "n"]
+    """Slow, and within reach of that minimum."""
 
 
 @checked
 def simulate(
     potential: Polynomial,
-    places: Any,
-    state: jax.Array,
+    places: Real[np.ndarray | Array, "n_minima dimension"],
+    state: Float[Array, "n size"],
     *,
     gamma: Numbers = FRICTION,
     t_max: Positive = 100.0,
@@ -222,7 +223,7 @@ def simulate(
 
     Cost: RK4 steps of the whole batch until the last particle rests. Not differentiable in reverse mode.
     """
-    places, n_steps = jnp.asarray(places, state.dtype), max(1, math.ceil(t_max / sections / h - 1e-9))
+    minima, n_steps = jnp.asarray(places, state.dtype), max(1, math.ceil(t_max / sections / h - 1e-9))
     solver = FixedStep("rk4", n_steps)
 
     def one(state: jax.Array) -> jax.Array:
@@ -231,7 +232,7 @@ def simulate(
 
     def rest(state: jax.Array) -> Rest:
         x, v = jnp.split(state, 2, axis=-1)
-        distance = jnp.linalg.norm(x[:, None] - places, axis=-1)
+        distance = jnp.linalg.norm(x[:, None] - minima, axis=-1)
         slow = jnp.linalg.norm(v, axis=-1) < speed
         return Rest(x, v, jnp.argmin(distance, 1).astype(jnp.int32), slow & (distance.min(1) < reach))
 
@@ -246,7 +247,7 @@ def simulate(
 
 @checked
 def generate(
-    key: jax.Array,
+    key: Key,
     n: Count,
     potential: Polynomial = POTENTIAL,
     *,
@@ -257,7 +258,7 @@ def generate(
     h: Positive = 0.02,
     speed: Positive = 1e-3,
     reach: Positive = 0.02,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "n size"], Int32[Array, "n"]]:
     """Starts of particles and the minima where they come to rest (Ott sec. 3.2).
 
     Args:

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Real
 
-from ode_nets.arguments import Count, Finite, Numbers, Positive, checked
+from ode_nets.arguments import Count, Finite, Key, Numbers, Positive, checked
 from ode_nets.fields import SecondOrder
 
 GRAVITY = -9.81
@@ -20,7 +21,7 @@ _HALVINGS = 7
 
 
 @checked
-def field(t: Numbers, x: jax.Array, g: Numbers = GRAVITY) -> jax.Array:
+def field(t: Numbers, x: Real[Array, "*lanes 2"], g: Numbers = GRAVITY) -> Real[Array, "*lanes 2"]:
     """The pendulum as a system of first order.
 
         rho' = v
@@ -38,7 +39,7 @@ def field(t: Numbers, x: jax.Array, g: Numbers = GRAVITY) -> jax.Array:
 
 
 @checked
-def energy(x: jax.Array, g: Numbers = GRAVITY) -> jax.Array:
+def energy(x: Real[Array, "*lanes 2"], g: Numbers = GRAVITY) -> Float[Array, "*lanes"]:
     """What a solution conserves: v^2 / 2 + g cos(rho), `[...]` of states `[..., 2]`."""
     return x[..., 1] ** 2 / 2 + g * jnp.cos(x[..., 0])
 
@@ -77,7 +78,7 @@ def period(rho0: Numbers = START, g: Numbers = GRAVITY) -> jax.Array:
 
 
 @checked
-def solution(t: Numbers, rho0: Numbers = START, g: Numbers = GRAVITY) -> jax.Array:
+def solution(t: Numbers, rho0: Numbers = START, g: Numbers = GRAVITY) -> Float[Array, "*times 2"]:
     """State at time t of a pendulum released from rest, exactly.
 
         rho(t) = 2 arcsin(k sn(K - w0 t; k)),  k = sin(rho0 / 2),  w0 = sqrt(|g|)
@@ -105,8 +106,8 @@ def solution(t: Numbers, rho0: Numbers = START, g: Numbers = GRAVITY) -> jax.Arr
 
 @checked
 def pairs(
-    n: Count, dt: Positive, *, key: jax.Array | None = None, rho0: Finite = START, g: Finite = GRAVITY
-) -> tuple[jax.Array, jax.Array]:
+    n: Count, dt: Positive, *, key: Key | None = None, rho0: Finite = START, g: Finite = GRAVITY
+) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"]]:
     """States and their successors after a time dt, to fit a one-step model to (ContinuousNet eq. 17).
 
     Args:

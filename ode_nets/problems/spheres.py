@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
 
-from ode_nets.arguments import Count, NotNegative, checked
+from ode_nets.arguments import Count, Key, NotNegative, checked
 
 SHELLS = ((0.1, 0.15), (0.25, 0.3), (0.4, 0.45))
 """Inner and outer radii of the shells of Ott sec. 3.1 (published code), from the inside out."""
@@ -16,8 +17,8 @@ SHELLS = ((0.1, 0.15), (0.25, 0.3), (0.4, 0.45))
 
 @checked
 def generate(
-    key: jax.Array, n: Count, dimension: Count, shells: Sequence[tuple[NotNegative, NotNegative]] = SHELLS
-) -> tuple[jax.Array, jax.Array]:
+    key: Key, n: Count, dimension: Count, shells: Sequence[tuple[NotNegative, NotNegative]] = SHELLS
+) -> tuple[Float[Array, "n dimension"], Int32[Array, "n"]]:
     """Points in concentric shells; neighbouring shells belong to different classes.
 
         |x| = r_in + (r_out - r_in) u^(1/d),  u uniform in [0, 1)        (Ott sec. 3.1, published code)

@@ -13,12 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Real
 
+from ode_nets.arguments import Key, checked
 from ode_nets.fields import SecondOrder
 from ode_nets.gradients import Direct, solve
 from ode_nets.integrate import Adaptive, Solution
 from ode_nets.stepping import all_finite
 from ode_nets.trees import known
+
+Places = Real[Array, "*lanes n 3"]
+Masses = Real[np.ndarray | Array, "n"]
 
 GRAVITY = 0.2004844 * 7.239324
 """G of ACA eq. 32 in the units of the published code, the product of its two constants."""
@@ -49,7 +54,8 @@ UNEQUAL = PUBLISHED._replace(masses=(1.5, 1.0, 0.7))
 """The same start of three masses that differ, as the paper says of its own."""
 
 
-def differences(r: jax.Array) -> jax.Array:
+@checked
+def differences(r: Places) -> Real[Array, "*lanes n others 3"]:
     """Of every body to each of the others: r_i - r_{i+k}, k = 1, ..., n - 1, counted around.
 
     Args:
@@ -62,7 +68,8 @@ def differences(r: jax.Array) -> jax.Array:
     return jnp.stack([r - jnp.roll(r, -k, axis=-2) for k in range(1, n)], axis=-2)
 
 
-def acceleration(r: jax.Array, masses: jax.Array) -> jax.Array:
+@checked
+def acceleration(r: Places, masses: Real[Array, "n"]) -> Float[Array, "*lanes n 3"]:
     """Newton's law of gravitation.
 
         r_i'' = - sum_{j != i} G m_j (r_i - r_j) / |r_i - r_j|^3        (ACA eq. 32)
@@ -80,7 +87,8 @@ def acceleration(r: jax.Array, masses: jax.Array) -> jax.Array:
     return -GRAVITY * jnp.sum((others / cubes)[..., None] * d, axis=-2)
 
 
-def field(t: Any, x: Any, masses: jax.Array) -> Any:
+@checked
+def field(t: Any, x: Any, masses: Real[Array, "n"]) -> Any:
     """The bodies as a system of first order.
 
         dr/dt = v
@@ -97,7 +105,8 @@ def field(t: Any, x: Any, masses: jax.Array) -> Any:
     return SecondOrder(lambda t, r, v, masses: acceleration(r, masses))(t, x, masses)
 
 
-def augmented(r: jax.Array) -> jax.Array:
+@checked
+def augmented(r: Places) -> Float[Array, "*lanes size"]:
     """Positions and what the law is made of, the input of models with partial knowledge.
 
         Aug = {r_i, d, d / |d|, d / |d|^2, d / |d|^3},  d = r_i - r_j, j != i        (ACA eq. 33)
@@ -120,7 +129,8 @@ def augmented(r: jax.Array) -> jax.Array:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def energies(r: jax.Array, v: jax.Array, masses: Any) -> tuple[jax.Array, jax.Array]:
+@checked
+def energies(r: Places, v: Places, masses: Masses) -> tuple[Float[Array, "*lanes"], Float[Array, "*lanes"]]:
     """Kinetic and potential energy, whose sum a solution conserves.
 
         sum_i m_i |v_i|^2 / 2,   - sum_{i < j} G m_i m_j / |r_i - r_j|
@@ -132,18 +142,20 @@ def energies(r: jax.Array, v: jax.Array, masses: Any) -> tuple[jax.Array, jax.Ar
     Returns:
       Two arrays `[...]`.
     """
-    masses = jnp.asarray(masses)
-    products = jnp.stack([masses * jnp.roll(masses, -k) for k in range(1, r.shape[-2])], axis=-1)
+    m = jnp.asarray(masses)
+    products = jnp.stack([m * jnp.roll(m, -k) for k in range(1, r.shape[-2])], axis=-1)
     potential = -GRAVITY / 2 * jnp.sum(products / jnp.linalg.norm(differences(r), axis=-1), axis=(-2, -1))
-    return jnp.sum(masses * jnp.sum(v**2, axis=-1), axis=-1) / 2, potential
+    return jnp.sum(m * jnp.sum(v**2, axis=-1), axis=-1) / 2, potential
 
 
-def momentum(v: jax.Array, masses: Any) -> jax.Array:
+@checked
+def momentum(v: Real[Array, "*lanes n space"], masses: Masses) -> Real[Array, "*lanes space"]:
     """sum_i m_i v_i, which a solution conserves: `[..., 3]` of `[..., n, 3]`."""
     return jnp.einsum("...nc,n->...c", v, jnp.asarray(masses))
 
 
-def angular_momentum(r: jax.Array, v: jax.Array, masses: Any) -> jax.Array:
+@checked
+def angular_momentum(r: Places, v: Places, masses: Masses) -> Real[Array, "*lanes 3"]:
     """sum_i m_i r_i x v_i, which a solution conserves: `[..., 3]` of `[..., n, 3]`."""
     return momentum(jnp.cross(r, v), masses)
 
@@ -153,7 +165,8 @@ def angular_momentum(r: jax.Array, v: jax.Array, masses: Any) -> jax.Array:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def random_start(key: jax.Array, masses: Any = None, *, virial: float = 0.4, apart: float = 0.3) -> Start:
+@checked
+def random_start(key: Key, masses: Masses | None = None, *, virial: float = 0.4, apart: float = 0.3) -> Start:
     """Three bodies in a cube of side 1, at rest as a whole, bound together.
 
         kinetic energy = virial * |potential energy| < |potential energy|
@@ -179,11 +192,10 @@ def random_start(key: jax.Array, masses: Any = None, *, virial: float = 0.4, apa
     if not 0 <= apart < 1:
         raise ValueError(f"apart={apart}: expected a distance of at least 0 and below 1")
     place_key, speed_key, mass_key = jax.random.split(key, 3)
-    masses = (
-        jax.random.uniform(mass_key, (3,), minval=0.5, maxval=1.5) if masses is None else jnp.asarray(masses, float)
-    )
-    n = _check_masses(masses)
-    start, far = _draw(place_key, speed_key, masses, virial, apart)
+    drawn = masses is None
+    m = jax.random.uniform(mass_key, (3,), minval=0.5, maxval=1.5) if drawn else jnp.asarray(masses, float)
+    n = _check_masses(m)
+    start, far = _draw(place_key, speed_key, m, virial, apart)
     if not far:
         raise ValueError(f"apart={apart}: none of 1000 draws has {n} bodies so far apart in a cube of side 1; lower it")
     return start
@@ -203,9 +215,9 @@ def _draw(place_key: jax.Array, speed_key: jax.Array, masses: jax.Array, virial:
 class Truth(NamedTuple):
     """A solution at a tight tolerance, and how far it can be trusted."""
 
-    r: jax.Array
-    """Positions at the times asked for, `[n_times, n, 3]`, float64."""
-    v: jax.Array
+    r: Float[Array, "n_times n 3"]
+    """Positions at the times asked for, float64."""
+    v: Float[Array, "n_times n 3"]
     """Velocities, likewise."""
     energy_drift: float
     """Largest |E(t) - E(0)| / |E(0)| at the times asked for."""
@@ -232,7 +244,8 @@ class Truth(NamedTuple):
         return found + [f"body {i + 1} escapes" for i in self.escaping]
 
 
-def truth(start: Start, ts: Any, *, tolerance: float = 1e-12) -> Truth:
+@checked
+def truth(start: Start, ts: Real[np.ndarray | Array, "n_times"], *, tolerance: float = 1e-12) -> Truth:
     """The trajectories of bodies, with the drift of what they should conserve.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax
+from jaxtyping import Array, Real
 
 from ode_nets.arguments import Numbers, checked
 from ode_nets.fields import SecondOrder
@@ -14,7 +14,7 @@ START = (2.0, 0.0)
 
 
 @checked
-def field(t: Numbers, y: jax.Array, mu: Numbers) -> jax.Array:
+def field(t: Numbers, y: Real[Array, "*lanes 2"], mu: Numbers) -> Real[Array, "*lanes 2"]:
     """The oscillator as a system of first order.
 
         dy1/dt = y2
@@ -32,7 +32,7 @@ def field(t: Numbers, y: jax.Array, mu: Numbers) -> jax.Array:
 
 
 @checked
-def power(y: jax.Array, mu: Numbers) -> jax.Array:
+def power(y: Real[Array, "*lanes 2"], mu: Numbers) -> Real[Array, "*lanes"]:
     """Rate of change of the energy (y1^2 + y2^2) / 2 along a solution.
 
         dE/dt = (mu - y1^2) y2^2
@@ -48,7 +48,7 @@ def power(y: jax.Array, mu: Numbers) -> jax.Array:
 
 
 @checked
-def divergence(y: jax.Array, mu: Numbers) -> jax.Array:
+def divergence(y: Real[Array, "*lanes 2"], mu: Numbers) -> Real[Array, "*lanes"]:
     """Rate at which areas of initial states grow.
 
         d/dt log det(dy(t)/dy(0)) = mu - y1^2                (Liouville's formula)

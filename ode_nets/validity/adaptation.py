@@ -21,6 +21,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int32
 
 from ode_nets.arguments import Finite, Numbers, Positive, Rule, checked
 from ode_nets.control import initial_step
@@ -33,21 +34,21 @@ Several = Annotated[int, Rule("an integer of at least 2", lambda n: n >= 2)]
 
 
 class AdaptationState(NamedTuple):
-    """Where a controller stands between two updates: scalars, floating-point steps or tolerances and int32 counts."""
+    """Where a controller stands between two updates: steps or tolerances, and counts."""
 
-    value: jax.Array
+    value: Float[Array, "*lanes"]
     """Step size h, or tolerance, to train with."""
-    on_trial: jax.Array
+    on_trial: Bool[Array, "*lanes"]
     """Whether `value` has just been raised and is to be judged by another `update` before training goes on."""
-    before: jax.Array
+    before: Float[Array, "*lanes"]
     """The value to go back to, if the trial fails, as far as the ceiling allows."""
-    ceiling: jax.Array
+    ceiling: Float[Array, "*lanes"]
     """The value is not raised beyond this."""
-    checks: jax.Array
+    checks: Int32[Array, "*lanes"]
     """Updates so far, trials not counted."""
-    n_shrunk: jax.Array
+    n_shrunk: Int32[Array, "*lanes"]
     """How often the value was halved."""
-    n_reverted: jax.Array
+    n_reverted: Int32[Array, "*lanes"]
     """How many trials failed."""
 
 
@@ -176,8 +177,8 @@ def tolerance_adaptation(lowest: Positive = 1e-9, highest: Positive = 1e-1, **ch
 
 
 @checked
-def steps_of(h: Numbers, span: Positive = 1.0) -> jax.Array:
-    """The number of equal steps for a step size: the least that makes steps of at most h; int32.
+def steps_of(h: Numbers, span: Positive = 1.0) -> Int32[Array, "*lanes"]:
+    """The number of equal steps for a step size: the least that makes steps of at most h.
 
     Of a traced h that is no number above 0 it is 0, which no solver takes.
 
@@ -192,7 +193,7 @@ def steps_of(h: Numbers, span: Positive = 1.0) -> jax.Array:
 
 
 @checked
-def first_step(problem: Problem, scheme: Any, tolerance: Numbers | None = 1e-3) -> jax.Array:
+def first_step(problem: Problem, scheme: Any, tolerance: Numbers | None = 1e-3) -> Float[Array, ""]:
     """Hairer's initial step of a problem, on the whole batch; a scalar above 0.
 
     Hairer, Norsett, Wanner I, p. 169 (Ott algorithm 1), with rtol = atol = tolerance, which the paper does not

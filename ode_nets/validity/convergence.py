@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Real
 
-from ode_nets.arguments import Count, NotNegative, Positive, checked
+from ode_nets.arguments import Count, NotNegative, Positive, checked, shown
 from ode_nets.integrate import FixedStep
 from ode_nets.tableaus import get_tableau
 
+Outputs = Real[np.ndarray | Array, "batch *shape"]
 LEAST_POINTS = 4
 """Points that a slope is fitted to, at least."""
 STRAIGHT = 1.15
@@ -61,22 +63,22 @@ class Convergence:
     """Errors of manifestations of one model.
 
     Attributes:
-      h: step sizes, falling, `[n]`.
+      h: step sizes, falling.
       n_steps: step counts, rising, of the same length.
-      errors: by scheme, `[n]`.
+      errors: by scheme.
       slopes: by scheme.
       dip: at the training step under the training scheme; `None` where either was not measured.
     """
 
-    h: np.ndarray
+    h: Float[np.ndarray, "n"]
     n_steps: tuple[int, ...]
-    errors: dict[str, np.ndarray]
+    errors: dict[str, Float[np.ndarray, "n"]]
     slopes: dict[str, Slope]
     dip: Dip | None
 
 
 @checked
-def fit_slope(h: np.ndarray, errors: np.ndarray) -> Slope:
+def fit_slope(h: Real[np.ndarray, "n"], errors: Real[np.ndarray, "n"]) -> Slope:
     """The slope of the longest straight stretch of errors in logarithmic axes.
 
         log E(h) = r log h + c                               (ContinuousNet eq. 19)
@@ -93,12 +95,11 @@ def fit_slope(h: np.ndarray, errors: np.ndarray) -> Slope:
       `Slope`, with NaN for its order if there is no straight stretch.
 
     Raises:
-      ValueError: for lengths that differ, steps that are not finite or do not fall, and errors below 0.
+      ValueError: for steps that are not finite or do not fall, and errors below 0.
     """
     x, y = np.asarray(h, float), np.asarray(errors, float)
-    falling = x.ndim == 1 and np.isfinite(x).all() and (x > 0).all() and (np.diff(x) < 0).all()
-    if not falling or x.shape != y.shape:
-        raise ValueError(f"h={x.tolist()} with {y.size} errors: expected falling steps above 0, one an error")
+    if not (np.isfinite(x).all() and (x > 0).all() and (np.diff(x) < 0).all()):
+        raise ValueError(f"h={x.tolist()}: expected falling steps above 0")
     if (y < 0).any():
         raise ValueError(f"errors={y.tolist()}: expected numbers of at least 0")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -118,7 +119,7 @@ def fit_slope(h: np.ndarray, errors: np.ndarray) -> Slope:
 @checked
 def find_dip(
     n_steps: Sequence[Count],
-    errors: np.ndarray,
+    errors: Real[np.ndarray, "n"],
     trained: Count,
     tolerance: Positive = 3.0,
     floor: NotNegative = 0.0,
@@ -163,7 +164,7 @@ def ratio(value: float, own: float, floor: float = 0.0) -> float:
 
 
 @checked
-def rounding(*outputs: jax.Array) -> float:
+def rounding(*outputs: Real[Array, "batch ..."]) -> float:
     """The error up to which outputs are equal but for rounding: 64 eps times the largest of their norms.
 
     Args:
@@ -177,7 +178,7 @@ def rounding(*outputs: jax.Array) -> float:
 
 
 @checked
-def distance(outputs: np.ndarray | jax.Array, reference: np.ndarray | jax.Array) -> float:
+def distance(outputs: Outputs, reference: Outputs) -> float:
     """E = sqrt(mean over the batch of |outputs - reference|^2), the root mean square of global errors.
 
     The norm itself, whose slopes are the orders; ContinuousNet eq. 18 prints its square.
@@ -186,13 +187,11 @@ def distance(outputs: np.ndarray | jax.Array, reference: np.ndarray | jax.Array)
       outputs, reference: `[batch, ...]`, at least one sample.
 
     Raises:
-      ValueError: for shapes that differ, or hold nothing.
+      ValueError: for outputs that hold nothing.
     """
-    if np.iscomplexobj(outputs) or np.iscomplexobj(reference):
-        raise ValueError("outputs or reference are complex: expected real numbers; take their parts side by side")
     a, b = np.asarray(outputs, float), np.asarray(reference, float)
-    if a.shape != b.shape or not a.ndim or not a.size:
-        raise ValueError(f"outputs have shape {a.shape}, reference {b.shape}: expected one shape [batch, ...]")
+    if not a.size:
+        raise ValueError(f"outputs={shown(a)}: expected at least one number")
     gap = (a - b).reshape(len(a), -1)
     return float(np.sqrt(np.mean(np.sum(gap**2, axis=1))))
 
@@ -203,7 +202,7 @@ def convergence(
     schemes: Sequence[str],
     n_steps: Sequence[Count],
     *,
-    truth: jax.Array | None = None,
+    truth: Real[Array, "batch ..."] | None = None,
     trained: FixedStep | None = None,
     span: Positive = 1.0,
     tolerance: Positive = 3.0,

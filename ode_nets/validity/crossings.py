@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Real
 
 from ode_nets.arguments import Count, NotNegative, Rule, checked
 from ode_nets.integrate import FixedStep, Problem, integrate, theta_at
@@ -16,6 +17,7 @@ from ode_nets.integrate.problem import Place, evaluator
 from ode_nets.validity.planar import Margin, chord_heights, cross, orientation
 
 PyTree = Any
+Trajectories = tuple[Float[np.ndarray, "batch n_times size"], Float[np.ndarray, "n_times"]]
 Test = Literal["order", "segments", "jacobian"]
 Share = Annotated[float, Rule("numbers in (0, 1]", lambda x: 0 < x <= 1)]
 NOISE = 64
@@ -43,14 +45,16 @@ class Crossings:
 
     test: Test
     count: int
-    places: np.ndarray
-    members: np.ndarray
+    places: Float[np.ndarray, "count size"]
+    members: Int[np.ndarray, "count 4"]
     examined: int
     reason: str = ""
 
 
 @checked
-def order_changes(states: np.ndarray, t: np.ndarray, margin: NotNegative = 0.0) -> Crossings:
+def order_changes(
+    states: Real[np.ndarray, "n n_times"], t: Real[np.ndarray, "n_times"], margin: NotNegative = 0.0
+) -> Crossings:
     """Crossings of trajectories in one dimension: a pair that changes places within a step.
 
     Exact with margin 0: comparisons of floating-point numbers. Two trajectories that start in one point coincide, and a
@@ -58,16 +62,14 @@ def order_changes(states: np.ndarray, t: np.ndarray, margin: NotNegative = 0.0) 
     comes out. Right for fields that depend on time, too.
 
     Args:
-      states: `[n, n_steps + 1]`, at common times.
-      t: `[n_steps + 1]`.
+      states: `[n, n_times]`, at common times.
+      t: those times, one more than there are steps.
       margin: a pair must be further apart than this before and after.
 
     Raises:
       ValueError: for shapes that do not fit.
     """
     x = np.asarray(states, float)
-    if x.ndim != 2 or x.shape[1] != len(t):
-        raise ValueError(f"states have shape {x.shape} at {len(t)} times: expected [n, n_times]")
     first, second = np.triu_indices(len(x), 1)
     gap = x[first] - x[second]
     side = np.where(np.abs(gap) > margin, np.sign(gap), 0)
@@ -82,7 +84,7 @@ def order_changes(states: np.ndarray, t: np.ndarray, margin: NotNegative = 0.0) 
 
 
 @checked
-def segment_crossings(states: np.ndarray, margin: Margin = 0.0) -> Crossings:
+def segment_crossings(states: Real[np.ndarray, "n n_points 2"], margin: Margin = 0.0) -> Crossings:
     """Crossings of trajectories in the plane: two steps whose segments intersect inside both; exact.
 
     The definition of Ott sec. 4, whose tau and tau' lie inside (0, 1): steps that touch in an end or lie on one
@@ -102,11 +104,7 @@ def segment_crossings(states: np.ndarray, margin: Margin = 0.0) -> Crossings:
 
     Cost: comparisons of the bounding boxes of steps that overlap along the first axis, in chunks.
     """
-    if np.iscomplexobj(states):
-        raise ValueError("states are complex: expected [n, n_points, 2]")
     z = np.asarray(states, float)
-    if z.ndim != 3 or z.shape[2] != 2:
-        raise ValueError(f"states have shape {z.shape}: expected [n, n_points, 2]")
     if np.ndim(margin) and np.shape(margin) != (z.shape[0], z.shape[1] - 1):
         raise ValueError(f"margin has shape {np.shape(margin)}: expected a number, or one a step of states {z.shape}")
     z = np.where(np.isfinite(z).all(-1, keepdims=True), z, np.nan)
@@ -139,7 +137,7 @@ def segment_crossings(states: np.ndarray, margin: Margin = 0.0) -> Crossings:
 
 
 @checked
-def trajectories(problem: Problem, solver: FixedStep, substeps: Count = 1) -> tuple[np.ndarray, np.ndarray]:
+def trajectories(problem: Problem, solver: FixedStep, substeps: Count = 1) -> Trajectories:
     """Numerical trajectories Psi_{tau h}(z_k), tau = j / substeps: what Ott's definition of crossings is about.
 
     Args:
@@ -148,7 +146,7 @@ def trajectories(problem: Problem, solver: FixedStep, substeps: Count = 1) -> tu
       substeps: points a step; Euler's partial steps lie on a line, so 1 is exact for it.
 
     Returns:
-      States `[batch, n_steps * substeps + 1, size]`, float64, and times.
+      States and n_steps * substeps + 1 times, float64.
     """
     t0, span, n = float(problem.t0), float(problem.sign * problem.span), solver.n_steps
     grid = span * np.arange(n + 1) / n

@@ -6,16 +6,17 @@ from fractions import Fraction
 from typing import Annotated, Any
 
 import numpy as np
+from jaxtyping import Float, Int, Real
 
 from ode_nets.arguments import Rule, checked, is_real
 
-Margin = Annotated[
-    Any,
-    Rule(
-        "a number of at least 0, or an array of such",
-        lambda m: is_real(m) and bool(np.all((np.asarray(m, float) >= 0) & (np.asarray(m, float) < np.inf))),
-    ),
-]
+Points = Real[np.ndarray, "n 2"]
+_AT_LEAST_0 = Rule(
+    "a number of at least 0, or an array of such",
+    lambda m: is_real(m) and bool(np.all((np.asarray(m, float) >= 0) & (np.asarray(m, float) < np.inf))),
+)
+Margin = Annotated[Any, _AT_LEAST_0]
+PointMargin = Annotated[float | Real[np.ndarray, "n"], _AT_LEAST_0]
 _ROUNDING = (3 + 16 * 2.0**-53) * 2.0**-53
 """Bound of the rounding error of an orientation, relative to the sum of its terms (Shewchuk 1997, sec. 4.1)."""
 RESOLVED = 0.25
@@ -23,7 +24,7 @@ RESOLVED = 0.25
 
 
 @checked
-def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: Margin = 0.0) -> np.ndarray:
+def orientation(a: Points, b: Points, c: Points, margin: PointMargin = 0.0) -> Int[np.ndarray, "n"]:
     """On which side of the line from a to b the point c lies: 1 left, -1 right, 0 within a margin; exact.
 
     The sign of (a - c) x (b - c). Where floating-point arithmetic cannot be sure of it, it is computed again in
@@ -54,7 +55,7 @@ def orientation(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: Margin = 0.
 
 
 @checked
-def chord_heights(states: np.ndarray) -> np.ndarray:
+def chord_heights(states: Real[np.ndarray, "n n_points 2"]) -> Float[np.ndarray, "n n_chords"]:
     """How far the smooth curve through the points of a polygon in the plane rises above each of its chords.
 
         s = kappa L^2 / 8
@@ -70,8 +71,6 @@ def chord_heights(states: np.ndarray) -> np.ndarray:
     Returns:
       `[n, n_points - 1]`, at least 0.
     """
-    if np.ndim(states) != 3 or np.shape(states)[2] != 2:
-        raise ValueError(f"states have shape {np.shape(states)}: expected [n, n_points, 2]")
     with np.errstate(all="ignore"):
         move = np.diff(np.asarray(states, float), axis=1)
         before, after = move[:, :-1], move[:, 1:]
@@ -85,6 +84,6 @@ def chord_heights(states: np.ndarray) -> np.ndarray:
     return np.where(resolved[:, :-1] & resolved[:, 1:] & np.isfinite(height), height, 0.0)
 
 
-def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def cross(a: Points, b: Points) -> Real[np.ndarray, "n"]:
     """The cross products of vectors in the plane, `[n, 2]` to `[n]`."""
     return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]

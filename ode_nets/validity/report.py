@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Integer, Real
 
 from ode_nets.arguments import Natural, Positive, checked
 from ode_nets.integrate import FixedStep, Result
@@ -79,8 +80,8 @@ class Report:
 def examine(
     subject: Subject,
     *,
-    labels: jax.Array | None = None,
-    truth: jax.Array | None = None,
+    labels: Integer[Array, "batch"] | None = None,
+    truth: Real[Array, "batch ..."] | None = None,
     schemes: Sequence[str] = ("euler", "midpoint", "rk4"),
     factors: Sequence[Positive] = FACTORS,
     tolerance: Positive | None = None,
@@ -105,8 +106,8 @@ def examine(
 
     Args:
       subject: from `of_model` or `of_field`.
-      labels: int `[batch]`, below the number of logits.
-      truth: outputs of a perfect model, `[batch, ...]`.
+      labels: of each sample, below the number of logits.
+      truth: outputs of a perfect model.
       schemes: tableaus to exchange for the trained one, which is added where it is missing.
       factors: step counts, in units of the trained one, which is always measured.
       tolerance: of the exchange test; `None` for 0.1 of accuracy, a factor 3 of error, 5 % of disagreement.

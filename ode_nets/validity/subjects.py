@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Shaped
 
 from ode_nets.arguments import Finite, checked, is_real, shown
 from ode_nets.gradients import Direct, solve
@@ -31,6 +32,7 @@ from ode_nets.validity.convergence import distance, rounding
 from ode_nets.validity.quality import TOLERANCES
 
 PyTree = Any
+Batch = Shaped[Array, "batch feature ..."]
 ENOUGH_STEPS = 4096
 """Trials that an adaptive solver is given at tolerances below its own, at least: a bound that was enough for training
 says nothing about smaller ones."""
@@ -100,7 +102,7 @@ def _by_solver(apply: Callable[[Any, PyTree], jax.Array], inputs: PyTree) -> Cal
 
 @checked
 def of_model(
-    net: nn.Module, variables: PyTree, inputs: jax.Array, *, restat_on: jax.Array | None = None, **kwargs: Any
+    net: nn.Module, variables: PyTree, inputs: Batch, *, restat_on: Batch | None = None, **kwargs: Any
 ) -> Subject:
     """A Flax model of this library, or any that hands its `solver` to its `OdeBlock`s.
 
@@ -161,7 +163,7 @@ def say_statistics(unmet: Mapping[str, tuple[int, ...]], n_samples: int) -> str:
 def of_field(
     field: Any,
     theta: PyTree,
-    x0: jax.Array,
+    x0: Batch,
     solver: FixedStep | Adaptive,
     *,
     t0: Finite = 0.0,
@@ -243,12 +245,12 @@ def scale_of(subject: Subject, reference: jax.Array, solver: FixedStep) -> float
     return max(spread if spread > least else distance(reference, jnp.zeros_like(reference)), least)
 
 
-def check_batch(inputs: Any) -> None:
+def check_batch(inputs: Batch) -> None:
     """Raises:
-    ValueError: unless `inputs` is `[batch, ...]` with at least one sample.
+    ValueError: unless there is at least one sample.
     """
-    if jnp.ndim(inputs) < 2 or jnp.size(inputs) == 0:
-        raise ValueError(f"inputs have shape {jnp.shape(inputs)}: expected [batch, ...] with at least one sample")
+    if jnp.size(inputs) == 0:
+        raise ValueError(f"inputs have shape {jnp.shape(inputs)}: expected at least one sample")
 
 
 def accepted_steps(subject: Subject, solvers: Sequence[Adaptive]) -> list[tuple[int, Result]]:

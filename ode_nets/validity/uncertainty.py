@@ -6,8 +6,13 @@ import dataclasses
 import math
 
 import numpy as np
+from jaxtyping import Bool, Real
 
+from ode_nets.arguments import NotNegative, checked
 from ode_nets.validity.exchange import Exchange
+
+Samples = Real[np.ndarray, "n"]
+Hits = Bool[np.ndarray, "n"] | Samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +36,9 @@ class Uncertainty:
     certain: bool
 
 
+@checked
 def uncertainty(
-    test: Exchange,
-    *,
-    hits: tuple[np.ndarray, np.ndarray],
-    entropies: tuple[np.ndarray, np.ndarray],
-    floor: float,
+    test: Exchange, *, hits: tuple[Hits, Hits], entropies: tuple[Samples, Samples], floor: NotNegative
 ) -> Uncertainty:
     """The uncertainty of an exchange test of accuracies and cross-entropies.
 
@@ -46,8 +48,8 @@ def uncertainty(
 
     Args:
       test: what was found.
-      hits: of each sample, whether it was classified rightly as trained and by `test.worst`, `[n]`.
-      entropies: of each sample, as trained and by `test.entropy_worst`, `[n]`.
+      hits: of each sample, whether it was classified rightly as trained and by `test.worst`.
+      entropies: of each sample, as trained and by `test.entropy_worst`.
       floor: cross-entropies below it counted as it.
 
     Example:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ode_nets.arguments import Count, checked
 from ode_nets.weights.intervals import Array
@@ -55,8 +56,8 @@ class Basis(ABC):
         """
 
     @abstractmethod
-    def nodes(self) -> np.ndarray:
-        """Where `BasisExpansion.interpolated` samples, float64 `[n_basis]`, ascending."""
+    def nodes(self) -> Float[np.ndarray, "n_basis"]:
+        """Where `BasisExpansion.interpolated` samples, float64, ascending."""
 
     @property
     @abstractmethod
@@ -98,13 +99,13 @@ class Basis(ABC):
         return self.support(u.astype(dtype))
 
 
-def gram_matrix(left: Basis, right: Basis) -> np.ndarray:
+def gram_matrix(left: Basis, right: Basis) -> Float[np.ndarray, "n_left n_right"]:
     """Inner products of two bases on [0, 1], the mass matrix where they are the same.
 
         G_ij = int_0^1 left_i(u) right_j(u) du
 
     Returns:
-      float64 `[left.n_basis, right.n_basis]`, by Gauss-Legendre quadrature that is exact up to rounding on
+      float64, by Gauss-Legendre quadrature that is exact up to rounding on
       every piece between the breaks of both bases.
     """
     x, w = np.polynomial.legendre.leggauss((left.degree + right.degree) // 2 + 1)

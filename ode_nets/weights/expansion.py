@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Real
 
 from ode_nets.arguments import Count, Domain, Numbers, checked, shown
 from ode_nets.weights.basis import Basis, gram_matrix
 
 PyTree = Any
+Matrix = Float[np.ndarray, "n_new n_old"]
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -176,22 +178,22 @@ class BasisExpansion:
         return BasisExpansion(basis, transform(self.coefficients, matrix), self.domain)
 
 
-def refinement_matrix(basis: Basis, factor: int = 2) -> np.ndarray:
-    """What `BasisExpansion.refined` multiplies coefficients by, float64 `[n_new, n_old]`."""
+def refinement_matrix(basis: Basis, factor: int = 2) -> Matrix:
+    """What `BasisExpansion.refined` multiplies coefficients by, float64."""
     new = basis.refined(factor)
     return interpolation_matrix(basis, new) if basis.nodal else np.eye(new.n_basis, basis.n_basis)
 
 
-def projection_matrix(old: Basis, new: Basis) -> np.ndarray:
-    """What `BasisExpansion.projected` multiplies coefficients by, float64 `[n_new, n_old]`.
+def projection_matrix(old: Basis, new: Basis) -> Matrix:
+    """What `BasisExpansion.projected` multiplies coefficients by, float64.
 
     P = G(new, new)^-1 G(new, old),  G the inner products of `gram_matrix`
     """
     return _tidy(np.linalg.solve(gram_matrix(new, new), gram_matrix(new, old)))
 
 
-def interpolation_matrix(old: Basis, new: Basis) -> np.ndarray:
-    """What `BasisExpansion.interpolated` multiplies coefficients by, float64 `[n_new, n_old]`.
+def interpolation_matrix(old: Basis, new: Basis) -> Matrix:
+    """What `BasisExpansion.interpolated` multiplies coefficients by, float64.
 
     P = Psi^-1 Phi,  Psi_ij = psi_j(u_i),  Phi_ij = phi_j(u_i),  u the nodes of the new basis
     """
@@ -199,7 +201,8 @@ def interpolation_matrix(old: Basis, new: Basis) -> np.ndarray:
     return _tidy(np.linalg.solve(new.evaluate(u), old.evaluate(u)))
 
 
-def transform(tree: PyTree, matrix: np.ndarray) -> PyTree:
+@checked
+def transform(tree: PyTree, matrix: Real[np.ndarray, "n_new n_old"]) -> PyTree:
     """Apply a static matrix to the leading axis of every leaf.
 
         new_i = sum_j matrix_ij old_j
@@ -210,16 +213,14 @@ def transform(tree: PyTree, matrix: np.ndarray) -> PyTree:
 
     Args:
       tree: leaves `[n_old, ...]`, floating point; dtypes are kept.
-      matrix: `[n_new, n_old]`, known at trace time.
+      matrix: known at trace time.
 
     Returns:
       The tree with leaves `[n_new, ...]`. A matrix that only selects rows copies them bit by bit.
 
     Raises:
-      ValueError: for a leaf of another dtype or leading axis, by name, and for a matrix of another rank.
+      ValueError: for a leaf of another dtype or leading axis, by name.
     """
-    if np.ndim(matrix) != 2:
-        raise ValueError(f"matrix has shape {np.shape(matrix)}: expected [n_new, n_old]")
     _check_leaves(tree, matrix.shape[1], "tree", f"a matrix of shape {matrix.shape}")
     rows = matrix.argmax(1)
     if np.array_equal(matrix, np.eye(matrix.shape[1])[rows]):

@@ -10,24 +10,26 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from ode_nets.arguments import Finite, Numbers, Positive, checked
 
 PyTree = Any
 Sigma = Callable[[jax.Array], jax.Array]
 Sharing = Literal["global", "tensor", "filter"]
+Filters = Float[Array, "k1 k2 in out"]
 
 
 @checked
 def advance_filter(
-    w: jax.Array,
+    w: Filters,
     h: Numbers,
     *,
     diffusion: Numbers = 0.0,
     advection: Any = (0.0, 0.0),
     reaction: Numbers = 0.0,
     sigma: Sigma | None = None,
-) -> jax.Array:
+) -> Filters:
     """Filters after time h of reaction, diffusion and advection.
 
         w(t + h) = sigma(F^-1(exp((-tau k^2 + i k.v + rho) h) F(w(t))))      (ANODEV2 eq. 9, 12, 13)
@@ -37,7 +39,7 @@ def advance_filter(
     of eq. 8 for any h, and a semigroup: by s, then by t is by s + t.
 
     Args:
-      w: `[k1, k2, in, out]`, k1 and k2 odd, floating point.
+      w: `[k1, k2, in, out]`, k1 and k2 odd.
       h: time, scalar.
       diffusion: tau, at least 0, in filter pixels^2 per unit time; scalar or `[out]`.
       advection: v, in pixels per unit time, the pattern moves by -v; `[2]` or `[2, out]`.
@@ -59,7 +61,7 @@ def advance_filter(
         >>> w.shape, round(float(w[0, 0, 0, 0]), 4)  # exp(-1)
         ((3, 3, 1, 1), 0.3679)
     """
-    _check_filter(w, "w")
+    _check_extents(w)
     if np.shape(h):
         raise ValueError(f"h has shape {np.shape(h)}: expected a scalar; use jax.vmap for several times")
     known = not any(isinstance(value, jax.core.Tracer) for value in (h, diffusion))
@@ -190,20 +192,17 @@ def _check_leaf(leaf: Any) -> bool:
     """Whether a leaf is a filter that evolves; one with an even extent raises."""
     if jnp.ndim(leaf) != 4:
         return False
-    _check_filter(leaf, "w")
+    _check_extents(leaf)
     return True
 
 
-def _check_filter(w: Any, name: str) -> None:
-    shape, dtype = jnp.shape(w), jnp.result_type(w)
-    if len(shape) != 4 or not jnp.issubdtype(dtype, jnp.floating):
+@checked
+def _check_extents(w: Filters) -> None:
+    k1, k2, *_ = w.shape
+    if k1 % 2 == 0 or k2 % 2 == 0:
         raise ValueError(
-            f"{name} has shape {shape} and dtype {dtype}: expected floating-point filters [k1, k2, in, out]"
-        )
-    if shape[0] % 2 == 0 or shape[1] % 2 == 0:
-        raise ValueError(
-            f"{name} has the extent {shape[0]}x{shape[1]}: expected odd extents such as 3x3 or 5x5; the "
-            "highest wave of an even grid has no derivative on it. Pad the filter, or leave it out of w"
+            f"w has the extent {k1}x{k2}: expected odd extents such as 3x3 or 5x5; the highest wave of an even grid "
+            "has no derivative on it. Pad the filter, or leave it out of w"
         )
 
 

@@ -44,6 +44,24 @@ def optional(accepts: Accepts) -> Accepts:
     return lambda v: v is None or accepts(v)
 
 
+def reals(*shape: int | None, lists: bool = False) -> Accepts:
+    """Arrays of real numbers of a shape, in which `None` is any size; with `lists`, lists of numbers too."""
+
+    def accepts(v: Any) -> bool:
+        listed = lists and isinstance(v, tuple | list) and all(isinstance(entry, int | float) for entry in v)
+        array = isinstance(v, np.ndarray | jax.Array) and v.dtype.kind in "iuf"
+        if not listed and not array:
+            return False
+        return np.ndim(v) == len(shape) and all(n in (None, size) for n, size in zip(shape, np.shape(v), strict=True))
+
+    return accepts
+
+
+def scalar(v: Any) -> bool:
+    """A real number, NaN included."""
+    return NUMERIC(v) and np.shape(v) == ()
+
+
 def among(*names: Any) -> Accepts:
     return lambda v: isinstance(v, str | int) and not isinstance(v, bool) and v in names
 
@@ -72,6 +90,8 @@ NUMERIC: Accepts = lambda v: (
     or (isinstance(v, float | np.floating) and math.isnan(v))
     or (isinstance(v, np.ndarray | jax.Array | np.number) and v.dtype.kind in "iuf")
 )
+NEVER: Accepts = lambda v: False
+"""Of keys, and of arrays of shapes that none of the values has."""
 BASIS = _one(on.Basis)
 GRADIENT = optional(lambda v: isinstance(v, on.GradientMethod) and not isinstance(v, type))
 SOLVER = _one(on.FixedStep, on.Adaptive)
@@ -93,6 +113,7 @@ VARIABLES = {"params": {"coefficients": jnp.array([1.0, 3.0])}}
 OWN, FINER = remanifest.Manifestation("euler", 4), remanifest.Manifestation("euler", 8)
 PROBLEM = on.make_problem(FIELD, jnp.ones((3, 1)))
 X, KEY = np.linspace(0.1, 1, 8), jax.random.key(0)
+BODIES = problems.three_bodies.random_start(KEY)
 POINTS = np.random.default_rng(0).normal(size=(2, 4, 2))
 
 
@@ -301,7 +322,7 @@ def _weights() -> dict[str, Call]:
         "advance_filter": Call(
             on.advance_filter,
             {"w": jnp.ones((3, 3, 1, 1)), "h": 1.0},
-            {"w": lambda v: False, "h": _time, "diffusion": lambda v: _number(v) and v >= 0, "reaction": _time},
+            {"w": NEVER, "h": _time, "diffusion": lambda v: _number(v) and v >= 0, "reaction": _time},
         ),
     }
 
@@ -335,6 +356,75 @@ def _fields() -> dict[str, Call]:
         "RungeKutta": Call(on.RungeKutta, {"tableau": on.get_tableau("rk4")}, {"tableau": _one(on.Tableau)}),
         "get_scheme": Call(on.get_scheme, {"scheme": "rk4"}, {"scheme": among(*on.SCHEMES)}),
         "get_tableau": Call(on.get_tableau, {"scheme": "rk4"}, {"scheme": among(*on.SCHEMES)}),
+    }
+
+
+def _arrays() -> dict[str, Call]:
+    """Functions of arrays whose shapes are told by their annotations."""
+    pair, layer = jnp.ones(2), {"key": KEY, "shape": (2, 3)}
+    image, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+    norm = {"scale": pair, "bias": pair}
+    mask = lambda v: isinstance(v, np.ndarray | jax.Array) and v.dtype == bool and v.shape == (2, 3)
+    series = {"times": pair, "values": jnp.ones((2, 3)), "mask": jnp.ones((2, 3), bool)}
+    return {
+        "convolution": Call(
+            on.convolution,
+            {"x": image, "kernel": kernel[:, :, :1], "groups": 2},
+            {"x": NEVER, "kernel": NEVER, "groups": lambda v: COUNT(v) and v == 2},
+        ),
+        "batch_norm": Call(
+            on.batch_norm,
+            {"x": pair, "params": norm},
+            {"x": lambda v: reals(2)(v) and v.dtype.kind == "f", "params": NEVER},
+        ),
+        "jacobian_frobenius": Call(on.jacobian_frobenius, {"key": KEY}, {"key": NEVER}),
+        "uniform_layer": Call(on.uniform_layer, layer, {"key": NEVER, "shape": several(COUNT, 1)}),
+        "kaiming_layer": Call(on.kaiming_layer, layer, {"key": NEVER, "shape": several(COUNT, 1)}),
+        "recur": Call(
+            lambda **o: on.recur(lambda s, x: s + x[..., :1], lambda s, t, dt: s, jnp.zeros(1), **(series | o)),
+            {},
+            {"times": reals(2), "values": lambda v: reals(2, 3)(v) and v.dtype.kind == "f", "mask": mask},
+        ),
+        "gaussian_kl": Call(on.gaussian_kl, {"mean": pair, "std": pair}, {"mean": reals(2), "std": reals(2)}),
+        "gaussian_log_likelihood": Call(
+            on.gaussian_log_likelihood,
+            {"x": jnp.ones((2, 3)), "values": jnp.ones((2, 3))},
+            {"x": reals(2, 3), "values": reals(2, 3), "sigma": scalar},
+        ),
+        "importance_bound": Call(
+            on.importance_bound,
+            {"log_likelihood": pair, "kl": 0.5},
+            {
+                "log_likelihood": lambda v: (reals(None)(v) or reals(None, None)(v)) and len(v) > 0,
+                "kl": scalar,
+                "weight": scalar,
+            },
+        ),
+        "orientation": Call(
+            validity.orientation,
+            dict.fromkeys("abc", POINTS[0]),
+            dict.fromkeys("abc", NEVER) | {"margin": NOT_NEGATIVE},
+        ),
+        "images.field": Call(
+            problems.images.field, {"t": 0.0, "x": image, "kernel": kernel}, {"x": NEVER, "kernel": NEVER}
+        ),
+        "images.spectrum": Call(
+            problems.images.spectrum,
+            {"kernel": kernel, "height": 4, "width": 4},
+            {"kernel": NEVER, "height": COUNT, "width": COUNT},
+        ),
+        "pendulum.energy": Call(problems.pendulum.energy, {"x": pair}, {"x": reals(2)}),
+        "van_der_pol.power": Call(problems.van_der_pol.power, {"y": pair, "mu": 0.15}, {"y": reals(2)}),
+        "three_bodies.energies": Call(
+            problems.three_bodies.energies,
+            {"r": BODIES.r, "v": BODIES.v, "masses": BODIES.masses},
+            {"r": NEVER, "v": NEVER, "masses": reals(3, lists=True)},
+        ),
+        "three_bodies.random_start": Call(
+            problems.three_bodies.random_start,
+            {"key": KEY},
+            {"key": NEVER, "virial": lambda v: FINITE(v) and 0 < v < 1},
+        ),
     }
 
 
@@ -398,12 +488,12 @@ def _problems() -> dict[str, Call]:
         "landscape.generate": Call(
             _rolled,
             {},
-            dict.fromkeys(("gamma", "speed", "reach"), POSITIVE) | {"n": COUNT, "x_range": _pair},
+            dict.fromkeys(("gamma", "speed", "reach"), POSITIVE) | {"n": COUNT, "x_range": _pair, "key": NEVER},
         ),
         "spheres.generate": Call(
-            lambda **o: problems.spheres.generate(KEY, **({"n": 3, "dimension": 2} | o)),
-            {},
-            {"n": COUNT, "dimension": COUNT, "shells": lambda v: False},
+            problems.spheres.generate,
+            {"key": KEY, "n": 3, "dimension": 2},
+            {"key": NEVER, "n": COUNT, "dimension": COUNT, "shells": NEVER},
         ),
         "pendulum.pairs": Call(
             problems.pendulum.pairs,
@@ -411,6 +501,7 @@ def _problems() -> dict[str, Call]:
             {
                 "n": COUNT,
                 "dt": POSITIVE,
+                "key": optional(NEVER),
                 "rho0": lambda v: FINITE(v) and abs(v) < math.pi,
                 "g": lambda v: FINITE(v) and v < 0,
             },
@@ -423,7 +514,7 @@ def _problems() -> dict[str, Call]:
         "random_kernel": Call(
             problems.images.random_kernel,
             {"key": KEY, "channels": 1},
-            {"channels": COUNT, "size": lambda v: COUNT(v) and v % 2 == 1},
+            {"key": NEVER, "channels": COUNT, "size": lambda v: COUNT(v) and v % 2 == 1},
         ),
         "linear.solution": Call(
             problems.linear.solution, {"t": 1.0, "z0": 1.0, "k": 1.0}, dict.fromkeys(("t", "z0", "k"), NUMERIC)
@@ -507,7 +598,7 @@ def _validity() -> dict[str, Call]:
         "order_changes": Call(
             validity.order_changes,
             {"states": POINTS[..., 0], "t": np.arange(4.0)},
-            {"states": lambda v: False, "margin": NOT_NEGATIVE},
+            {"states": NEVER, "t": NEVER, "margin": NOT_NEGATIVE},
         ),
         "chord_heights": Call(validity.chord_heights, {"states": POINTS}, {"states": lambda v: False}),
         "segment_crossings": Call(
@@ -538,7 +629,7 @@ def _validity() -> dict[str, Call]:
 def calls() -> dict[str, Call]:
     """All public functions, and classes that are made by hand."""
     tables = (
-        *(_solvers, _weights, _fields, _manifestations, _problems),
+        *(_solvers, _weights, _fields, _arrays, _manifestations, _problems),
         *(_adaptations, _validity, _bases, _nets, _solves),
     )
     return {name: call for table in tables for name, call in table().items()}
@@ -553,8 +644,7 @@ WITHOUT = {
     "rooms": ("problems", "remanifest", "validity"),
     "any tree of arrays": (
         *("Flattened", "Quantified", "TracedTableau", "kinetic_energy", "of_steps", "regularization"),
-        *("weight_roles", "batch_norm", "convolution", "jacobian_frobenius", "hyper_loss", "kaiming_layer"),
-        *("uniform_layer", "recur", "gaussian_kl", "gaussian_log_likelihood", "importance_bound"),
+        *("weight_roles", "hyper_loss"),
     ),
     "whole programs, tried by their parts": ("export_inference", "swap_solvers"),
     "checked against the order conditions": ("Tableau",),

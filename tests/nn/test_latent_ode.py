@@ -205,11 +205,14 @@ def test_states_before_each_update_come_in_the_order_of_the_times():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"times": jnp.zeros((4, 5))}, r"times, values and mask have shapes \(4, 5\).*jax.vmap"),
-        ({"times": TIMES[:4]}, "expected \\[n\\]"),
-        ({"mask": jnp.ones((4, 5), bool)}, "shape of values"),
-        ({"mask": jnp.ones((4, 5, 2))}, "the mask is float32: expected floating point and bool"),
-        ({"values": jnp.ones((4, 5, 2), jnp.int32)}, "values are int32"),
+        ({"times": jnp.zeros((4, 5))}, r"times=<float\d+\[4, 5\]>: expected times \[n\].*jax.vmap"),
+        ({"times": TIMES[:4]}, "values=.* with n=4 as in times="),
+        ({"mask": jnp.ones((4, 5), bool)}, r"mask=<bool\[4, 5\]>: .* as in values="),
+        ({"mask": jnp.ones((4, 5, 2))}, "mask=<float32.*: expected an array of booleans"),
+        (
+            {"values": jnp.ones((4, 5, 2), jnp.int32)},
+            r"values=<int32.*: expected a floating-point array \[\*lanes, n, features\]",
+        ),
     ],
 )
 def test_what_is_no_series_is_refused(change, said):

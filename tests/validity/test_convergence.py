@@ -63,7 +63,7 @@ def test_numerical_pendulum_converges_with_the_orders():
     ("call", "match"),
     [
         (lambda: validity.fit_slope([1, 2], [1, 1]), "falling"),
-        (lambda: validity.fit_slope([2, 1], [1]), "one an error"),
+        (lambda: validity.fit_slope([2, 1], [1]), r"errors=<int64\[1\]>.* n=2 as in h="),
         (lambda: validity.find_dip((1, 2), (1, 1), 3), "training step count 3"),
         (lambda: validity.find_dip((1, 2), (1, 1), 2), "finer ones"),
         (lambda: validity.convergence(lambda s: jnp.ones((1, 1)), (), (1,)), "at least one"),

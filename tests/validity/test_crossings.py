@@ -179,10 +179,10 @@ def test_time_dependent_weights_are_read_on_their_grid():
 
 
 def test_bad_shapes_are_named():
-    with pytest.raises(ValueError, match="states have shape"):
+    with pytest.raises(ValueError, match=r"states=<float64\[2, 3\]>: expected .* \[n, n_points, 2\]"):
         validity.segment_crossings(np.zeros((2, 3)))
     with pytest.raises(ValueError, match="margin has shape"):
         validity.segment_crossings(np.zeros((2, 3, 2)), margin=np.zeros(2))
-    with pytest.raises(ValueError, match="states have shape"):
+    with pytest.raises(ValueError, match=r"t=<float64\[2\]>: .* n_times=3 as in states=<float64\[2, 3\]>"):
         validity.order_changes(np.zeros((2, 3)), np.zeros(2))
     assert jax.config.jax_enable_x64 is False
