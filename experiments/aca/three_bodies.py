@@ -220,7 +220,7 @@ def draw(rows: Rows, data: Data) -> list[str]:
     place = lambda what: rows.path.with_name(f"{rows.path.stem}_{what}.png")
     paths = {f"{key}": rows.arrays[f"{key}/path"] for key in rows.rows}
     t, truth = (np.asarray(leaf)[::DRAWN] for leaf in (data.test_ts, data.test_r))
-    draw_models(t, truth, paths).savefig(place("paths"), dpi=80)
+    draw_models(t, truth, paths).savefig(place("paths"), dpi=60)
     curves = {key: rows.arrays[f"{key}/tracked"] for key in rows.rows if key.startswith("ode")}
     if not curves:
         return [place("paths").name]
