@@ -375,7 +375,7 @@ class Raveled(Still):
         (lambda: expanded("RDA"), "q='RDA': expected a function"),
         (lambda: Evolution(linear, FlowStep(2), PiecewiseConstant(2)), "has no flow"),
         (lambda: Evolution(Still(), FlowStep(2), BasisExpansion), "basis=BasisExpansion: expected a Basis"),
-        (lambda: configuration_2(Still(), 4, 10), "times contains 1/3, which is no point k / 10"),
+        (lambda: configuration_2(Still(), 4, 10), "n_steps=4 does not fit n_weight_steps=10.*multiple of n_steps - 1"),
         (lambda: FlowStep(0), "n_steps=0"),
         (lambda: Box(0.0), "width=0.0"),
         (lambda: Exponential(-1.0), "rate=-1.0"),
