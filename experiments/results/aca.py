@@ -194,7 +194,7 @@ ROWS = (
         "{rows/ode reversible/mse|max:.1e}; NODE by ACA {rows/node aca/mse|median:.1f}, adjoint "
         "{rows/node backsolve/mse|median:.1f}, naive {rows/node naive/mse|median:.1f}; LSTM "
         "{rows/lstm/mse|median:.2f}, augmented {rows/lstm_aug/mse|median:.2f}",
-        "settings of the published code, in full; NODE as Table 8 sets it does not fit",
+        "settings of the published code, in full; NODE as the paper sets it does not fit",
         "medians of {rows/ode aca/mse|count} seeds",
         why="A seed by ACA, by the adjoint and by the reversible scheme ends at masses that are a local minimum, by "
         "naive none; the others are right by every method",

@@ -134,7 +134,7 @@ def _basis_of(net: Any) -> Basis:
 
 
 def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray) -> tuple[nn.Module, PyTree]:
-    if "expansion" not in jax.tree.leaves(weight_roles(variables)):
+    if variables and "expansion" not in jax.tree.leaves(weight_roles(variables)):
         raise ValueError(
             f"variables={shown(dict(variables))}: expected coefficients of an OdeBlock in them; give what net.init "
             "returned, by collection, as in {'params': ...}"

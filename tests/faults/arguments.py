@@ -97,6 +97,10 @@ GRADIENT = optional(lambda v: isinstance(v, on.GradientMethod) and not isinstanc
 SOLVER = _one(on.FixedStep, on.Adaptive)
 
 
+def _update(theta: Any, s: Any, x: Any) -> Any:
+    return s + theta * x[..., :1]
+
+
 class Call(NamedTuple):
     """A public name with arguments that are right, and what each of them may be."""
 
@@ -381,7 +385,7 @@ def _arrays() -> dict[str, Call]:
         "uniform_layer": Call(on.uniform_layer, layer, {"key": NEVER, "shape": several(COUNT, 1)}),
         "kaiming_layer": Call(on.kaiming_layer, layer, {"key": NEVER, "shape": several(COUNT, 1)}),
         "recur": Call(
-            lambda **o: on.recur(lambda s, x: s + x[..., :1], lambda s, t, dt: s, jnp.zeros(1), **(series | o)),
+            lambda **o: on.recur(_update, lambda theta, s, t, dt: s, 1.0, jnp.zeros(1), **(series | o)),
             {},
             {"times": reals(2), "values": lambda v: reals(2, 3)(v) and v.dtype.kind == "f", "mask": mask},
         ),
@@ -433,17 +437,17 @@ def _manifestations() -> dict[str, Call]:
         "refine": Call(
             on.refine,
             {"net": NET, "variables": VARIABLES, "factor": 2},
-            {"net": lambda v: v is NET, "variables": lambda v: False, "factor": COUNT},
+            {"net": lambda v: v is NET, "variables": lambda v: v == {} and isinstance(v, dict), "factor": COUNT},
         ),
         "project": Call(
             on.project,
             {"net": NET, "variables": VARIABLES, "basis": TWO},
-            {"net": lambda v: v is NET, "variables": lambda v: False, "basis": BASIS},
+            {"net": lambda v: v is NET, "variables": lambda v: v == {} and isinstance(v, dict), "basis": BASIS},
         ),
         "interpolate": Call(
             on.interpolate,
             {"net": NET, "variables": VARIABLES, "basis": TWO},
-            {"net": lambda v: v is NET, "variables": lambda v: False, "basis": BASIS},
+            {"net": lambda v: v is NET, "variables": lambda v: v == {} and isinstance(v, dict), "basis": BASIS},
         ),
         "pareto_front": Call(on.pareto_front, {"points": [(1, 0.5)]}, {"points": several(lambda v: False)}),
         "n_parameters": Call(on.n_parameters, {"variables": VARIABLES}, {"variables": lambda v: False}),

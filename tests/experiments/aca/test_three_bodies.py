@@ -18,7 +18,7 @@ from ode_nets.problems.three_bodies import GRAVITY, UNEQUAL, acceleration
     [
         ({"points": 50}, "points=50: expected a multiple of 20"),
         ({"seeds": 0}, "seeds=0"),
-        ({"lstm_epochs": 0}, "lstm_epochs=0"),
+        ({"lstm_epochs": 0}, "--lstm-epochs=0"),
         ({"models": ()}, "models="),
     ],
 )

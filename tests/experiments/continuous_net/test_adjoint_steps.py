@@ -16,7 +16,7 @@ from experiments.continuous_net.adjoint_steps import Options, coefficients, fewe
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"n_basis": ()}, "n_basis"),
+        ({"n_basis": ()}, "--n-basis"),
         ({"per_interval": (2, 1)}, "rising, from 1 on"),
         ({"strengths": (0.0,)}, "numbers above 0"),
         ({"gain": -1.0}, "a number above 0"),
