@@ -16,16 +16,16 @@ are trained side by side in one program.
 Every row is written when it is measured, and a second call goes on with the next. Writes PRESET_START.json (.npz with
 its arrays), PRESET_START_paths.png (Figs 8, 13-20) and PRESET_START_masses.png into --out.
 
-Measured on two busy cores, three seeds, the published start (results/aca/three_bodies). With the settings of the code,
-32 minutes for all rows: the masses are found by every method (2.7e-5 to 3.2e-5, by the reversible scheme 1.2e-4), but
-for one seed of ACA, Direct, Backsolve and Reversible that ends in a local minimum (0.5 to 0.86), masses off by 0.3 to
-0.5. A gradient takes 518 evaluations and 518 vjps by ACA, 7,994 of each by Backsolve, which starts anew at each of
-the 1,000 times, 518 vjps by Direct, 632 by Naive, 1,850 and 962 by Reversible; memory is 0.8 MB by ACA and
+Measured on two busy cores, three seeds, the published start (results/aca/three_bodies). With the settings of the
+code, 32 minutes for all rows: the masses are found by every method (2.7e-5 to 3.2e-5, by the reversible scheme
+1.2e-4), but for one seed of ACA, Direct, Backsolve and Reversible that ends in a local minimum (0.5 to 0.86), masses
+off by 0.3 to 0.5. A gradient takes 518 evaluations and 518 vjps by ACA, 7,994 of each by Backsolve, which starts anew
+at each of the 1,000 times, 518 vjps by Direct, 632 by Naive, 1,850 and 962 by Reversible; memory is 0.8 MB by ACA and
 Reversible, 15 and 24 by Direct and Naive. LSTMs have 1.1 +- 0.6, on the augmented input 1.4 +- 0.7. NODE stays at 1
 to 6 by all methods, far from the paper's 0.16: a rate of 0.1 is too large for it. With `--preset slow` it fits (0.040
-to 0.057), and has 0.71, 0.32 and 0.63 on [0, 2] by ACA, Naive, Backsolve and Direct alike, within 0.01 of each other; 500 epochs fit better and
-predict worse. With the settings of the paper ODE has 1.7, 0.081 and 5.4e-5 by ACA and Direct, 2.8, 1.6e-4 and 4.6e-5 by
-Backsolve, and 1.0e-4, 4.9e-5 and 5.0e-5 by Naive.
+to 0.057), and has 0.71, 0.32 and 0.63 on [0, 2] by ACA, Naive, Backsolve and Direct alike, within 0.01 of each other;
+500 epochs fit better and predict worse. With the settings of the paper ODE has 1.7, 0.081 and 5.4e-5 by ACA and
+Direct, 2.8, 1.6e-4 and 4.6e-5 by Backsolve, and 1.0e-4, 4.9e-5 and 5.0e-5 by Naive.
 """
 
 from __future__ import annotations
