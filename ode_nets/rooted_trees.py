@@ -38,7 +38,7 @@ def density(tree: Tree) -> int:
 
 
 def n_nodes(tree: Tree) -> int:
-    """How many nodes a tree has."""
+    """How many nodes a tree has, its root among them: the order of the condition that it stands for."""
     return 1 + sum(n_nodes(child) for child in tree)
 
 

@@ -28,7 +28,7 @@ def is_shaped(hint: Any) -> bool:
 
 
 def described(hint: Any) -> str:
-    """An annotation in words."""
+    """An annotation in words, its dtype and the names of its axes, as errors say what was expected."""
     name = hint.dtype.__name__
     return f"{_WORDS.get(name, f'an array of {name.lower()}')} [{', '.join(hint.dim_str.split())}]"
 

@@ -40,7 +40,7 @@ def shown(value: Any) -> str:
 
 
 def integer(value: Any) -> Any:
-    """A Python integer."""
+    """A Python integer of any integer that is known, or `WRONG`; a boolean or a number with a fraction is none."""
     if isinstance(value, bool | jax.core.Tracer) or getattr(value, "dtype", None) == np.bool_:
         return WRONG
     try:
@@ -64,7 +64,7 @@ def real(value: Any) -> Any:
 
 
 def flag(value: Any) -> Any:
-    """A Python boolean."""
+    """A Python boolean of one of Python or NumPy, or `WRONG`; 0 and 1 are none, as a typing error would pass."""
     return bool(value) if isinstance(value, bool | np.bool_) else WRONG
 
 
