@@ -27,6 +27,8 @@ class Rows:
     head: dict[str, Any]
     rows: dict[str, Row]
     arrays: dict[str, np.ndarray]
+    here: dict[str, Any]
+    """The environment of what is measured from now on; the head keeps that of the rows that are there until then."""
 
     @classmethod
     def open(cls, path: Path, head: dict[str, Any], overwrite: bool = False) -> Rows:
@@ -41,15 +43,17 @@ class Rows:
         Raises:
           ValueError: where there are rows of other settings, without `overwrite`.
         """
+        here = head.get("environment", {})
         if overwrite or not path.exists():
-            return cls(path, head, {}, {})
+            return cls(path, dict(head), {}, {}, here)
         found = json.loads(path.read_text())
         if found["settings"] != json.loads(json.dumps(head["settings"])):
             raise ValueError(f"{path} holds rows of other settings: --overwrite deletes them, --out goes elsewhere")
+        head = head | {"environment": found.get("environment", here)}
         if not path.with_suffix(".npz").exists():
-            return cls(path, head, found["rows"], {})
+            return cls(path, head, found["rows"], {}, here)
         with np.load(path.with_suffix(".npz")) as arrays:
-            return cls(path, head, found["rows"], dict(arrays))
+            return cls(path, head, found["rows"], dict(arrays), here)
 
     def fill(self, key: str, measure: Callable[[], tuple[Row, dict[str, np.ndarray]]], console: Console) -> Row:
         """A row, measured and written unless it is there.
@@ -62,8 +66,9 @@ class Rows:
         if key not in self.rows:
             with working(f"{self.path.stem} {key}"):
                 row, arrays = measure()
-            measured_in = self.head.get("environment", {})
-            self.rows[key] = row | {"environment": {name: measured_in[name] for name in KEPT if name in measured_in}}
+            if self.here:
+                self.head["environment"] = self.here
+            self.rows[key] = row | {"environment": {name: self.here[name] for name in KEPT if name in self.here}}
             self.arrays.update(arrays)
             self.write({})
         row = self.rows[key]
