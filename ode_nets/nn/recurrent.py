@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Real
 
 from ode_nets.arguments import Count, Rule, checked
-from ode_nets.gradients import Direct, GradientMethod, solve
+from ode_nets.gradients import GradientMethod, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.nn.linen import as_unit
 
@@ -40,9 +39,8 @@ class Gaussian(NamedTuple):
 
 @checked
 def recur(
-    update: Callable[[PyTree, PyTree, jax.Array], PyTree],
-    flow: Callable[[PyTree, PyTree, Any, Any], PyTree],
-    theta: PyTree,
+    update: Callable[[PyTree, jax.Array], PyTree],
+    flow: Callable[[PyTree, Any, Any], PyTree],
     state: PyTree,
     times: Times,
     values: Values,
@@ -54,14 +52,9 @@ def recur(
 
         s_k- = flow(s_{k-1}, t_{k-1}, t_k - t_{k-1}),  s_k = update(s_k-, [v_k, m_k]) where any of m_k, else s_k-
 
-    The gradient goes back over the states alone; that of theta follows at once for all times, as one large product of
-    matrices in the place of a small one a time. It exists in reverse mode.
-
     Args:
-      update: takes theta, a state, and the values and mask of one time, `[..., 2 * features]`; masked values are 0.
-      flow: takes theta, a state, a time, and how far to go from there, which is negative backward in time.
-      theta: parameters of both, any pytree of floating-point arrays. What else is differentiated must not be closed
-        over.
+      update: takes a state and the values and mask of one time, `[..., 2 * features]`; masked values are 0.
+      flow: takes a state, a time, and how far to go from there, which is negative backward in time.
       state: before anything, leaves `[..., s]`.
       times: `[n]`, ascending. values, mask: `[..., n, features]`, the mask boolean: what was observed.
       backward: whether to begin with the last time.
@@ -71,58 +64,23 @@ def recur(
 
     Example:
         >>> values = jnp.ones((3, 1))
-        >>> add, stay = (lambda theta, s, x: s + theta * x[..., :1]), (lambda theta, s, t, dt: s)
-        >>> recur(add, stay, 1.0, jnp.zeros(1), jnp.arange(3.0), values, values > 0)[0]
+        >>> add, stay = (lambda s, x: s + x[..., :1]), (lambda s, t, dt: s)
+        >>> recur(add, stay, jnp.zeros(1), jnp.arange(3.0), values, values > 0)[0]
         Array([3.], dtype=float32)
     """
     inputs = jnp.concatenate([jnp.where(mask, values, 0), mask.astype(values.dtype)], axis=-1)
     seen = mask.any(-1, keepdims=True)
     before = jnp.concatenate([times[:1], times[:-1]]) if not backward else jnp.concatenate([times[1:], times[-1:]])
-    rows = (before, times - before, jnp.moveaxis(inputs, -2, 0))
+    rows = (before, times - before, jnp.moveaxis(inputs, -2, 0), jnp.moveaxis(seen, -2, 0))
 
-    def step(theta: PyTree, state: PyTree, row: Any, seen: jax.Array) -> tuple[PyTree, PyTree]:
-        t, gap, x = row
-        state = flow(theta, state, t, gap)
-        updated = update(theta, state, x)
+    def body(state: PyTree, row: Any) -> tuple[PyTree, PyTree]:
+        t, gap, x, seen = row
+        state = flow(state, t, gap)
+        updated = update(state, x)
         return jax.tree.map(lambda new, old: jnp.where(seen, new, old), updated, state), state
 
-    end, arrived = _along(step, backward, theta, state, rows, jnp.moveaxis(seen, -2, 0))
+    end, arrived = jax.lax.scan(body, state, rows, reverse=backward)
     return end, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), arrived)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _along(step: Any, backward: bool, theta: PyTree, state: PyTree, rows: PyTree, seen: jax.Array) -> Any:
-    """A scan of `(after, said) = step(theta, state, row, seen)`: the last state, and what was said."""
-    body = lambda state, row: step(theta, state, *row)
-    return jax.lax.scan(body, state, (rows, seen), reverse=backward)
-
-
-def _along_forward(step: Any, backward: bool, theta: PyTree, state: PyTree, rows: PyTree, seen: jax.Array) -> Any:
-    def scan(state: PyTree, rows: PyTree, nudges: PyTree) -> Any:
-        def body(state: PyTree, row: Any) -> Any:
-            given, there, nudge = row
-            after, said = jax.tree.map(jnp.add, step(theta, state, given, there), nudge)
-            return after, (said, state)
-
-        end, (said, before) = jax.lax.scan(body, state, (rows, seen, nudges), reverse=backward)
-        return (end, said), before
-
-    # The cotangent of what is added to a step's result is that of the result.
-    first = jax.tree.map(lambda leaf: leaf[0], (rows, seen))
-    like = jax.eval_shape(step, theta, state, *first)
-    nudges = jax.tree.map(lambda leaf: jnp.zeros((len(seen), *leaf.shape), leaf.dtype), like)
-    out, pullback, before = jax.vjp(scan, state, rows, nudges, has_aux=True)
-    return out, (pullback, theta, before, rows, seen)
-
-
-def _along_backward(step: Any, backward: bool, kept: Any, cotangent: PyTree) -> Any:
-    pullback, theta, before, rows, seen = kept
-    state_bar, rows_bar, nudges_bar = pullback(cotangent)
-    at_once = lambda theta: jax.vmap(partial(step, theta))(before, rows, seen)
-    return *jax.vjp(at_once, theta)[1](nudges_bar), state_bar, rows_bar, None
-
-
-_along.defvjp(_along_forward, _along_backward)
 
 
 class Perceptron(nn.Module):
@@ -225,13 +183,13 @@ class OdeRnn(nn.Module):
         # Their parameters go into the loop as values.
         cell: Any = self.cell.clone(parent=None, name=None)
         params = self.param("update", lambda key: cell.init(key, Gaussian(zeros, zeros), x)["params"])
-        theta, flow = None, lambda theta, state, t, gap: state
+        flow = lambda state, t, gap: state
         if self.unit is not None:
             unit = as_unit(self.unit, zeros.reshape(-1, self.size))
             theta = self.param("field", unit.init)
-            flow = lambda theta, state, t, gap: state._replace(mean=self._moved(unit, theta[1], state.mean, t, gap))
-        update = lambda theta, state, x: cell.apply({"params": theta[0]}, state, x)
-        state, _ = recur(update, flow, (params, theta), Gaussian(zeros, zeros), times, values, mask, backward=True)
+            flow = lambda state, t, gap: state._replace(mean=self._moved(unit, theta, state.mean, t, gap))
+        update = lambda state, x: cell.apply({"params": params}, state, x)
+        state, _ = recur(update, flow, Gaussian(zeros, zeros), times, values, mask, backward=True)
         y = Perceptron((self.units, 2 * self.latent), name="head")(jnp.concatenate(state, axis=-1))
         mean, std = jnp.split(y, 2, axis=-1)
         # A series of which nothing was observed would have a deviation of 0, whose logarithm is no number.
@@ -244,9 +202,7 @@ class OdeRnn(nn.Module):
             dm, _ = unit.apply(theta, m, t + s * gap, {})
             return (gap * dm).astype(m.dtype)
 
-        # The way back over the series keeps what a step needs anyway; one of the step's own would make it once more.
-        default = Direct() if isinstance(self.solver, FixedStep) else None
-        return solve(field, mean, theta, solver=self.solver, gradient=self.gradient or default).x
+        return solve(field, mean, theta, solver=self.solver, gradient=self.gradient).x
 
 
 @checked
@@ -283,17 +239,16 @@ class RecurrentNet(nn.Module):
         cell: Any = self.cell.clone(parent=None, name=None)
         h = cell.initialize_carry(jax.random.key(0), x.shape)
         params = self.param("update", lambda key: cell.init(key, h, x)["params"])
-        rate = None
         if self.decay:
             rate = self.param("rate", NORMAL, (1, h.shape[-1])), self.param("bias", nn.initializers.zeros, h.shape[-1:])
-        faded = lambda rate, h, since: h * jnp.exp(-jax.nn.relu(since @ rate[0] + rate[1])) if self.decay else h
+        faded = lambda h, since: h * jnp.exp(-jax.nn.relu(since @ rate[0] + rate[1])) if self.decay else h
 
-        def update(theta: PyTree, state: PyTree, x: jax.Array) -> PyTree:
-            (params, rate), (h, since) = theta, state
+        def update(state: PyTree, x: jax.Array) -> PyTree:
+            h, since = state
             x = jnp.concatenate([x, since], axis=-1)
-            return cell.apply({"params": params}, faded(rate, h, since), x)[0], jnp.zeros_like(since)
+            return cell.apply({"params": params}, faded(h, since), x)[0], jnp.zeros_like(since)
 
-        flow = lambda theta, state, t, gap: (state[0], (state[1] + gap).astype(state[1].dtype))
-        _, (before, since) = recur(update, flow, (params, rate), (h, since), times, values, mask)
-        read = jnp.concatenate([faded(rate, before, since), since], axis=-1)
+        flow = lambda state, t, gap: (state[0], (state[1] + gap).astype(state[1].dtype))
+        _, (before, since) = recur(update, flow, (h, since), times, values, mask)
+        read = jnp.concatenate([faded(before, since), since], axis=-1)
         return Perceptron((self.units, features), name="head")(read)

@@ -97,10 +97,6 @@ GRADIENT = optional(lambda v: isinstance(v, on.GradientMethod) and not isinstanc
 SOLVER = _one(on.FixedStep, on.Adaptive)
 
 
-def _update(theta: Any, s: Any, x: Any) -> Any:
-    return s + theta * x[..., :1]
-
-
 class Call(NamedTuple):
     """A public name with arguments that are right, and what each of them may be."""
 
@@ -385,7 +381,7 @@ def _arrays() -> dict[str, Call]:
         "uniform_layer": Call(on.uniform_layer, layer, {"key": NEVER, "shape": several(COUNT, 1)}),
         "kaiming_layer": Call(on.kaiming_layer, layer, {"key": NEVER, "shape": several(COUNT, 1)}),
         "recur": Call(
-            lambda **o: on.recur(_update, lambda theta, s, t, dt: s, 1.0, jnp.zeros(1), **(series | o)),
+            lambda **o: on.recur(lambda s, x: s + x[..., :1], lambda s, t, dt: s, jnp.zeros(1), **(series | o)),
             {},
             {"times": reals(2), "values": lambda v: reals(2, 3)(v) and v.dtype.kind == "f", "mask": mask},
         ),

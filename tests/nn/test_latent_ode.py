@@ -117,21 +117,21 @@ def test_the_encoder_is_its_recurrence_written_out():
 def test_a_recurrence_has_the_first_and_second_derivatives_of_its_loop():
     values = jnp.sin(jnp.arange(12.0)).reshape(2, 6, 1)
     mask, times = jnp.cos(jnp.arange(12.0)).reshape(2, 6, 1) > 0, jnp.arange(6.0) ** 1.5
-    update = lambda theta, s, x: jnp.tanh(theta[0] * s + x[..., :1])
-    flow = lambda theta, s, t, gap: s * jnp.exp(-theta[1] * gap) + jnp.sin(theta[1] * t)
+    update = lambda theta: lambda s, x: jnp.tanh(theta[0] * s + x[..., :1])
+    flow = lambda theta: lambda s, t, gap: s * jnp.exp(-theta[1] * gap) + jnp.sin(theta[1] * t)
 
     def plain(theta, state, times):
         arrived = []
         for k in range(6):
             before = max(k - 1, 0)
-            state = flow(theta, state, times[before], times[k] - times[before])
+            state = flow(theta)(state, times[before], times[k] - times[before])
             arrived.append(state)
             x = jnp.concatenate([jnp.where(mask, values, 0), mask], -1)[:, k]
-            state = jnp.where(mask[:, k], update(theta, state, x), state)
+            state = jnp.where(mask[:, k], update(theta)(state, x), state)
         return jnp.sum(state**2) + jnp.sum(jnp.sin(jnp.stack(arrived)))
 
     def own(theta, state, times):
-        end, arrived = recur(update, flow, theta, state, times, values, mask)
+        end, arrived = recur(update(theta), flow(theta), state, times, values, mask)
         return jnp.sum(end**2) + jnp.sum(jnp.sin(arrived))
 
     given = jnp.array([0.7, 0.3]), jnp.full((2, 1), 0.2), times
@@ -196,8 +196,8 @@ def test_a_baseline_predicts_from_the_past_alone():
 
 def test_states_before_each_update_come_in_the_order_of_the_times():
     values, mask = jnp.arange(3.0)[:, None], jnp.array([[True], [False], [True]])
-    add, stay = (lambda theta, s, x: s + x[..., :1]), (lambda theta, s, t, gap: s + 10 * gap)
-    end, before = recur(add, stay, (), jnp.zeros(1), jnp.array([0.0, 1.0, 3.0]), values, mask, backward=True)
+    add, stay = (lambda s, x: s + x[..., :1]), (lambda s, t, gap: s + 10 * gap)
+    end, before = recur(add, stay, jnp.zeros(1), jnp.array([0.0, 1.0, 3.0]), values, mask, backward=True)
     np.testing.assert_allclose(before[:, 0], [-28.0, -18.0, 0.0])
     np.testing.assert_allclose(end, [-28.0])
 
