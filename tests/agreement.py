@@ -1,38 +1,11 @@
-"""How tests compare trees of arrays: `flat`, `relative` and `assert_agree`; and `jit_soon`, for large programs."""
+"""How tests compare trees of arrays."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-
-
-def jit_soon(function: Any) -> Any:
-    """`jax.jit` in half the time to compile, for slower programs: where programs are compared, and run once."""
-    return jax.jit(function, compiler_options=quick_options())
-
-
-@cache
-def quick_options() -> dict[str, Any]:
-    """Options of XLA's compiler for the CPU that shorten it, as far as this version knows them."""
-    wanted = {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    }
-    return {name: value for name, value in wanted.items() if jax.default_backend() == "cpu" and knows(name, value)}
-
-
-def knows(name: str, value: Any) -> bool:
-    """Whether the compiler has an option of that name."""
-    try:
-        jax.jit(jnp.negative, compiler_options={name: value}).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
 
 
 def flat(tree: Any) -> np.ndarray:

@@ -1,9 +1,31 @@
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false"
+)
+"""Flags of XLA for programs that are run once: two thirds of the time to compile them, and slower ones."""
+
+
+def pytest_configure(config):
+    """The default run compiles for speed of compilation, where this jaxlib knows how; `-m slow` as users do.
+
+    Workers and programs that tests start inherit it.
+    """
+    if "not slow" not in config.option.markexpr or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+    # An unknown flag ends the process that reads it.
+    start = [sys.executable, "-c", "import jax; jax.devices()"]
+    if subprocess.run(start, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True).returncode == 0:
+        os.environ["XLA_FLAGS"] = flags
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import assert_agree, jit_soon
+from agreement import assert_agree
 from ode_nets import (
     ACA,
     Adaptive,
@@ -76,7 +76,7 @@ def test_every_gradient_method_differentiates_quantities(x64, grid):
         end = run(solver, method, theta, x0).x
         return 0.3 * end.q["kinetic"] + 0.2 * end.q["jacobian"] ** 2 + jnp.sum(end.x["a"] ** 2)
 
-    @jit_soon
+    @jax.jit
     def gradients(theta, x0):
         pairs = [(coarse, Direct()), (coarse, Checkpointed()), (coarse, ACA(3)), (coarse, ACA(None))]
         pairs += [(fine, ACA()), (fine, Backsolve())]
@@ -135,7 +135,7 @@ def test_estimates_of_steps_have_one_gradient_and_the_continuous_adjoint_refuses
         return q["local_error"] * 1e3 + q["stiffness"] ** 2
 
     methods = [Direct(), ACA(2)]
-    exact = jit_soon(lambda k, x0: [jax.grad(loss, (0, 1))(k, x0, method) for method in methods])(3.0, 2.0)
+    exact = jax.jit(lambda k, x0: [jax.grad(loss, (0, 1))(k, x0, method) for method in methods])(3.0, 2.0)
     for other in exact[1:]:
         assert_agree(other, exact[0], 1e-10)
     with pytest.raises(ValueError, match=r"Backsolve\(\) with scheme 'Measured\(tsit5\)'.*go back over them"):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon
 from ode_nets.fields import ResidualUnit, batch_norm
 from ode_nets.fields.initializers import fan_out_normal
 
@@ -62,7 +61,7 @@ def test_values_and_statistics_are_those_of_plain_layers(x64, unit):
     x, params = images(2, 4, 6, unit.in_channels or unit.channels), moved(unit.init(jax.random.key(0)))
     running = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.1, moved(unit.init_stats()))
 
-    @jit_soon
+    @jax.jit
     def run(params, x, running):
         ours = [unit.apply(params, x, 0.7, stats) for stats in (None, running)]
         return ours, [by_hand(unit, params, x, 0.7, stats) for stats in (None, running)]

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon
 from ode_nets.gradients import Backsolve, Direct, solve
 from ode_nets.integrate import Adaptive, FixedStep
 from ode_nets.weights import BasisExpansion, PiecewiseConstant
@@ -36,7 +35,7 @@ def test_on_a_fixed_grid_it_converges_at_the_order_of_the_scheme(x64):
     """With asked times at both ends, on the jump, and twice at one place; under vmap and checkpoint alike."""
     ts = [0.0, 0.25, 0.5, 0.5, 1.0]
 
-    @jit_soon
+    @jax.jit
     def run(x0):
         def gradient(method, n):
             loss = lambda *a: loss_of(method, FixedStep("rk4", n), *a, ts=ts)
@@ -54,7 +53,7 @@ def test_on_a_fixed_grid_it_converges_at_the_order_of_the_scheme(x64):
 def test_with_small_tolerances_it_is_the_discrete_gradient(x64, outputs):
     """Times included: weights that jump at an asked time, or where a solve ends, are read from inside it."""
 
-    @jit_soon
+    @jax.jit
     def run(t0, t1, ts):
         solver = Adaptive("dopri5", 1e-8, 1e-8, max_steps=150, outputs=outputs)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import assert_agree, jit_soon
+from agreement import assert_agree
 from benchmarks import exchange
 from benchmarks.exchange import GRIDS, METHODS, SCHEMES
 from ode_nets import ACA, Adaptive, Backsolve, Direct, FixedStep, Recorded, get_scheme, pad, solve, solve_until
@@ -54,7 +54,7 @@ def gradient(scheme, grid, method, grids=GRIDS):
     """With respect to state, weights, what the field closes over and both ends of time."""
 
     loss = exchange.loss(grids[grid](scheme), method)
-    run = jit_soon(jax.value_and_grad(loss, (0, 1, 2, 3, 4), has_aux=True))
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3, 4), has_aux=True))
     (_, solution), found = run(*exchange.INPUTS)
     assert int(solution.result) == 0
     return solution, found

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, solve
 from ode_nets.integrate import Adaptive, FixedStep, Result, pad
 
@@ -60,7 +59,7 @@ def program(method):
             )
             return jnp.sum(solution.x), solution
 
-        _PROGRAMS[method] = jit_soon(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True))
+        _PROGRAMS[method] = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True))
     return _PROGRAMS[method]
 
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon
 from ode_nets import ACA, Adaptive, Direct, FixedStep, Naive, solve
 
 TS = np.array([0.0, 1.3, 2.0])
@@ -39,10 +38,10 @@ def differences(run, v, eps=1e-7):
 def test_it_is_the_derivative_of_the_program(x64, solver, ts):
     """Of one that rejects steps; other methods have its value, and another gradient."""
     point = jnp.asarray(POINT)
-    run = lambda method: jit_soon(jax.value_and_grad(lambda v: loss_of(solver, method, v, ts), has_aux=True))(point)
+    run = lambda method: jax.jit(jax.value_and_grad(lambda v: loss_of(solver, method, v, ts), has_aux=True))(point)
     (value, solution), got = run(Naive())
     assert int(solution.n_rejected) > 2
-    expected = jit_soon(lambda v: differences(lambda v: loss_of(solver, ACA(), v, ts)[0], v))(point)
+    expected = jax.jit(lambda v: differences(lambda v: loss_of(solver, ACA(), v, ts)[0], v))(point)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     (same, frozen), other = run(Direct())
     np.testing.assert_allclose(value, same, rtol=1e-10)
@@ -58,7 +57,7 @@ def test_the_tolerance_has_a_derivative(x64):
         solver = Adaptive("heun_euler", jnp.exp(log_rtol), 1e-4, first_step=0.1, max_steps=60)
         return solve(lambda t, x, w: jnp.sin(x) + t, 0.5, solver=solver, gradient=method, t1=2.0).x
 
-    run = jit_soon(lambda r: (jax.grad(loss)(r, Naive()), (loss(r + 1e-6, ACA()) - loss(r - 1e-6, ACA())) / 2e-6))
+    run = jax.jit(lambda r: (jax.grad(loss)(r, Naive()), (loss(r + 1e-6, ACA()) - loss(r - 1e-6, ACA())) / 2e-6))
     got, expected = run(jnp.log(1e-3))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     assert abs(expected) > 1e-6
@@ -74,7 +73,7 @@ def test_lanes_and_dense_outputs(x64):
         return solution.dense(0.7)[0] + 0 * jnp.sum(solution.x)
 
     k = jnp.array([0.5, 9.0])
-    value, slope = jit_soon(jax.vmap(jax.value_and_grad(end)))(k)
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(end)))(k)
     np.testing.assert_allclose(value, np.exp(-0.7 * k), atol=1e-3)
     np.testing.assert_allclose(slope, -0.7 * np.exp(-0.7 * k), atol=1e-2)
     np.testing.assert_allclose(slope, jax.vmap(lambda k: differences(lambda v: end(v[0]), k[None])[0])(k), rtol=1e-5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import assert_agree, jit_soon
+from agreement import assert_agree
 from ode_nets import Adaptive, Checkpointed, Coupled, Direct, FixedStep, Reversible, solve
 
 TS = np.array([0.0, 0.2, 0.55, 0.55, 1.0])
@@ -36,7 +36,7 @@ def value_and_gradient(solver, method, x0, ts=TS):
 def test_lanes_have_the_gradients_of_the_solve_as_it_ran(x64, solver):
     """Lanes whose numbers of steps and of rejected trials differ, with asked times and reports."""
     x0 = jnp.array([[1.0, -0.5], [0.1, 0.2], [-4.0, 3.0]])
-    run = lambda method: jit_soon(jax.vmap(lambda x0: value_and_gradient(solver, method, x0)))(x0)
+    run = lambda method: jax.jit(jax.vmap(lambda x0: value_and_gradient(solver, method, x0)))(x0)
     got, expected = run(Reversible()), run(Direct())
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-12)
     assert_agree(got[1], expected[1], 1e-10)
@@ -45,7 +45,7 @@ def test_lanes_have_the_gradients_of_the_solve_as_it_ran(x64, solver):
 def test_many_steps_come_back_to_rounding_over_the_coupling(x64):
     """300 steps of 0.99: rounding grows by 20 at most."""
     solver = FixedStep(Coupled("midpoint", 0.99), jnp.int32(300), 300)
-    run = lambda method: jit_soon(lambda x0: value_and_gradient(solver, method, x0, jnp.array([0.37, 1.0])))
+    run = lambda method: jax.jit(lambda x0: value_and_gradient(solver, method, x0, jnp.array([0.37, 1.0])))
     x0 = jnp.array([1.0, -0.5])
     assert_agree(run(Reversible())(x0), run(Checkpointed())(x0), 1e-12)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import assert_agree, jit_soon
+from agreement import assert_agree
 from ode_nets import (
     ACA,
     Adaptive,
@@ -60,7 +60,7 @@ def test_a_ball_meets_the_ground_on_time_and_so_do_its_derivatives(x64, solver):
     methods = METHODS if solver in ("uniform", "adaptive") else [ACA()]
     slopes = lambda method: jax.jacrev(lambda *args: found(*args, method=method), all_of)
     run = lambda *args: [(found(*args, method=method), slopes(method)(*args)) for method in methods]
-    for got in jit_soon(run)(*args):
+    for got in jax.jit(run)(*args):
         assert_agree(got, expected, 1e-7 if solver == "implicit of diffrax" else 1e-11)
     stopped = ball(*args, SOLVERS[solver])
     assert bool(stopped.found)
@@ -80,10 +80,10 @@ def test_a_tank_drains_to_a_level_as_torricelli_says(x64):
 
     args = (2.0, 0.3, 0.5)
     expected = (exact(*args), jax.grad(exact, (0, 1, 2))(*args))
-    got = jit_soon(lambda *args: jax.value_and_grad(found, (0, 1, 2))(*args, ACA()))(*args)
+    got = jax.jit(lambda *args: jax.value_and_grad(found, (0, 1, 2))(*args, ACA()))(*args)
     assert_agree(got, expected, 1e-9)
     # Forward mode, by what has it.
-    forward = jit_soon(lambda *args: jax.jacfwd(found, (0, 1, 2))(*args, Direct()))(*args)
+    forward = jax.jit(lambda *args: jax.jacfwd(found, (0, 1, 2))(*args, Direct()))(*args)
     assert_agree(forward, expected[1], 1e-9)
 
 
@@ -96,7 +96,7 @@ def test_lanes_stop_each_at_its_own_time_and_what_never_happens_ends_at_t1(x64):
             slopes = jax.grad(lambda h0, t1: end(h0, t1).t, (0, 1))(h0, t1)
             return end(h0, t1), slopes
 
-        stopped, (d_h, d_t1) = jit_soon(jax.vmap(both, (0, None)))(heights, 3.0)
+        stopped, (d_h, d_t1) = jax.jit(jax.vmap(both, (0, None)))(heights, 3.0)
         t = np.sqrt(2 * heights / 9.81)
         np.testing.assert_array_equal(stopped.found, t < 3)
         np.testing.assert_allclose(stopped.t, np.minimum(t, 3.0), rtol=1e-12)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import assert_agree, jit_soon
+from agreement import assert_agree
 from ode_nets import ACA, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, Recorded, Result, solve
 from ode_nets.stepping import get_scheme
 
@@ -30,7 +30,7 @@ def gradient(solver, method, v):
 def test_it_has_the_value_and_the_gradients_of_the_search(x64):
     """Times of asked states and t1 included; among lanes, each with steps of its own."""
 
-    @jit_soon
+    @jax.jit
     @jax.vmap
     def both(v):
         found = run(SEARCH, ACA(), v, dense=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon, relative
+from agreement import relative
 from ode_nets.interop import adjoint, guard, recording, replay, scheme, solver
 from ode_nets.interop.diffrax import AdaptiveCheckpointAdjoint
 
@@ -56,7 +56,7 @@ def integrate(adjoint, scheme, saveat, controller=PID, term=None, max_steps=300)
 
 def gradient(adjoint, *problem, argnums=(0, 1), at=(Y0, ARGS, 0.0, 2.0, 1.0), **changes):
     loss = integrate(adjoint, *problem, **changes)
-    return jit_soon(jax.grad(loss, argnums, has_aux=True, allow_int=True))(*at)
+    return jax.jit(jax.grad(loss, argnums, has_aux=True, allow_int=True))(*at)
 
 
 def everything(mu):
@@ -125,7 +125,7 @@ def test_gradients_of_times_are_those_of_diffrax(x64, case):
             whole = integrate(adjoint, diffrax.Heun(), end, controller)
             return whole(Y0, args, *(times if len(times) == 3 else (*times, None)))[0]
 
-        return jit_soon(jax.grad(loss, (0, 1)))(given, jnp.linspace(*ends, 3), ARGS)
+        return jax.jit(jax.grad(loss, (0, 1)))(given, jnp.linspace(*ends, 3), ARGS)
 
     expected = of_times(REFERENCE)
     assert relative(of_times(AdaptiveCheckpointAdjoint()), expected) < 1e-12
@@ -144,8 +144,8 @@ def test_gradients_under_vmap(x64):
         both = jax.grad(lambda y0, scales: jax.vmap(loss)(y0, scales).sum(), (0, 1))(batch, scales)
         return each, both
 
-    expected, _ = jit_soon(lambda: of(REFERENCE))()
-    each, both = jit_soon(lambda: of(AdaptiveCheckpointAdjoint(3)))()
+    expected, _ = jax.jit(lambda: of(REFERENCE))()
+    each, both = jax.jit(lambda: of(AdaptiveCheckpointAdjoint(3)))()
     assert relative(each, expected) < 1e-12
     assert relative(both, expected) < 1e-12
 
@@ -160,7 +160,7 @@ def test_closed_over_arrays_and_driven_equations(x64):
             sol = diffrax.diffeqsolve(term, *settings, adjoint=adjoint, saveat=diffrax.SaveAt(ts=TS))
             return jnp.sum(sol.ys**2)
 
-        return jit_soon(jax.grad(loss, (0, 1), allow_int=True))(jnp.array([[0.1, 0.9], [-1.0, 0.2]]), path)
+        return jax.jit(jax.grad(loss, (0, 1), allow_int=True))(jnp.array([[0.1, 0.9], [-1.0, 0.2]]), path)
 
     assert relative(of(AdaptiveCheckpointAdjoint()), of(REFERENCE)) < 1e-12
 
@@ -171,7 +171,7 @@ def test_no_time_passes_and_too_few_steps(x64):
             saveat = lambda mu: diffrax.SaveAt(t0=True, ts=ts, t1=True, steps=2)
             return integrate(adjoint, diffrax.Heun(), saveat, max_steps=5)(y0, ARGS, t0, t1, 1.0)
 
-        run = jit_soon(jax.grad(loss, (0, 1), has_aux=True))
+        run = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
         return [run(Y0, 0.5, t1, jnp.linspace(0.5, t1, 6)) for t1 in (0.5, 2.5)]
 
     for got, expected, n_steps in zip(of(AdaptiveCheckpointAdjoint()), of(REFERENCE), (0, 5), strict=True):
@@ -195,7 +195,7 @@ def test_backward_pass_evaluates_no_rejected_trial_and_no_spare_stage(x64):
 
     counts = []
     for run in (loss, jax.grad(loss, has_aux=True)):
-        _, stats = jax.block_until_ready(jit_soon(run)(jnp.ones(2), 2.0))
+        _, stats = jax.block_until_ready(jax.jit(run)(jnp.ones(2), 2.0))
         jax.effects_barrier()
         counts.append(count[0])
     forward, both = counts[0], counts[1] - counts[0]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon, relative
+from agreement import relative
 from ode_nets import ACA, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, solve
 from ode_nets.interop.diffrax import DiffraxScheme
 
@@ -24,7 +24,7 @@ def of(solver, method):
         s = solve(field, x0, w, solver=solver, gradient=method, has_aux=True)
         return jnp.sum(s.x["a"] ** 2) + 0.1 * s.aux, (s.result, s.aux, s.x)
 
-    return jit_soon(jax.value_and_grad(loss, (0, 1), has_aux=True))(X0, W)
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(X0, W)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_implicit_steps_go_back_by_the_continuous_adjoint(x64):
             s = solve(lambda t, x, w: field(t, x, w)[0], x0, w, solver=solver, gradient=method)
             return jnp.sum(s.x["a"] ** 2)
 
-        return jit_soon(jax.grad(loss, (0, 1)))(X0, W)
+        return jax.jit(jax.grad(loss, (0, 1)))(X0, W)
 
     kvaerno = Adaptive(DiffraxScheme(diffrax.Kvaerno3()), 1e-4, 1e-6, max_steps=64)
     assert relative(end(kvaerno, Backsolve()), end(Adaptive("dopri5", 1e-8, 1e-10), ACA())) < 1e-3

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon, relative
+from agreement import relative
 from ode_nets import (
     ACA,
     Adaptive,
@@ -50,7 +50,7 @@ def of_problem(method, scheme, t1=1.5, ts=None, has_aux=True):
         s = solve(f, x0, theta, solver=scheme, gradient=method, t1=t1, ts=asked, has_aux=has_aux)
         return jnp.sum(WEIGHTS * s.x["p"] ** 2) + (0.1 * s.aux["mean"] if has_aux else 0), s
 
-    return jit_soon(jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True))(X0, THETA)
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True))(X0, THETA)
 
 
 @functools.cache
@@ -114,7 +114,7 @@ def test_failures_have_a_code_and_no_gradient(x64):
             s = solve(f, jnp.ones(2), theta, solver=scheme, gradient=ACA(), t1=3.0)
             return s.x.sum(), s
 
-        return jit_soon(jax.value_and_grad(loss, has_aux=True))(2.0)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(2.0)
 
     grow = lambda t, x, theta: theta * x**2
     narrow = diffrax.PIDController(rtol=1e-3, atol=1e-4, dtmin=1e-2, force_dtmin=False)
@@ -143,7 +143,7 @@ def test_block_evaluates_and_trains(x64):
             y, changed = block.apply(whole, x, train=True, mutable=["batch_stats", "solution"])
             return jnp.sum(jnp.sin(y)), changed
 
-        grads, changed = jit_soon(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], x)
+        grads, changed = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], x)
         return grads, changed["batch_stats"], changed["solution"]["nfe"]
 
     ours, theirs = train(block), train(block.clone(solver=foreign))

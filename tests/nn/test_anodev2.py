@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon
 from ode_nets import (
     ACA,
     ANODEV2,
@@ -68,7 +67,7 @@ def test_parameters_are_those_of_table_3(network):
 def test_forms_compute_the_papers_recursions():
     """ResNet-4 in its four forms, each with weights of its own, against Euler steps written out."""
 
-    @jit_soon
+    @jax.jit
     def run():
         found = []
         for form, n in (("baseline", 1), ("neural_ode", 2), ("configuration_1", 5), ("configuration_2", 2)):
@@ -108,7 +107,7 @@ def test_networks_train(network, size):
     images = jax.random.normal(KEY, (2, size, size, 3))
     variables = drawn(net, images)
 
-    @jit_soon
+    @jax.jit
     def run(params):
         def loss(params):
             inputs = variables | {"params": params}
@@ -146,7 +145,7 @@ def test_continuous_net_takes_evolved_weights():
     deeper, finer = remanifest.refine(CONTINUOUS, variables)
     assert set(variables["params"]["block1"]["evolved"]) == {"w0", "p"}
 
-    @jit_soon
+    @jax.jit
     def run(variables, finer):
         outputs = CONTINUOUS.clone(solver=deeper.solver).apply(variables, IMAGES), deeper.apply(finer, IMAGES)
         return outputs, jax.grad(loss_of, 1)(CONTINUOUS, variables["params"], variables)
@@ -167,7 +166,7 @@ def test_node18_takes_evolved_weights():
     block = {"coefficients": others, "evolved": {"w0": w0, "p": {}}}
     variables = constant | {"params": constant["params"] | {"ode1_1": block}}
 
-    @jit_soon
+    @jax.jit
     def run(constant, variables, moved):
         outputs = plain.apply(constant, IMAGES), still.apply(variables, IMAGES)
         return outputs, jax.grad(loss_of, 1)(moving, moved["params"], moved)
@@ -184,7 +183,7 @@ def test_gradient_methods_agree_on_a_network_with_evolved_weights(x64, method):
     variables = jax.tree.map(lambda leaf: leaf.astype(float), drawn(CONTINUOUS))
     finely = CONTINUOUS.clone(solver=FixedStep("rk4", 64)) if isinstance(method, Backsolve) else CONTINUOUS
 
-    @jit_soon
+    @jax.jit
     def run(variables):
         nets = [finely.clone(gradient=gradient) for gradient in (Checkpointed("block"), method)]
         return [jax.grad(loss_of, 1)(net, variables["params"], variables) for net in nets]
@@ -210,7 +209,7 @@ def test_blocks_of_perceptrons_evolve_their_kernels():
         return hidden @ (scale * w0["1.kernel"]) + params["1.bias"][0]
 
     want = x + slope(x + slope(x, 1.0) / 2, 0.5)
-    np.testing.assert_allclose(jit_soon(block.apply)(variables, x), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(block.apply)(variables, x), want, rtol=1e-5, atol=1e-6)
 
 
 def test_regularization_is_of_w0_and_p_alone():

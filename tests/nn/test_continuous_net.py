@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from agreement import jit_soon, relative
+from agreement import relative
 from ode_nets import ACA, Checkpointed, Direct, FixedStep, Legendre, PiecewiseConstant
 from ode_nets.fields import ResidualUnit
 from ode_nets.nn import ContinuousNet, WideContinuousNet, as_resnet
@@ -60,7 +60,7 @@ def test_parameter_counts_during_refinement(m, expected):
 def test_euler_with_as_many_intervals_as_steps_is_the_resnet(x64):
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 2), jnp.float64)
     net = small(epsilon=3.0, final_norm=True)
-    variables = moved(jit_soon(net.init)(jax.random.key(0), images))
+    variables = moved(jax.jit(net.init)(jax.random.key(0), images))
     resnet, twin_variables = as_resnet(net, variables)
 
     def run(model, variables):
@@ -78,8 +78,8 @@ def test_euler_with_as_many_intervals_as_steps_is_the_resnet(x64):
         }
 
     ours, theirs = (
-        jit_soon(lambda v: run(net, v))(variables),
-        jit_soon(lambda v: run(resnet, v))(twin_variables),
+        jax.jit(lambda v: run(net, v))(variables),
+        jax.jit(lambda v: run(resnet, v))(twin_variables),
     )
     converted = as_resnet(net, {name: ours[name] for name in ("params", "batch_stats")})[1]
     for name, expected in theirs.items():
@@ -105,7 +105,7 @@ def test_only_a_resnet_is_taken_for_one(changes, says):
 def test_gradient_methods_agree_in_gradients_and_in_batch_statistics(x64):
     images = jax.random.normal(jax.random.key(1), (4, 4, 4, 1), jnp.float64)
     net = small(widths=(2,), basis=PiecewiseConstant(2), solver=FixedStep("midpoint", 4))
-    variables = moved(jit_soon(net.init)(jax.random.key(0), images))
+    variables = moved(jax.jit(net.init)(jax.random.key(0), images))
 
     def run(gradient):
         def loss(params):
@@ -116,12 +116,12 @@ def test_gradient_methods_agree_in_gradients_and_in_batch_statistics(x64):
 
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
-    (_, reference), gradient = jit_soon(lambda: run(Direct()))()
+    (_, reference), gradient = jax.jit(lambda: run(Direct()))()
     assert jax.tree.map(int, reference["solution"]["block1"]) == {
         "nfe": 8, "n_accepted": 4, "n_rejected": 0, "result": 0,
     }  # fmt: skip
     for method in (Checkpointed("step"), Checkpointed("block"), ACA(2)):
-        (_, changed), other = jit_soon(lambda method=method: run(method))()
+        (_, changed), other = jax.jit(lambda method=method: run(method))()
         assert relative(other, gradient) < 1e-11
         assert relative(changed["batch_stats"], reference["batch_stats"]) < 1e-11
         assert jax.tree.map(int, changed["solution"]) == jax.tree.map(int, reference["solution"])
@@ -130,7 +130,7 @@ def test_gradient_methods_agree_in_gradients_and_in_batch_statistics(x64):
 def test_statistics_of_an_interval_are_the_mean_over_its_stages(x64):
     images = jax.random.normal(jax.random.key(1), (4, 4, 4, 1), jnp.float64)
     net = small(widths=(2,), basis=PiecewiseConstant(2), solver=FixedStep("euler", 4), momentum=0.0)
-    variables = moved(jit_soon(net.init)(jax.random.key(0), images))
+    variables = moved(jax.jit(net.init)(jax.random.key(0), images))
     _, changed = net.apply(variables, images, train=True, mutable=["batch_stats"])
     # The stem's output, then four Euler steps by hand.
     x, _ = Stem(2, 0.0).apply(
@@ -162,8 +162,8 @@ def test_statistics_of_an_interval_are_the_mean_over_its_stages(x64):
 def test_sizes_orders_and_bases_are_free(changes, shape, channels):
     net = small(**changes)
     images = jnp.ones((2, *shape, channels))
-    variables = jit_soon(net.init)(jax.random.key(0), images)
-    logits, _ = jit_soon(lambda v: net.apply(v, images, train=True, mutable=["batch_stats"]))(variables)
+    variables = jax.jit(net.init)(jax.random.key(0), images)
+    logits, _ = jax.jit(lambda v: net.apply(v, images, train=True, mutable=["batch_stats"]))(variables)
     assert logits.shape == (2, net.n_classes)
     assert jnp.isfinite(logits).all()
 
@@ -186,7 +186,7 @@ def test_in_nnx_values_gradients_and_statistics_are_those_of_linen(x64):
         gradient = nnx.grad(loss)(model)
         return evaluated, nnx.to_pure_dict(gradient), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    @jit_soon
+    @jax.jit
     def in_linen(variables):
         def loss(params):
             both = variables | {"params": params}

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon
 from ode_nets import ACA, NODE18, Adaptive, Backsolve, Checkpointed, Direct, FixedStep, ResNet18
 from ode_nets.fields import ResidualUnit
 from ode_nets.nn.node18 import BasicBlock
@@ -69,7 +68,7 @@ def test_statistics_come_from_accepted_steps_alone_and_no_gradient_method_change
         (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return value, changed, gradient
 
-    results = jit_soon(lambda params: [run(params, method) for method in methods])(variables["params"])
+    results = jax.jit(lambda params: [run(params, method) for method in methods])(variables["params"])
     value, changed, gradient = results[0]
     assert all(int(block["n_rejected"]) > 0 for block in changed["solution"].values())
     assert all(int(block["result"]) == 0 for block in changed["solution"].values())
@@ -88,12 +87,12 @@ def test_running_statistics_are_the_means_over_the_stages_of_the_steps_that_were
     net = small(momentum=0.0)
     keep = {"mutable": ["batch_stats", "solution", "intermediates"]}
     only = {"capture_intermediates": lambda module, _: isinstance(module, BasicBlock)}
-    _, changed = jit_soon(lambda v: net.apply(v, images, train=True, **keep, **only))(variables)
+    _, changed = jax.jit(lambda v: net.apply(v, images, train=True, **keep, **only))(variables)
 
     # From the input of the ODE block on, Heun steps whose sizes repeat the step control by hand.
     x = changed["intermediates"]["basic1_0"]["__call__"][0]
     theta = jax.tree.map(lambda leaf: leaf[0], variables["params"]["ode1_1"]["coefficients"])
-    field = jit_soon(lambda x: ResidualUnit(2, order="conv-bn-relu", skip_init=False, bias=False).apply(theta, x))
+    field = jax.jit(lambda x: ResidualUnit(2, order="conv-bn-relu", skip_init=False, bias=False).apply(theta, x))
     t, h, seen, rejected = 0.0, 1.0, [], 0
     while t < 1.0:
         step = min(h, 1.0 - t)
@@ -121,7 +120,7 @@ def test_running_statistics_are_the_means_over_the_stages_of_the_steps_that_were
 def test_a_solver_swap_is_another_description_of_the_same_variables(trained):
     images, variables = trained
 
-    @jit_soon
+    @jax.jit
     def run(variables):
         out = {}
         for scheme in ("euler", "rk4"):
@@ -149,7 +148,7 @@ def test_bfloat16_reaches_the_convolutions_and_nothing_else():
     variables = jax.eval_shape(lambda: net.init(jax.random.key(0), images))
     assert "bf16" in str(jax.make_jaxpr(lambda v: run(net, v))(variables))
     assert "bf16" not in str(jax.make_jaxpr(lambda v: run(net.clone(dtype=None), v))(variables))
-    variables, (logits, changed), (exact, _) = jit_soon(both)()
+    variables, (logits, changed), (exact, _) = jax.jit(both)()
     for tree in (variables, logits, changed):
         assert {leaf.dtype for leaf in jax.tree.leaves(tree)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
     np.testing.assert_allclose(logits, exact, atol=0.1)

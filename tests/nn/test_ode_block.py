@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from agreement import jit_soon, relative
+from agreement import relative
 from ode_nets import (
     ACA,
     MLP,
@@ -119,7 +119,7 @@ def test_a_linen_module_is_the_right_hand_side_that_it_writes_down(x64):
         jnp.shape, variables["params"]
     )
 
-    @jit_soon
+    @jax.jit
     def run(variables):
         return [
             (train(block.clone(gradient=method), variables, x), block.apply(variables, x))
@@ -163,7 +163,7 @@ def test_a_linen_module_can_be_trained_refined_projected_swapped_and_exported():
         (finer.clone(solver=block.solver), refined),
         (coarser.clone(solver=block.solver), projected),
     ]
-    before, *others = jit_soon(lambda: [net.apply(v, x) for net, v in pairs])()
+    before, *others = jax.jit(lambda: [net.apply(v, x) for net, v in pairs])()
     for other in others:
         np.testing.assert_allclose(other, before, rtol=1e-5, atol=1e-5)
     score = lambda out, batch: jnp.sum(out)
@@ -203,7 +203,7 @@ def test_blocks_can_be_rematerialized_in_training(x64):
     variables = start(x)
     block = HAND.clone(solver=FixedStep("euler", 1))
     again = nn.remat(OdeBlock, static_argnums=(2,))(block.unit, block.basis, block.solver, block.gradient)
-    expected, got = jit_soon(lambda v: [train(b, v, x) for b in (block, again)])(variables)
+    expected, got = jax.jit(lambda v: [train(b, v, x) for b in (block, again)])(variables)
     assert relative(got, expected) < 1e-12
 
 
@@ -213,7 +213,7 @@ def test_quantities_along_a_block_are_those_of_its_solve(x64):
     x = jax.random.normal(jax.random.key(0), (5, 3))
     variables = block.init(jax.random.key(1), x)
 
-    @jit_soon
+    @jax.jit
     def run(variables):
         weights = BasisExpansion(PiecewiseConstant(2), variables["params"]["coefficients"])
         system = with_quantities(UNIT, kinetic_energy=kinetic_energy, stiffness=of_steps)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon
 from ode_nets import (
     ACA,
     MLP,
@@ -194,7 +193,7 @@ def test_failed_weight_odes_show_in_the_result(x64, weight_solver):
     saturated = lambda t, x, w: jnp.tanh(w * x)
     methods = ((FIXED, Checkpointed()), (FIXED, ACA(2)), (ADAPTIVE, ACA()))
 
-    @jit_soon
+    @jax.jit
     def run(weights):
         return [solve(saturated, jnp.ones(2), weights, solver=s, gradient=g).result for s, g in methods]
 
@@ -287,7 +286,7 @@ def test_methods_agree_on_w0_and_p(x64, solver, kernel, methods):
         weights = Evolved(w0, p, evolution(weight_method))
         return jnp.sum(jnp.cos(solve(field, X0, weights, solver=solver, gradient=method).x))
 
-    @jit_soon
+    @jax.jit
     def run(w0, p):
         pairs = [(Direct(), Direct()), *((method, Direct()) for method in methods), (Direct(), ACA(2))]
         return [jax.value_and_grad(loss, (0, 1))(w0, p, *pair) for pair in pairs]
@@ -310,7 +309,7 @@ def test_exact_flow_and_fixed_steps_have_one_gradient_in_the_limit(x64):
         weights = Evolved(w0, p, Evolution(q, weight_solver, PiecewiseLinear(5)))
         return jnp.sum(solve(f, X0, weights, solver=FixedStep("rk4", 16), gradient=method).x ** 2)
 
-    @jit_soon
+    @jax.jit
     def run(w0, p):
         cases = ((FlowStep(4), Direct()), (FixedStep("rk4", 64), Direct()), (FlowStep(4), Backsolve()))
         return [jax.grad(loss, (0, 1))(w0, p, *case) for case in cases]

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import jit_soon
 from experiments.training import models, optimizers, regularize, steps
 from experiments.training.config import Config
 from experiments.training.models import ContinuousNetSettings, ResNet18Settings
@@ -40,7 +39,7 @@ def test_penalties_are_weighted_means_over_blocks_and_change_no_step():
     variables = {name: variables[name] for name in ("params", "batch_stats")}
     collections = ["batch_stats", "solution", "quantities"]
 
-    @jit_soon
+    @jax.jit
     def both():
         bare = net.apply(variables, images, train=True, mutable=collections)
         rngs = {"quantities": jax.random.key(2)}
