@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.training import models
 from experiments.training.config import Config
@@ -73,23 +74,35 @@ def _loop(line: str) -> str:
     return f"{block.group(0)} {'backward' if 'transpose' in path.group(1) else 'forward'}"
 
 
-def lowered_step(config: Config, devices: Devices, level: int = 0, *, by_name: bool = True) -> Any:
+def lowered_step(
+    config: Config, devices: Devices, level: int = 0, *, by_name: bool = True, model_axis: int = 1
+) -> Any:
     """The training step of `experiments.train` on 50,000 images of 32x32, to be compiled for devices.
 
     Args:
       level: of refinement.
       by_name: as it is; otherwise without a mesh, by the shardings of its arguments alone.
+      model_axis: so many devices share the channels of every weight, its momentum and its average; not by name.
     """
+    if model_axis > 1:
+        grid = devices.mesh.devices.reshape(-1, model_axis)
+        devices = Devices(Mesh(grid, (*devices.mesh.axis_names, "model")))
     size, n_classes = config.batch_size, 100 if config.dataset == "cifar100" else 10
     net, optimizer = models.build(config, n_classes, level), make_optimizer(config, 50_000 // size)
     place = lambda where: partial(jax.tree.map, lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where))
     state = jax.eval_shape(partial(init_state, net, optimizer), jnp.zeros((1, 32, 32, 3)), 0)
     images, labels = jax.ShapeDtypeStruct((50_000, 32, 32, 3), "uint8"), jax.ShapeDtypeStruct((50_000,), "int32")
     scaling, seed = (jax.ShapeDtypeStruct((3,), "float32"),) * 2, jax.ShapeDtypeStruct((), "int32")
-    state, images, labels, scaling, seed = place(devices.everywhere)((state, images, labels, scaling, seed))
+    images, labels, scaling, seed = place(devices.everywhere)((images, labels, scaling, seed))
+    state = jax.tree.map(lambda s: place(_by_channels(s, devices.mesh, model_axis))(s), state)
     order = place(devices.spread(axis=1))(jax.ShapeDtypeStruct((50_000 // size, size), "int32"))
     arguments = (state, images, labels, order, scaling, seed)
     return train_step.lower(config, net, optimizer, *arguments, mesh=devices.mesh if by_name else None)
+
+
+def _by_channels(array: jax.ShapeDtypeStruct, mesh: Mesh, model_axis: int) -> NamedSharding:
+    shared = model_axis > 1 and array.ndim > 0 and array.shape[-1] % model_axis == 0
+    return NamedSharding(mesh, PartitionSpec(*[None] * (array.ndim - 1), "model") if shared else PartitionSpec())
 
 
 def in_a_step(static: dict[str, dict[str, int]], counts: dict[str, Any]) -> dict[str, int]:

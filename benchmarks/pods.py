@@ -6,7 +6,11 @@
 The TPU compiler comes with `python -m pip install 'jax[tpu]'`; no TPU is asked for. Each program is `train_step` of
 `experiments.train` with bfloat16 convolutions: ContinuousNet (cifar10) and Wide ContinuousNet (cifar100_wide) at their
 last levels, and NODE18 by ACA with HeunEuler at six steps a block. `before` has no mesh, so that XLA places the
-reductions by the shardings of the arguments; `global` and `local` are the settings batch_statistics and step_control.
+reductions by the shardings of the arguments; `global` and `local` are the settings batch_statistics and step_control;
+`model_axis` is `before` with the channels of all weights shared by pairs of devices.
+
+The compiler is asked for little effort, which leaves the collectives as they are and takes a twentieth of the time:
+`--effort 0` compiles as training does, and is recorded beside, for comparison.
 
 Counted from the compiled text: collectives and bytes of one iteration of every loop and outside of loops, and of a
 training step with the solver's counts. An all-reduce of a list of arrays counts once.
@@ -45,7 +49,7 @@ from experiments.training.config import Config
 from experiments.training.devices import Devices
 
 Record = dict[str, Any]
-Variant = Literal["before", "global", "local"]
+Variant = Literal["before", "global", "local", "model_axis"]
 Model = Literal["node18", "continuous_net", "wide"]
 MODELS: dict[str, tuple[str, int]] = {
     "node18": ("node18_cifar10", 6),
@@ -84,7 +88,7 @@ class Options:
 
     models: tuple[Model, ...] = ("node18", "continuous_net", "wide")
     """Networks."""
-    variants: tuple[Variant, ...] = ("before", "global", "local")
+    variants: tuple[Variant, ...] = ("before", "global", "local", "model_axis")
     """How devices work together."""
     topologies: tuple[str, ...] = ("v5e:2x4", "v5e:4x4", "v5e:8x8", "v5e:16x16", "v6e:2x4")
     """Chips and how they are connected."""
@@ -94,6 +98,8 @@ class Options:
     """Images a step, of strong scaling; 0 for none."""
     scale: int = 1
     """Divides all widths: 16 makes programs that compile soon."""
+    effort: float = -1.0
+    """Of the compiler to make programs fast, -1 to 1; 0 is its own default."""
     out: Path = Path("benchmarks/results/pods.json")
     """Where the JSON goes."""
     picture: Path = Path("docs/figures/pods.png")
@@ -127,12 +133,15 @@ def mesh_of(topology: str) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(description.devices), ("data",))
 
 
-def inspect(model: str, variant: str, devices: Devices, batch_size: int, scale: int = 1) -> Record:
+def inspect(
+    model: str, variant: str, devices: Devices, batch_size: int, scale: int = 1, effort: float = -1.0
+) -> Record:
     """One program, compiled: what it exchanges, takes and computes."""
     config, n_steps = config_of(model, variant, batch_size, scale), MODELS[model][1]
-    lowered = lowered_step(config, devices, len(config.refine_epochs), by_name=variant != "before")
+    by_name, shared = variant in ("global", "local"), 2 if variant == "model_axis" else 1
+    lowered = lowered_step(config, devices, len(config.refine_epochs), by_name=by_name, model_axis=shared)
     began = time.perf_counter()
-    program = lowered.compile()
+    program = lowered.compile(compiler_options={"exec_time_optimization_effort": effort})
     seconds = time.perf_counter() - began
     static = find_collectives(program.as_text())
     blocks = {where.split()[0] for where in static if where.split()[0] not in ("outside", "other")}
@@ -142,6 +151,7 @@ def inspect(model: str, variant: str, devices: Devices, batch_size: int, scale: 
     return {
         "n_devices": len(devices),
         "batch_size": batch_size,
+        "effort": effort,
         "compile_seconds": round(seconds, 1),
         "gradient_bytes": sum(4 * math.prod(leaf.shape) for leaf in state),
         "static": static,
@@ -209,8 +219,8 @@ def draw(records: dict[str, Record], path: Path, scale: int = 1) -> None:
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    styles = {"before": ":", "global": "--", "local": "-"}
-    weak = [r for r in records.values() if r["scaling"] == "weak" and r["topology"].startswith("v5e")]
+    styles = {"before": ":", "global": "--", "local": "-", "model_axis": "-."}
+    weak = [r for key, r in records.items() if r["scaling"] == "weak" and " v5e:" in key and "effort" not in key]
     smallest: dict[tuple[str, str], Record] = {}
     for r in sorted(weak, key=lambda r: r["n_devices"]):
         smallest.setdefault((r["model"], r["variant"]), r)
@@ -243,9 +253,10 @@ def main(options: Options) -> None:
             for variant in options.variants:
                 for scaling, size in sizes.items():
                     key = f"{model} {variant} {topology} {size}"
+                    key += f", effort {options.effort:g}" if options.effort != -1 else ""
                     if key not in records:
                         records[key] = {"model": model, "variant": variant, "topology": topology, "scaling": scaling}
-                        records[key] |= inspect(model, variant, devices, size, options.scale)
+                        records[key] |= inspect(model, variant, devices, size, options.scale, options.effort)
                         print(f"{key}: compiled in {records[key]['compile_seconds']} s", flush=True)
                     records[key]["estimate"] = estimate(records[key], model, topology, options.scale)
                     harness.write(options.out, "pods", records)
