@@ -4,7 +4,7 @@
 
 Softmax regression on the training images of the config, each channel scaled as the networks see it, without crop
 and flip. Its L2 penalty is the one of several that does best on the validation images (the first where there are
-none); the test images are read once. Writes RUN_DIR/linear.json.
+none); the test images are read once. Writes RUN_DIR/linear.json. Ten seconds for the digits on two cores.
 """
 
 from __future__ import annotations

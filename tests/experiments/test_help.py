@@ -47,6 +47,7 @@ def test_help_fits_the_terminal(name, capsys, monkeypatch):
     lines = [line for line in text.splitlines() if not line.startswith("usage:")]
     assert [line for line in lines if len(line) > WIDTH] == []
     assert (module.__doc__ or "").split(maxsplit=1)[0] == text.split(maxsplit=1)[0]
+    assert re.search(r"\b(?:[0-9.]+ s|(?:second|minute|hour)s?|min)\b", module.__doc__, re.IGNORECASE)
     described = re.findall(r"--([a-z0-9-]+)", text)
     options = getattr(module, "Options", None) or module.Command
     for field in dataclasses.fields(options):
