@@ -21,12 +21,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.records import pictures
 from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
-from experiments.records.files import RunError, expand, write_json
+from experiments.records.files import RunError, check_writable, expand, write_json
 from experiments.records.progress import working
 from experiments.records.swaps import Row, Swapped, outcome
 from experiments.records.tables import show
@@ -140,7 +141,7 @@ def print_table(swapped: Swapped, console: Console) -> None:
     # A narrow terminal gets two lines a cell rather than numbers cut off.
     gap = "  " if console.width >= 12 + 29 * len(schemes) else "\n"
     table = Table(
-        title=f"{swapped.name}: trained under {swapped.trained.scheme}, N_t = {swapped.trained.n_steps}\n"
+        title=f"{escape(swapped.name)}: trained under {swapped.trained.scheme}, N_t = {swapped.trained.n_steps}\n"
         f"accuracy % and loss on {record['n_images']} {record['split']} images, field evaluations, seconds",
         title_justify="left",
     )
@@ -176,6 +177,8 @@ def main() -> None:
     try:
         options = command_line(Options, "python -m experiments.evaluate_solvers", __doc__)
         folders = [options.run_dir] + ([options.twin] if options.twin else [])
+        for folder in folders:
+            check_writable(results_of(folder, options), "--out writes elsewhere")
         swaps = []
         for folder in folders:
             swaps.append(swap_run(folder, options))
@@ -183,7 +186,7 @@ def main() -> None:
         pictures.draw_swap(swaps).savefig(results_of(options.run_dir, options) / "swap.png", dpi=150)
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    console.print(f"written: {results_of(options.run_dir, options)}/swap.csv, swap.json, swap.png", markup=False)
+    print(f"written: {results_of(options.run_dir, options)}/swap.csv, swap.json, swap.png")
 
 
 if __name__ == "__main__":

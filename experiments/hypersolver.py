@@ -241,7 +241,7 @@ def main() -> None:
     record = {"settings": settings, "environment": environment(), "seconds": seconds} | found
     write_json(out / "hypersolver.json", record)
     draw(found).savefig(out / "hypersolver.png", dpi=110)
-    console.print(f"{seconds:.0f} s; written: {out}/hypersolver.json, hypersolver.png")
+    print(f"{seconds:.0f} s; written: {out}/hypersolver.json, hypersolver.png")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import jax.numpy as jnp
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.images import data
@@ -151,7 +152,7 @@ def print_table(records: list[Record], console: Console) -> None:
         table.add_row(Path(record["run"]).name, *cells, record["verdict"])
     show(table, console)
     for record in records:
-        console.print(f"[bold]{Path(record['run']).name}[/]: {record['sentence']}", soft_wrap=True)
+        console.print(f"[bold]{escape(Path(record['run']).name)}[/]: {record['sentence']}", soft_wrap=True)
 
 
 def finite(tree: Any) -> Any:
@@ -214,7 +215,7 @@ def main() -> None:
     if any(record["rows"] for record in records):
         draw([record for record in records if record["rows"]]).savefig(out / "is_ode.png", dpi=110)
         written += ", is_ode.png"
-    console.print(f"{time.perf_counter() - began:.0f} s; written: {written}")
+    print(f"{time.perf_counter() - began:.0f} s; written: {written}")
 
 
 if __name__ == "__main__":

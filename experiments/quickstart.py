@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from experiments import configs, evaluate_solvers, figures, train
 from experiments.records import pictures
@@ -54,9 +55,9 @@ def train_or_resume(config: Config, folder: Path, overwrite: bool, console: Cons
         if Config.from_json(found["config"]) != config:
             raise RunError(f"{folder} holds a run with other settings: --overwrite deletes it, --out goes elsewhere")
         what = "finished earlier, skipped" if found["status"] == "finished" else "resumed where it stopped"
-        console.print(f"[bold]{folder.name}[/]: {what}")
+        console.print(f"[bold]{escape(folder.name)}[/]: {what}")
     else:
-        console.print(f"[bold]{folder.name}[/]: training")
+        console.print(f"[bold]{escape(folder.name)}[/]: training")
     train.train(config, train.Options(resume=found is not None, overwrite=overwrite), folder)
 
 
@@ -67,7 +68,7 @@ def swap_or_read(folder: Path, console: Console) -> Swapped:
     try:
         found = read_swap(folder)
         if found.record["step"] == notes["step"] and {row["n_steps"] for row in found.rows} >= set(N_STEPS):
-            console.print(f"[bold]{folder.name}[/]: solver swaps were evaluated earlier, skipped")
+            console.print(f"[bold]{escape(folder.name)}[/]: solver swaps were evaluated earlier, skipped")
             return found
     except RunError:
         pass
@@ -109,7 +110,7 @@ def quickstart(chosen: Mapping[str, Config], out: Path, overwrite: bool, console
     }
     for name, figure in drawn.items():
         figure.savefig(out / name, dpi=150)
-    console.print(f"written: {', '.join(str(out / name) for name in drawn)}", soft_wrap=True)
+    print(f"written: {', '.join(str(out / name) for name in drawn)}")
     return swaps
 
 

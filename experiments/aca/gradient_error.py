@@ -253,7 +253,7 @@ def main() -> None:
     if found["cases"]:
         draw_rejecting(found["cases"], found["costs"]).savefig(out / "rejecting.png", dpi=120)
         written += ", rejecting.png"
-    console.print(f"written: {out}/{written}")
+    print(f"written: {out}/{written}")
 
 
 if __name__ == "__main__":

@@ -335,7 +335,7 @@ def main() -> None:
     print_tables(record, console)
     write_json(out / "gradient_order.json", record)
     draw(record).savefig(out / "gradient_order.png", dpi=130)
-    console.print(f"written: {out}/gradient_order.json, gradient_order.png")
+    print(f"written: {out}/gradient_order.json, gradient_order.png")
 
 
 if __name__ == "__main__":

@@ -344,7 +344,7 @@ def main() -> None:
     draw(title, costs).savefig(out / "gradient_report.png", dpi=120)
     if memory:
         draw_memory(memory).savefig(out / "memory.png", dpi=120)
-    console.print(f"written: {out}/gradient_report.json and pictures")
+    print(f"written: {out}/gradient_report.json and pictures")
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def main() -> None:
     series = prepare(arrays, config)
     params = best_of(options.runs / f"{rows[0]['method']}_{cells[0][0]:g}")
     draw(config, params, series, series.split(config)["test"][:3], beyond=0).savefig(out / "series.png", dpi=110)
-    console.print(f"written: {out}/latent_ode.json, latent_ode.png, series.png")
+    print(f"written: {out}/latent_ode.json, latent_ode.png, series.png")
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def main() -> None:
         print_tables(swap(options), console)
     except (RunError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    console.print(f"written: {options.run_dir / 'swap' / 'node18.json'}")
+    print(f"written: {options.run_dir / 'swap' / 'node18.json'}")
 
 
 if __name__ == "__main__":

@@ -319,7 +319,7 @@ def main() -> None:
         print_report(reliability(config, options, folder, console), console)
     except (RunError, ValueError) as error:
         sys.exit(f"error: {error}")
-    console.print(f"written: {folder}/reliability.json")
+    print(f"written: {folder}/reliability.json")
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ def main() -> None:
         drawn = oscillations[len(options.times) - 1]
         save(draw_oscillator(curves, drawn), out / "van_der_pol.png")
         save(draw_photograph(x0, states, pictures), out / "photograph.png")
-    console.print(f"written: {out}/round_trip.json, van_der_pol.png, photograph.png")
+    print(f"written: {out}/round_trip.json, van_der_pol.png, photograph.png")
 
 
 if __name__ == "__main__":

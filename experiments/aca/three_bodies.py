@@ -246,7 +246,7 @@ def main() -> None:
             written = draw(rows, data)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    console.print(f"written: {rows.path}, {', '.join(written)}")
+    print(f"written: {rows.path}, {', '.join(written)}")
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ def main() -> None:
     settings = {**dataclasses.asdict(options), "out": str(out)}
     write_json(out / "anodev2_kkt.json", {"settings": settings, "environment": made_on, "rows": rows})
     draw(rows).savefig(out / "anodev2_kkt.png", dpi=150)
-    console.print(f"written: {out}/anodev2_kkt.json, anodev2_kkt.png")
+    print(f"written: {out}/anodev2_kkt.json, anodev2_kkt.png")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def main() -> None:
     settings = dataclasses.asdict(options) | {"out": str(out)}
     record = {"settings": settings, "environment": made_on, "linear": linear, "tanh": tanh}
     write_json(out / "anodev2_rda.json", record)
-    console.print(f"written: {out}/anodev2_rda.json")
+    print(f"written: {out}/anodev2_rda.json")
 
 
 if __name__ == "__main__":

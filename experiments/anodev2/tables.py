@@ -323,7 +323,7 @@ def main() -> None:
         print_table(run(options, console), console)
     except (RunError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    console.print(f"{time.perf_counter() - began:.0f} s in all; written: {options.run_dir}/{options.network}.json")
+    print(f"{time.perf_counter() - began:.0f} s in all; written: {options.run_dir}/{options.network}.json")
 
 
 if __name__ == "__main__":

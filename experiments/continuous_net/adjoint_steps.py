@@ -268,7 +268,7 @@ def main() -> None:
     print_table(record, console)
     write_json(out / "adjoint_steps.json", record)
     draw(record).savefig(out / "adjoint_steps.png", dpi=120)
-    console.print(f"written: {out}/adjoint_steps.json, adjoint_steps.png")
+    print(f"written: {out}/adjoint_steps.json, adjoint_steps.png")
 
 
 if __name__ == "__main__":

@@ -322,7 +322,7 @@ def main() -> None:
         draw_trajectories(curves(options, thetas)).savefig(out / "trajectories.png", dpi=110)
         picture = draw_convergence(record["ratios"], errors, record["numerical"])
         picture.savefig(out / "convergence.png", dpi=110)
-    console.print(f"{record['seconds']:.0f} s; written: {out}/pendulum.json, trajectories.png, convergence.png")
+    print(f"{record['seconds']:.0f} s; written: {out}/pendulum.json, trajectories.png, convergence.png")
 
 
 if __name__ == "__main__":

@@ -397,7 +397,7 @@ def main() -> None:
         rows.write(run(options, task, rows, console))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    console.print(f"{time.perf_counter() - began:.0f} s; written: {rows.path}")
+    print(f"{time.perf_counter() - began:.0f} s; written: {rows.path}")
     figures.draw_all(rows.path.parent, console)
 
 

@@ -274,7 +274,7 @@ def draw_all(folder: Path, console: Console) -> None:
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
     print_table(grids, adaptations, console)
-    console.print(f"written: {folder}/" + ", ".join(f"{name}.png" for name in drawn), soft_wrap=True)
+    print(f"written: {folder}/" + ", ".join(f"{name}.png" for name in drawn))
 
 
 def main() -> None:

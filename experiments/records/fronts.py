@@ -46,4 +46,4 @@ def print_results(
     if "onnx_difference" in results:
         lines.append(f"the ONNX file runs in onnxruntime; its logits differ by {results['onnx_difference']:.1e}")
     lines.append(f"written: {sizes}, in {out}")
-    console.print("\n".join(lines), soft_wrap=True)
+    console.print("\n".join(lines), soft_wrap=True, markup=False)

@@ -72,7 +72,7 @@ class Rows:
             self.arrays.update(arrays)
             self.write({})
         row = self.rows[key]
-        console.print(f"{self.path.stem} {key}: {row['said']}, {row['seconds']:.0f} s")
+        console.print(f"{self.path.stem} {key}: {row['said']}, {row['seconds']:.0f} s", markup=False)
         return row
 
     def write(self, summary: dict[str, Any]) -> None:

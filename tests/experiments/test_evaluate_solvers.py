@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import io
 import json
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,14 @@ def out(tmp_path_factory):
     assert "refined: trained under rk4, N_t = 2" in text
     assert "twin: trained under euler, N_t = 2" in text
     return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that nobody can write into is there on Linux")
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_evaluated(out, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate_solvers", str(out / "refined"), "--out", "/proc/none"])
+    monkeypatch.setattr(evaluate_solvers, "swap_run", None)
+    with pytest.raises(SystemExit, match=r"nothing can be written in /proc .*: --out writes elsewhere"):
+        evaluate_solvers.main()
 
 
 def test_quickstart_writes_pictures_and_skips_what_is_finished(out):
