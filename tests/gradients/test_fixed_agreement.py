@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agreement import assert_agree, flat, jit_soon
+from agreement import assert_agree, flat
 from ode_nets.gradients import ACA, Checkpointed, Direct, solve
 from ode_nets.integrate import FixedStep
 from ode_nets.weights import (
@@ -55,7 +55,7 @@ def assert_methods_agree(weights_of, coefficients, methods=METHODS, **options):
     """All methods in one program against `Direct`, and `Direct` against a central difference."""
     arguments = (X0, coefficients, CLOSED)
 
-    @jit_soon
+    @jax.jit
     def run(*a):
         losses = [make_loss(weights_of, method, **options) for method in (Direct(), *methods)]
         return [jax.value_and_grad(loss, (0, 1, 2))(*a) for loss in losses]
@@ -117,7 +117,7 @@ def test_ends_of_a_fixed_grid_have_gradients(x64):
         field, solver = lambda t, x, p: jnp.sin(x) + t, FixedStep("midpoint", 6)
         return solve(field, 0.3, solver=solver, gradient=method, t0=t0, t1=t1).x
 
-    @jit_soon
+    @jax.jit
     def gradients(t0, t1):
         methods = (Direct(), Checkpointed("block"), ACA(2))
         return [jax.value_and_grad(loss, argnums=(0, 1))(t0, t1, method) for method in methods]
