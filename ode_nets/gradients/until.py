@@ -72,6 +72,7 @@ def solve_until(
     direction: Literal[-1, 0, 1] = 0,
     has_aux: bool = False,
     dense: bool = False,
+    throw: bool = False,
 ) -> Stopped:
     """Solve an initial value problem until a function of time and state is zero.
 
@@ -82,7 +83,7 @@ def solve_until(
     Starting on an event is none: the sign counts that g takes after it.
 
     Args:
-      field, x0, weights, solver, gradient, t0, has_aux, dense: as `solve` takes them.
+      field, x0, weights, solver, gradient, t0, has_aux, dense, throw: as `solve` takes them.
       event: pure function `event(t, x) -> g`, a scalar; may close over what is differentiated.
       t1: where the solve ends if nothing happens.
       direction: 1 for events at which g rises along the solve, -1 for those at which it falls, 0 for both.
@@ -93,6 +94,7 @@ def solve_until(
     Raises:
       ValueError: as `solve`; for an event that is no scalar, a direction that is none of the three, solvers with a
         loop of their own, and fields and solvers that reduce over a mesh axis.
+      RuntimeError: with `throw`, for a solve outside of jit that failed.
 
     Weights that jump are read at the floating-point times of stages, also on a uniform grid over their whole domain,
     where `solve` reads them exactly: the last step ends where the event is.
@@ -108,7 +110,7 @@ def solve_until(
         >>> round(float(stopped.t), 4), bool(stopped.found)  # sqrt(2 * 2 / 9.81)
         (0.6386, True)
     """
-    check_kinds(solver, gradient, dense)
+    check_kinds(solver, gradient, dense, throw)
     refuse(solver, gradient, dense=dense, event=True)
     field = as_chosen(field) if callable(field) and not isinstance(field, type) else field
     problem = standard(make_problem)(field, x0, weights, t0=t0, t1=t1, has_aux=has_aux)
@@ -126,6 +128,8 @@ def solve_until(
     method = _Until(gradient if gradient is not None else default_gradient(solver))
     watched = _Watched(solver, consts, program, int(direction))
     stopped: Stopped = run_compiled(problem, watched, method, dense)
+    if throw:
+        stopped.solution.raise_for_result()
     return stopped
 
 

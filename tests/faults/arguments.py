@@ -74,7 +74,7 @@ def several(accepts: Accepts, least: int = 0) -> Accepts:
     )
 
 
-COUNT: Accepts = lambda v: _integer(v) and v >= 1
+COUNT: Accepts = lambda v: _integer(v) and 1 <= int(v) < 2**31
 COUNTS: Accepts = lambda v: (
     COUNT(v) or (isinstance(v, np.ndarray | jax.Array) and v.dtype.kind in "iu" and bool(np.min(v, initial=1) >= 1))
 )
@@ -210,7 +210,7 @@ def _solves() -> dict[str, Call]:
             {},
             times
             | flags
-            | {"direction": lambda v: _integer(v) and v in (-1, 0, 1), "gradient": GRADIENT}
+            | {"throw": FLAG, "direction": lambda v: _integer(v) and v in (-1, 0, 1), "gradient": GRADIENT}
             | {"solver": SOLVER, "event": lambda v: False, "field": lambda v: v is FIELD},
         ),
         "make_problem": Call(

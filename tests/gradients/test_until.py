@@ -151,6 +151,9 @@ def test_a_solve_that_fails_says_so_and_has_no_derivative(x64):
     assert (bool(stopped.found), int(stopped.result)) == (False, 1)
     assert jnp.isnan(stopped.x[0])
     assert jnp.isnan(slope)
+    solver = Adaptive("bosh3", 1e-9, 1e-9, first_step=1e-3, max_steps=2)
+    with pytest.raises(RuntimeError, match="MAX_STEPS"):
+        solve_until(lambda t, x, _: -x, 1.0, event=lambda t, x: x - 0.5, solver=solver, throw=True)
 
 
 @pytest.mark.parametrize(

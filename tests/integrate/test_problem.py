@@ -95,6 +95,7 @@ def test_fields_that_do_not_fit_the_state_are_refused(field, has_aux, message):
         ({"first_step": 0.0}, "first_step=0.0: expected a number above 0"),
         ({"min_step": -1.0}, "min_step=-1.0: expected a number above 0"),
         ({"max_steps": 0}, "max_steps=0: expected an integer of at least 1"),
+        ({"max_steps": 2**31}, "max_steps=2147483648: expected an integer of at least 1, below 2"),
         ({"norm": "worst"}, "norm='worst': expected one of 'batch', 'sample'"),
         ({"outputs": "steps"}, "outputs='steps': expected one of 'interpolate', 'clip' or None"),
         ({"scheme": "rk4"}, "scheme 'rk4' has no error estimate; use heun_euler, bosh3"),
@@ -106,7 +107,7 @@ def test_adaptive_solvers_out_of_range_are_refused(changes, message):
         Adaptive(**({"scheme": "dopri5"} | changes))
 
 
-@pytest.mark.parametrize("n_steps", [0, -1, 2.0, True, np.int64(0), np.array(2.9), None])
+@pytest.mark.parametrize("n_steps", [0, -1, 2.0, True, np.int64(0), np.array(2.9), 2**31, None])
 def test_numbers_of_steps_that_are_no_positive_integers_are_refused(n_steps):
     with pytest.raises(ValueError, match=r"n_steps=.*: expected an integer of at least 1"):
         FixedStep("rk4", n_steps)
