@@ -144,14 +144,15 @@ def scaled_norm(
             f"norm='sample' with leaves of shapes {[leaf.shape for leaf in leaves]}: expected one "
             "leading axis, the samples, in all of them; use norm='batch'"
         )
+    # Counts are divided by as floating-point numbers: a batch of a pod has more entries than int32 counts.
     if sum(leaf.size for leaf in leaves) == 0:
         square = jnp.zeros((), dtype)
     elif kind == "sample":
         sums = sum((_rows(leaf) for leaf in leaves[1:]), start=_rows(leaves[0]))
-        square = jnp.max(sums) / sum(leaf.size // leaf.shape[0] for leaf in leaves)
+        square = jnp.max(sums) / float(sum(leaf.size // leaf.shape[0] for leaf in leaves))
     else:
         total = sum((leaf.sum() for leaf in leaves[1:]), start=leaves[0].sum())
-        square = total / sum(leaf.size for leaf in leaves)
+        square = total / float(sum(leaf.size for leaf in leaves))
     square = jnp.where(jnp.all(jnp.stack(finite)), square, jnp.nan) if finite else square
     square = square if good is None else jnp.where(good, square, jnp.inf)
     return root(largest_over(axis_name, square) if kind == "sample" else mean_over(axis_name, square))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ode_nets import Adaptive, solve
 from ode_nets.control import StepController, initial_step, scaled_norm
 from ode_nets.trees import Unjudged
 
@@ -181,3 +182,12 @@ def test_first_step_evaluates_the_field_once(x64):
     x0 = jnp.ones(2)
     initial_step(field, x0, -x0, jnp.asarray(1.0), 1.0, 2, 1e-3, 1e-6)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("norm", ["batch", "sample"])
+def test_a_state_may_have_more_entries_than_int32_counts(norm):
+    """As the batch of a pod has; nothing is computed."""
+    solver = Adaptive("bosh3", norm=norm)
+    slope = jax.value_and_grad(lambda k, x: solve(lambda t, x, k: -k * x, x, k, solver=solver).x.sum())
+    state = jax.ShapeDtypeStruct((1, 2**11, 2**11, 2**10), jnp.float32)
+    assert jax.eval_shape(slope, jax.ShapeDtypeStruct((), jnp.float32), state)[1].shape == ()
