@@ -106,14 +106,23 @@ def _shared(value: jax.Array, found: dict[Any, Any]) -> jax.Array:
 
 
 def _scan(params: dict[str, Any], values: Values, run: Callable[..., Values]) -> Values:
-    length, n_consts, n_carry = (params[key] for key in ("length", "num_consts", "num_carry"))
-    constants, carry, inputs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
+    length, (constants, carry, inputs) = params["length"], _parts(params, values)
+    n_carry = len(carry)
     rows: list[Values] = [[]] * length
     for i in reversed(range(length)) if params["reverse"] else range(length):
         slices = [_folded(operator.itemgetter(i), xs) for xs in inputs]
         results = run(params["jaxpr"], *constants, *carry, *slices)
         carry, rows[i] = results[:n_carry], results[n_carry:]
     return [*carry, *(_folded(_stacked, *column) for column in zip(*rows, strict=True))]
+
+
+def _parts(params: dict[str, Any], values: Values) -> list[Values]:
+    """Constants, carry and inputs of a scan, which JAX 0.12 keeps as a tree and earlier versions as two counts."""
+    if "ft_in" in params:
+        return [list(part) for part in params["ft_in"].update(values).unpack()]
+    first = params["num_consts"]
+    second = first + params["num_carry"]
+    return [values[:first], values[first:second], values[second:]]
 
 
 def _stacked(*rows: Any, axis: int = 0) -> jax.Array:
