@@ -144,18 +144,22 @@ def scaled_norm(
             f"norm='sample' with leaves of shapes {[leaf.shape for leaf in leaves]}: expected one "
             "leading axis, the samples, in all of them; use norm='batch'"
         )
-    # Counts are divided by as floating-point numbers: a batch of a pod has more entries than int32 counts.
     if sum(leaf.size for leaf in leaves) == 0:
         square = jnp.zeros((), dtype)
     elif kind == "sample":
         sums = sum((_rows(leaf) for leaf in leaves[1:]), start=_rows(leaves[0]))
-        square = jnp.max(sums) / float(sum(leaf.size // leaf.shape[0] for leaf in leaves))
+        square = jnp.max(sums) / _divisor(sum(leaf.size // leaf.shape[0] for leaf in leaves))
     else:
         total = sum((leaf.sum() for leaf in leaves[1:]), start=leaves[0].sum())
-        square = total / float(sum(leaf.size for leaf in leaves))
+        square = total / _divisor(sum(leaf.size for leaf in leaves))
     square = jnp.where(jnp.all(jnp.stack(finite)), square, jnp.nan) if finite else square
     square = square if good is None else jnp.where(good, square, jnp.inf)
     return root(largest_over(axis_name, square) if kind == "sample" else mean_over(axis_name, square))
+
+
+def _divisor(count: Any) -> Any:
+    # The batch of a pod has more entries than int32 counts; that of an exported function has a number to come.
+    return float(count) if isinstance(count, int) else count
 
 
 def _rows(leaf: jax.Array) -> jax.Array:
