@@ -217,7 +217,7 @@ def draw(records: dict[str, Record], path: Path, scale: int = 1) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = {"before": ":", "global": "--", "local": "-", "model_axis": "-."}
     weak = [r for key, r in records.items() if r["scaling"] == "weak" and " v5e:" in key and "effort" not in key]
@@ -227,16 +227,15 @@ def draw(records: dict[str, Record], path: Path, scale: int = 1) -> None:
     for (model, variant), r in smallest.items():
         found = {math.prod(shape): f"v5e:{shape[0]}x{shape[1]}" for shape in ((2, 4), (4, 4), (8, 8), (16, 16))}
         shares = [estimate(r, model, topology, scale)["efficiency"] for topology in found.values()]
-        color = f"C{list(MODELS).index(model)}"
-        left.plot(
-            list(found), shares, styles[variant], color=color, marker="o", markersize=3, label=f"{model}, {variant}"
-        )
-        right.barh(f"{model}, {variant}", r["step"]["bytes"] / r["gradient_bytes"], color=color)
+        color, label = f"C{list(MODELS).index(model)}", f"{model}, {variant}".replace("_", " ")
+        left.plot(list(found), shares, styles[variant], color=color, marker="o", markersize=3, label=label)
+        right.barh(label, r["step"]["bytes"] / r["gradient_bytes"], color=color)
     left.set(xscale="log", xlabel="devices (v5e)", ylabel="efficiency, an estimate", ylim=(0, 1.02))
-    right.set(xlabel="bytes reduced a step / bytes of the gradient")
+    right.set(xscale="log", xlabel="bytes of a step / bytes of the gradient")
+    right.axvline(1, color="black", linewidth=0.8)
     left.set_xticks([8, 16, 64, 256], labels=["8", "16", "64", "256"], minor=False)
     left.minorticks_off()
-    left.legend(fontsize=6)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=7, ncols=3, loc="outside lower center")
     figure.savefig(path, dpi=150)
 
 
