@@ -47,9 +47,9 @@ class Rule:
     holds: Callable[[Any], bool] = lambda value: True
 
 
-# Loops and shapes are counted in int32.
+# Loops and shapes are counted in int32, bytes are not.
 Count = Annotated[int, Rule("an integer of at least 1, below 2**31", lambda n: 1 <= n < 2**31)]
-Natural = Annotated[int, Rule("an integer of at least 0, below 2**31", lambda n: 0 <= n < 2**31)]
+Natural = Annotated[int, Rule("an integer of at least 0", lambda n: n >= 0)]
 Finite = Annotated[float, Rule("a finite number", math.isfinite)]
 Positive = Annotated[float, Rule("a finite number above 0", lambda x: 0 < x < math.inf)]
 NotNegative = Annotated[float, Rule("a finite number of at least 0", lambda x: 0 <= x < math.inf)]
