@@ -48,7 +48,7 @@ class Rule:
 
 
 # Loops and shapes are counted in int32, bytes are not.
-Count = Annotated[int, Rule("an integer of at least 1, below 2**31", lambda n: 1 <= n < 2**31)]
+Count = Annotated[int, Rule("an integer of at least 1 (below 2**31)", lambda n: 1 <= n < 2**31)]
 Natural = Annotated[int, Rule("an integer of at least 0", lambda n: n >= 0)]
 Finite = Annotated[float, Rule("a finite number", math.isfinite)]
 Positive = Annotated[float, Rule("a finite number above 0", lambda x: 0 < x < math.inf)]
@@ -111,7 +111,7 @@ def checked(target: T) -> T:
         ...     return n // 2
         >>> half(0)
         Traceback (most recent call last):
-        ValueError: n=0: expected an integer of at least 1
+        ValueError: n=0: expected an integer of at least 1 (below 2**31)
     """
     checks: Any = _checked_class(target) if isinstance(target, type) else _checked_function(target)
     return checks

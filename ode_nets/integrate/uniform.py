@@ -207,7 +207,7 @@ def _checked_steps(n_steps: Any, max_steps: int) -> Any:
         raise ValueError(f"n_steps={shown(n_steps)}: expected an integer of at least 1, or an integer array of no axes")
     if isinstance(n_steps, int | np.integer):
         if not 1 <= n_steps < 2**31:
-            raise ValueError(f"n_steps={n_steps}: expected an integer of at least 1, below 2**31")
+            raise ValueError(f"n_steps={n_steps}: expected an integer of at least 1 (below 2**31)")
         return int(n_steps)
     if known(n_steps) and np.size(n_steps) and (np.min(np.asarray(n_steps)) < 1 or np.max(n_steps) > max_steps):
         raise ValueError(f"n_steps={n_steps}: expected integers from 1 to max_steps={max_steps}")

@@ -30,7 +30,7 @@ from ode_nets.tableaus import get_tableau
 from ode_nets.trees import known
 
 PyTree = Any
-Several = Annotated[int, Rule("an integer of at least 2, below 2**31", lambda n: 2 <= n < 2**31)]
+Several = Annotated[int, Rule("an integer of at least 2 (below 2**31)", lambda n: 2 <= n < 2**31)]
 
 
 class AdaptationState(NamedTuple):

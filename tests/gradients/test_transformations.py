@@ -107,7 +107,8 @@ def test_a_gradient_touches_only_the_coefficients_that_were_read(x64):
 
 @pytest.mark.parametrize("checkpoints", [0, -1])
 def test_methods_out_of_range_are_refused(checkpoints):
-    with pytest.raises(ValueError, match=f"checkpoints={checkpoints}: expected an integer of at least 1 or "):
+    says = rf"checkpoints={checkpoints}: expected an integer of at least 1 \(below 2\*\*31\) or "
+    with pytest.raises(ValueError, match=says):
         ACA(checkpoints)
     with pytest.raises(ValueError, match="unit='layer': expected one of 'step', 'block'"):
         Checkpointed("layer")

@@ -95,7 +95,7 @@ def test_fields_that_do_not_fit_the_state_are_refused(field, has_aux, message):
         ({"first_step": 0.0}, "first_step=0.0: expected a number above 0"),
         ({"min_step": -1.0}, "min_step=-1.0: expected a number above 0"),
         ({"max_steps": 0}, "max_steps=0: expected an integer of at least 1"),
-        ({"max_steps": 2**31}, "max_steps=2147483648: expected an integer of at least 1, below 2"),
+        ({"max_steps": 2**31}, "max_steps=2147483648: expected an integer of at least 1 .below 2"),
         ({"norm": "worst"}, "norm='worst': expected one of 'batch', 'sample'"),
         ({"outputs": "steps"}, "outputs='steps': expected one of 'interpolate', 'clip' or None"),
         ({"scheme": "rk4"}, "scheme 'rk4' has no error estimate; use heun_euler, bosh3"),
