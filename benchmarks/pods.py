@@ -9,8 +9,9 @@ last levels, and NODE18 by ACA with HeunEuler at six steps a block. `before` has
 reductions by the shardings of the arguments; `global` and `local` are the settings batch_statistics and step_control;
 `model_axis` is `before` with the channels of all weights shared by pairs of devices.
 
-The compiler is asked for little effort. For NODE18 with `global` on v5e:2x4 that took 69 s where its own default had taken
-1,192 s (two cores), and left collectives and bytes as they were. `--effort 0` compiles by that default, as training does.
+The compiler is asked for little effort. For NODE18 with `global` on v5e:2x4 that took 69 s where its own default had
+taken 1,192 s (two cores), and left collectives and bytes as they were. `--effort 0` compiles by that default, as
+training does.
 
 Counted from the compiled text: collectives and bytes of one iteration of every loop and outside of loops, and of a
 training step with the solver's counts. An all-reduce of a list of arrays counts once.
