@@ -193,8 +193,10 @@ def evaluator(problem: Problem, place: Place, weights: PyTree = None) -> Evaluat
 
 
 def theta_at(weights: PyTree, t: Any, side: Any = 1) -> PyTree:
-    """theta(t) of a weight function; anything else is a theta that does not depend on time."""
-    return weights.at(t, side) if isinstance(weights, TimeDependent) else weights
+    """theta(t) of a weight function, which may `read` what it need not check; anything else is theta at all times."""
+    if not isinstance(weights, TimeDependent):
+        return weights
+    return getattr(weights, "read", weights.at)(t, side)
 
 
 @checked

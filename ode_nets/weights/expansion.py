@@ -81,6 +81,11 @@ class BasisExpansion:
         """Whether theta(t) has no jumps."""
         return self.basis.continuous
 
+    @property
+    def constant(self) -> bool:
+        """Whether theta is the same at all times."""
+        return self.continuous and self.basis.degree == 0
+
     @checked
     def at(self, t: Numbers, side: Numbers = 1) -> PyTree:
         """theta(t), leaves without the leading axis; NaN at a time that is NaN.
@@ -93,6 +98,15 @@ class BasisExpansion:
         self._check()
         if np.shape(t) != () or jnp.issubdtype(jnp.result_type(t), jnp.complexfloating):
             raise ValueError(f"t={shown(t)}: expected a scalar time, a real number")
+        # No time lies in no interval.
+        masked = lambda leaf: jnp.where(jnp.isnan(t), jnp.nan, leaf).astype(leaf.dtype)
+        return jax.tree.map(masked, self.read(t, side))
+
+    def read(self, t: Any, side: Any = 1) -> PyTree:
+        """What `at` gives at a time that is a number, as those of a solve are, without looking whether it is one.
+
+        A solve reads every leaf at every evaluation, and a mask of each would double what there is to compile.
+        """
         t0, t1 = self.domain
         if isinstance(t, int | float):
             # A known time is placed in the domain before it is rounded to the precision of the coefficients.
@@ -101,12 +115,7 @@ class BasisExpansion:
             u = (jnp.asarray(t, jnp.result_type(t, self._dtype)) - t0) / (t1 - t0)
         # Not jnp.clip, which halves the derivative at the ends.
         u = jnp.where(u < 0, 0.0, jnp.where(u > 1, 1.0, u))
-        start, weights = self.basis.support(u, side)
-        theta = _combine(self.coefficients, start, weights)
-        if weights is not None:
-            return theta
-        # No time lies in no interval.
-        return jax.tree.map(lambda leaf: jnp.where(jnp.isnan(u), jnp.nan, leaf).astype(leaf.dtype), theta)
+        return _combine(self.coefficients, *self.basis.support(u, side))
 
     def n_sections(self, n_steps: int) -> int:
         """Largest number of equal sections of a grid that share no coefficient; gcd(M, N) for intervals."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ode_nets.arguments import Numbers, checked, shown
+from ode_nets.integrate import theta_at
 from ode_nets.trees import pytree
 
 PyTree = Any
@@ -66,6 +67,10 @@ class Joint:
     def at(self, t: Numbers, side: Numbers = 1) -> PyTree:
         """Every part at time t."""
         return {name: part.at(t, side) for name, part in self.parts.items()}
+
+    def read(self, t: Any, side: Any = 1) -> PyTree:
+        """Every part at a time that is a number; see `BasisExpansion.read`."""
+        return {name: theta_at(part, t, side) for name, part in self.parts.items()}
 
     def n_sections(self, n_steps: int) -> int:
         """Sections that all parts can be cut into."""
