@@ -10,8 +10,8 @@ reductions by the shardings of the arguments; `global` and `local` are the setti
 `model_axis` is `before` with the channels of all weights shared by pairs of devices.
 
 The compiler is asked for little effort. For NODE18 with `global` on v5e:2x4 that took 69 s where its own default had
-taken 1,192 s, for ContinuousNet with `local` 75 s and 953 s (two cores), and left collectives and bytes as they were; the
-latter's temporary memory is 624 MB in place of 647. `--effort 0` compiles by that default, as training does.
+taken 1,192 s, for ContinuousNet with `local` 75 s and 953 s (two cores), and left collectives and bytes as they were;
+the temporary memory of the latter is 624 MB in place of 647. `--effort 0` compiles by that default, as training does.
 
 Counted from the compiled text: collectives and bytes of one iteration of every loop and outside of loops, and of a
 training step with the solver's counts. An all-reduce of a list of arrays counts once.

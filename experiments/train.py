@@ -42,13 +42,9 @@ from experiments.training.feed import Choice
 from experiments.training.fingerprint import changes, fingerprint
 from experiments.training.progress import Bar, Interrupted, StopSignals, read, summary, unfailing_console
 from experiments.training.run import Run, check_start, stored_config
-from experiments.training.steps import train_step, train_steps
+from experiments.training.steps import REFINED, train_step, train_steps
 from experiments.training.task import Task, variables_of
 from ode_nets import remanifest
-
-PyTree = Any
-REFINED = ("params", "batch_stats", "opt_state")
-"""Parts of the state that go through a refinement: momentum is split as the parameters are."""
 
 
 @dataclasses.dataclass(frozen=True)

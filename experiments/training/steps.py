@@ -22,6 +22,8 @@ from experiments.training.parallel import by_block
 
 PyTree = Any
 COUNTS = ("nfe", "n_accepted", "n_rejected")
+REFINED = ("params", "batch_stats", "opt_state")
+"""Parts of the state that go through a refinement: momentum is split as the parameters are."""
 
 
 def dataset_of(config: Config) -> data.Dataset:
