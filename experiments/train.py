@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from experiments import configs
-from experiments.records.files import RunError, expand, read_manifest, say
+from experiments.records.files import RunError, expand, is_folder, place, reached, read_manifest, say
 from experiments.training import own
 from experiments.training.config import Config
 from experiments.training.devices import Agreement, is_first, join
@@ -56,7 +56,7 @@ class Options:
     """How to run, as opposed to what: none of this changes a result."""
 
     run_dir: Path | None = None
-    """Folder of the run; default runs/<config>."""
+    """Folder of the run, on this machine or as gs://BUCKET/FOLDER; default runs/<config>."""
     resume: bool = False
     """Go on with the interrupted run in the folder, with the settings given beside it; `--resume RUN` in the place of a
     config takes those of the run."""
@@ -89,7 +89,7 @@ class Options:
     """Seconds after which a silent process counts as lost, and ends the others."""
 
     def __post_init__(self) -> None:
-        expand(self, "run_dir")
+        expand(self, "run_dir", to=place)
         for name in ("n_devices", "n_processes", "lost_after"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -118,6 +118,7 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
       RunError: for a folder that holds another run, data that cannot be had, a non-finite loss, or an
         interruption.
     """
+    folder = reached(folder)
     console = unfailing_console(quiet=options.quiet or not is_first(), highlight=False)
     flags = {"resume": options.resume, "overwrite": options.overwrite}
     found = check_start(folder, config, **flags)
@@ -261,7 +262,7 @@ def command_line(args: list[str]) -> tuple[Config, Options, Path]:
     found, keys = args[at + 1 : at + 2], [*args[:at], *args[at + 2 :]]
     if not found or found[0].startswith("-"):
         raise RunError("--resume: expected the folder of a run after it, or the name of a config before it")
-    folder = Path(found[0]).expanduser()
+    folder = reached(found[0])
     if (manifest := read_manifest(folder)) is None:
         raise RunError(f"--resume: there is no run in {folder}: it has no manifest.json; give the folder of a run")
     options = Options(run_dir=folder, resume=True)
@@ -275,17 +276,17 @@ def main() -> None:
     """The command line."""
     options, folder = Options(), None
     try:
-        config, options, place = command_line(sys.argv[1:])
+        config, options, wanted = command_line(sys.argv[1:])
         if options.distributed:
             processes = (options.coordinator, options.n_processes, options.process_id, options.local_device_ids)
             join(*processes, timeout=options.lost_after)
-        folder = place
+        folder = wanted
         train(config, options, folder)
     except Interrupted as stop:
         say(f"\n{stop}")
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
-        begun = folder is not None and (folder / "checkpoints").is_dir()
+        begun = folder is not None and is_folder(folder / "checkpoints")
         say(f"\nstopped {'at once; --resume goes on from the last checkpoint' if begun else 'before training began'}")
         leave(options, 128 + signal.SIGINT)
     except (RunError, OSError) as error:

@@ -1,0 +1,141 @@
+"""Folders of runs in buckets of Google Cloud Storage: whether one can be reached, and what lies there.
+
+An object is written whole or not at all. There are no folders but in the names of objects, and nothing can be appended
+to, renamed at once or locked. gcsfs is imported where a bucket is asked for, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SECONDS = 10
+"""How long one answer of a bucket is waited for before a run begins."""
+LOGIN = (
+    "log in by `gcloud auth application-default login`, or name a key file in GOOGLE_APPLICATION_CREDENTIALS, of an "
+    "account that may list, read, write and delete there (role Storage Object User)"
+)
+
+
+def path(address: str) -> Path:
+    """A path in a bucket: that of etils, which Orbax takes, and which is like one of pathlib without being one."""
+    import fsspec
+    from etils import epath
+
+    # One way to buckets, whatever else is installed: not TensorFlow's, and no probe for kinds of buckets by gRPC.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # TensorStore and other processes write there too, which lists that are kept would not know of.
+    fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    found: Any = epath.Path(address)
+    return found
+
+
+def reach(folder: Path, to_write: bool = False) -> None:
+    """See whether a folder of a bucket can be read, and written, by both that a run uses: gcsfs and TensorStore.
+
+    Raises:
+      OSError: if not, within seconds, with what was tried and what to do.
+    """
+    who = "gcsfs, which is not there"
+    try:
+        # gcsfs logs whole traces of what is said here in a line.
+        logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+        gcs = _gcs()
+        account = getattr(gcs.credentials.credentials, "service_account_email", "the credentials found")
+        who = f"gcsfs {f'with {account}' if gcs.credentials.credentials else 'without credentials'}"
+        _list(gcs, folder)
+        who = "TensorStore, which checkpoints are read and written by"
+        _exchange(folder, to_write)
+    except Exception as error:
+        raise OSError(f"{folder} cannot be reached by {who}: {_reason(error, folder)}") from error
+
+
+def _gcs() -> Any:
+    import fsspec
+
+    # With the arguments of etils, so that it is the same one.
+    return fsspec.filesystem("gcs", finalize_on_close=True)
+
+
+def _list(gcs: Any, folder: Path) -> None:
+    from fsspec.asyn import sync
+
+    # Not found is then the bucket, as a folder without objects is an empty list.
+    wanted = {"prefix": "/".join(folder.parts[3:]) + "/", "maxResults": 1}
+    sync(gcs.loop, gcs._call, "GET", "b/{}/o", folder.parts[2], **wanted, timeout=SECONDS)
+
+
+def _exchange(folder: Path, to_write: bool) -> None:
+    import tensorstore
+
+    place = {"bucket": folder.parts[2], "path": "/".join(folder.parts[3:]) + "/"}
+    spec = {"driver": os.environ.get("TENSORSTORE_GCS_BACKEND", "gcs"), **place}
+    spec["context"] = {"gcs_request_retries": {"max_retries": 2}}
+    store = tensorstore.KvStore.open(spec).result(timeout=SECONDS)
+    store.read("manifest.json").result(timeout=SECONDS)
+    if to_write:
+        name = f"writable-{uuid.uuid4().hex}"
+        store.write(name, b"?").result(timeout=SECONDS)
+        store.write(name, None).result(timeout=SECONDS)
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """What an error comes down to, and what to do."""
+    said = (str(error).strip().splitlines() or [""])[-1][:200]
+    if isinstance(error, ImportError):
+        return "python -m pip install gcsfs, or the extra `gcs` of this package"
+    if isinstance(error, FileNotFoundError) or said.startswith("NOT_FOUND"):
+        bucket = f"gs://{folder.parts[2]}"
+        return f"there is no bucket {bucket}: give one that is there, or `gcloud storage buckets create {bucket}`"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {SECONDS} s: see to the network, or give a folder of this machine"
+    return f"{type(error).__name__}: {said}: {LOGIN}"
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error tells of the way to a bucket and not of what lies there."""
+    ways, codes = ("aiohttp", "requests", "google"), ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_D", "UNAUTHENT")
+    while error is not None:
+        kind = type(error)
+        if isinstance(error, (ConnectionError, TimeoutError)) or kind.__name__ == "HttpError":
+            return True
+        if kind.__module__.partition(".")[0] in ways or str(error).startswith(codes):
+            return True
+        error = error.__cause__
+    return False
+
+
+@contextlib.contextmanager
+def answering(where: Path) -> Iterator[None]:
+    """Within it, an error of gcsfs other than that there is nothing is an `OSError` that names the place."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[-1][:200]
+        raise OSError(f"{where}: the bucket fails ({type(error).__name__}: {said})") from error
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete all objects below a folder."""
+    with answering(folder), contextlib.suppress(FileNotFoundError):
+        _gcs().rm(str(folder), recursive=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Copy all objects below a folder, which stay whole where a kill comes in between, and delete them."""
+    with answering(source):
+        _gcs().mv(str(source), str(target), recursive=True)
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there are objects below a folder."""
+    with answering(folder):
+        return bool(_gcs().find(str(folder)))
