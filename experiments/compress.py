@@ -138,7 +138,8 @@ def check_target(options: Options, step: int) -> None:
     if options.out or choice:
         check_free(target(options, choice or {}), options)
         check_writable(target(options, choice or {}), "--out writes elsewhere")
-    check_writable(results_in(options.run_dir, "compressed"), "the front goes there; copy the run to where it can be written")
+    copy = "the front goes there; copy the run to where it can be written"
+    check_writable(results_in(options.run_dir, "compressed"), copy)
 
 
 def check_free(out: Path, options: Options) -> None:

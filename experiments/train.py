@@ -265,11 +265,8 @@ def command_line(args: list[str]) -> tuple[Config, Options, Path]:
     folder = reached(found[0])
     if (manifest := read_manifest(folder)) is None:
         raise RunError(f"--resume: there is no run in {folder}: it has no manifest.json; give the folder of a run")
-    options = Options(run_dir=folder, resume=True)
-    config, options = configs.keyed(
-        stored_config(folder, manifest), options, f"{prog} --resume {folder}", f"The run in {folder}.", keys
-    )
-    return config, options, folder
+    config, called = stored_config(folder, manifest), f"{prog} --resume {folder}"
+    return *configs.keyed(config, Options(resume=True), called, f"The run in {folder}.", keys), folder
 
 
 def main() -> None:

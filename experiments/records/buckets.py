@@ -123,6 +123,18 @@ def answering(where: Path) -> Iterator[None]:
         raise OSError(f"{where}: the bucket fails ({type(error).__name__}: {said})") from error
 
 
+def read(where: Path) -> bytes:
+    """What an object holds."""
+    with answering(where):
+        return bytes(_gcs().cat_file(str(where)))
+
+
+def write(where: Path, content: bytes) -> None:
+    """Write an object whole or not at all."""
+    with answering(where):
+        _gcs().pipe_file(str(where), content)
+
+
 def remove_tree(folder: Path) -> None:
     """Delete all objects below a folder."""
     with answering(folder), contextlib.suppress(FileNotFoundError):

@@ -144,10 +144,7 @@ def read(path: Path) -> bytes:
     Raises:
       OSError: where it cannot be read; `FileNotFoundError` where there is none.
     """
-    if in_bucket(path):
-        with buckets.answering(path):
-            return path.read_bytes()
-    return path.read_bytes()
+    return buckets.read(path) if in_bucket(path) else path.read_bytes()
 
 
 def write(path: Path, content: bytes) -> None:
@@ -157,8 +154,7 @@ def write(path: Path, content: bytes) -> None:
       OSError: where it cannot be written.
     """
     if in_bucket(path):
-        with buckets.answering(path):
-            path.write_bytes(content)
+        buckets.write(path, content)
     else:
         partial = path.with_suffix(path.suffix + ".partial")
         partial.write_bytes(content)
@@ -215,7 +211,8 @@ def check_place(folder: Path) -> None:
     try:
         folder = place(folder)
         if bad := sorted(set("[]*?") & set(str(absolute(folder)))):
-            raise RunError(f"{folder} has {' '.join(bad)} in its name, which checkpoints are not found under: rename it")
+            found = f"{folder} has {' '.join(bad)} in its name"
+            raise RunError(f"{found}, which checkpoints are not found under: rename it")
         if in_bucket(folder):
             buckets.reach(folder, to_write=True)
             return

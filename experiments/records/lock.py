@@ -28,8 +28,8 @@ class Lock:
     """A run's folder, held for as long as this process lives or until `release`.
 
     The system lets go of the lock with the process, however that ends, so that a file that is left behind holds nobody
-    up. Where a file system has no locks, and in a bucket, the process that is named in the file counts as alive unless it ran on this
-    host and is gone, or belonged to the job that is running now, requeued.
+    up. In a bucket, and where else a file system has no locks, the process that is named in the file counts as alive
+    unless it ran on this host and is gone, or belonged to the job that is running now, requeued.
 
     Args:
       folder: of the run; made if it is not there.

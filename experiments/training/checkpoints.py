@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from experiments.records.digests import differing, digests, sealed, unsealed
 from experiments.records.buckets import is_lost
+from experiments.records.digests import differing, digests, sealed, unsealed
 from experiments.records.files import RunError, is_folder, move, say
 from experiments.training.devices import is_first, wait_for_all
 
@@ -242,7 +242,7 @@ def _reading() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED: Out of memory" in str(error):
             raise
         if is_lost(error):
-            raise RunError(f"a checkpoint cannot be read, as the bucket does not answer: {first_line(error)}") from error
+            raise RunError(f"a checkpoint cannot be read, as its bucket fails: {first_line(error)}") from error
         raise DamagedError(f"{type(error).__name__}: {first_line(error)}") from error
 
 

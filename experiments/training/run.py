@@ -13,8 +13,8 @@ import flax.linen as nn
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from experiments.records.environment import environment
 from experiments.records import files
+from experiments.records.environment import environment
 from experiments.records.files import RunError, check_place, read_manifest, read_metrics, say, write_manifest
 from experiments.records.lock import Lock, check_free
 from experiments.training import adapt, models, own
