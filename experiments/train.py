@@ -34,7 +34,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from experiments import configs
-from experiments.records.files import RunError, expand, is_folder, place, reached, read_manifest, say
+from experiments.records.buckets import is_lost
+from experiments.records.files import RunError, expand, in_bucket, is_folder, place, reached, read_manifest, say
 from experiments.training import own
 from experiments.training.config import Config
 from experiments.training.devices import Agreement, is_first, join
@@ -289,9 +290,12 @@ def main() -> None:
     except (RunError, OSError) as error:
         say(f"error: {error}")
         leave(options, 1)
-    except Exception:
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
+    except Exception as error:
+        if folder is not None and in_bucket(folder) and is_lost(error):
+            say(f"error: {folder}: {error}")
+        else:
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
         leave(options, 1)
 
 

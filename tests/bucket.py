@@ -37,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers for the objects of `server.objects`: `{name: (generation, content)}`."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Any
 
     def log_message(self, *args: Any) -> None:
@@ -61,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         if url.path.startswith("/batch"):
             return self.batch(headers, body)
-        if status := self.server.refusing:
+        if status := self.server.refusing or 403 * (self.server.read_only and method != "GET"):
             return status, {}, json.dumps({"error": {"code": status, "message": "not with these rights"}}).encode()
         place = re.fullmatch(PLACE, url.path)
         if place is None or place[1] != self.server.bucket:
@@ -164,10 +165,10 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def served(bucket: str, port: int = 0) -> Iterator[ThreadingHTTPServer]:
-    """A server of one empty bucket, with `objects`, and `refusing`: a status that it answers everything with."""
+    """A server of one empty bucket, with `objects`, `refusing`, a status to answer everything with, and `read_only`."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.bucket, server.objects, server.parts, server.generation, server.refusing = bucket, {}, {}, 1000, 0
-    server.lock, server.address = threading.RLock(), f"http://127.0.0.1:{server.server_port}"
+    server.read_only, server.lock, server.address = False, threading.RLock(), f"http://127.0.0.1:{server.server_port}"
     server.handle_error = lambda *request: None  # clients that are killed
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

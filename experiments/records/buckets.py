@@ -16,6 +16,10 @@ from typing import Any
 
 SECONDS = 10
 """How long one answer of a bucket is waited for before a run begins."""
+NETWORK = "see to the network, or give a folder of this machine"
+DENIED = ("Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED", "Invalid Credentials")
+CUT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "retry attempts failed")
+"""What gcsfs and TensorStore say where a bucket may not be used, and where it does not answer."""
 LOGIN = (
     "log in by `gcloud auth application-default login`, or name a key file in GOOGLE_APPLICATION_CREDENTIALS, of an "
     "account that may list, read, write and delete there (role Storage Object User)"
@@ -94,21 +98,17 @@ def _reason(error: Exception, folder: Path) -> str:
         bucket = f"gs://{folder.parts[2]}"
         return f"there is no bucket {bucket}: give one that is there, or `gcloud storage buckets create {bucket}`"
     if isinstance(error, TimeoutError):
-        return f"no answer within {SECONDS} s: see to the network, or give a folder of this machine"
-    return f"{type(error).__name__}: {said}: {LOGIN}"
+        return f"no answer within {SECONDS} s: {NETWORK}"
+    is_denied = getattr(error, "code", None) == 401 or any(word in str(error) for word in DENIED)
+    return f"{said or type(error).__name__}: {LOGIN if is_denied else NETWORK}"
 
 
-def is_lost(error: BaseException | None) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether an error tells of the way to a bucket and not of what lies there."""
-    ways, codes = ("aiohttp", "requests", "google"), ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_D", "UNAUTHENT")
-    while error is not None:
-        kind = type(error)
-        if isinstance(error, (ConnectionError, TimeoutError)) or kind.__name__ == "HttpError":
-            return True
-        if kind.__module__.partition(".")[0] in ways or str(error).startswith(codes):
-            return True
-        error = error.__cause__
-    return False
+    kind = type(error)
+    if kind.__name__ == "HttpError" or kind.__module__.partition(".")[0] in ("aiohttp", "requests", "google"):
+        return True
+    return isinstance(error, (ConnectionError, TimeoutError)) or any(word in str(error) for word in (*DENIED, *CUT))
 
 
 @contextlib.contextmanager
@@ -144,7 +144,10 @@ def remove_tree(folder: Path) -> None:
 def move(source: Path, target: Path) -> None:
     """Copy all objects below a folder, which stay whole where a kill comes in between, and delete them."""
     with answering(source):
-        _gcs().mv(str(source), str(target), recursive=True)
+        gcs, start = _gcs(), len(str(source).removeprefix("gs://"))
+        for name in gcs.find(str(source)):
+            gcs.cp_file(name, f"{target}{name[start:]}")
+    remove_tree(source)
 
 
 def holds_files(folder: Path) -> bool:

@@ -138,6 +138,11 @@ def is_folder(folder: Path) -> bool:
     return in_bucket(folder) or folder.is_dir()
 
 
+def answering(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Within it, what a bucket fails with is an `OSError`, as what a disk fails with is."""
+    return buckets.answering(path) if in_bucket(path) else contextlib.nullcontext()
+
+
 def read(path: Path) -> bytes:
     """What a file holds.
 

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from experiments.records.buckets import is_lost
 from experiments.records.digests import differing, digests, sealed, unsealed
-from experiments.records.files import RunError, is_folder, move, say
+from experiments.records.files import RunError, answering, is_folder, move, say
 from experiments.training.devices import is_first, wait_for_all
 
 PyTree = Any
@@ -173,7 +173,8 @@ class Checkpoints:
 
 def steps_in(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, in order; without those that a kill left half-written."""
-    return sorted(ocp.utils.checkpoint_steps(folder)) if is_folder(folder) else []
+    with answering(folder):
+        return sorted(ocp.utils.checkpoint_steps(folder)) if is_folder(folder) else []
 
 
 def open_notes(found: Any) -> tuple[dict[str, Any], dict[str, str] | None]:
