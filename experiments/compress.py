@@ -71,7 +71,7 @@ class Options:
     """What to try and to choose; one value each of basis, n-basis, scheme and n-steps decides outright."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run, on this machine or as gs://BUCKET/FOLDER."""
     checkpoint: Literal["latest", "best"] = "latest"
     """Which of its checkpoints."""
     basis: tuple[BasisName, ...] = ("piecewise_constant", "piecewise_linear", "legendre")
@@ -89,7 +89,7 @@ class Options:
     onnx: bool = False
     """Write model.onnx as well, which needs the extra `onnx`."""
     out: Path | None = None
-    """Folder of the compressed run; default RUN_DIR/compressed/<what was chosen>."""
+    """Folder of the compressed run; default RUN_DIR/compressed/<what was chosen>, of a run in a bucket below runs/."""
     data_dir: Path | None = None
     """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False

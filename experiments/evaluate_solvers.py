@@ -44,7 +44,7 @@ class Options:
     """What to evaluate."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run, on this machine or as gs://BUCKET/FOLDER."""
     checkpoint: Literal["latest", "best"] = "latest"
     """Which of its checkpoints."""
     schemes: tuple[str, ...] = ("euler", "midpoint", "rk4", "rk4_38")
@@ -62,7 +62,8 @@ class Options:
     accept_new_data: bool = False
     """Evaluate on data that is not that of the run."""
     out: Path | None = None
-    """Folder of the results, where that of the run cannot be written into; default RUN_DIR/swap."""
+    """Folder of the results, where that of the run cannot be written into; default RUN_DIR/swap, of a run in a bucket
+    below runs/."""
     twin: Path | None = None
     """Folder of a second run, evaluated in the same way and drawn beside the first."""
 

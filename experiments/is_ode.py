@@ -52,7 +52,7 @@ class Options:
     """What to examine."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs."""
+    """Folders of runs, on this machine or as gs://BUCKET/FOLDER."""
     images: int = 359
     """Test images, the first ones; all of the digits' by default."""
     schemes: tuple[str, ...] = ("euler", "midpoint", "rk4")

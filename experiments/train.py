@@ -5,12 +5,13 @@
     python -m experiments.train digits --model my_package.my_module:make    a network of your own
     python -m experiments.train --resume runs/digits        go on after Ctrl-C, SIGTERM or a kill, as it was started
     python -m experiments.train --resume runs/digits --epochs 40  go on for longer, with no other setting changed
+    python -m experiments.train digits --run-dir gs://bucket/run  a run in a bucket, with the extra `gcs`
 
-A run writes manifest.json, metrics.jsonl, TensorBoard curves and checkpoints into its folder. The test images
-are read once, when training is over. Epochs before which the rate decays or the network is refined are counted from
-the start, so that a run that goes on for longer becomes the one that was started with so many epochs; its test images
-are then read again, and manifest.json keeps the results before. A damaged checkpoint is set aside, and an older one
-taken. All devices share every batch; experiments/run_pod.sh starts several hosts, and
+A run writes manifest.json, metrics.jsonl, TensorBoard curves (not into a bucket) and checkpoints into its folder. The
+test images are read once, when training is over. Epochs before which the rate decays or the network is refined are
+counted from the start, so that a run that goes on for longer becomes the one that was started with so many epochs; its
+test images are then read again, and manifest.json keeps the results before. A damaged checkpoint is set aside, and an
+older one taken. All devices share every batch; experiments/run_pod.sh starts several hosts, and
 experiments/training/devices.py says what is shared how.
 
 The digits take a minute on two cores; the docstring of each config states its time and what to expect.

@@ -187,7 +187,8 @@ def test_a_run_in_a_bucket_that_is_killed_comes_to_what_a_local_one_does(bucket,
     folder = place("gs://test/runs/run")
     run = [*arguments(config), "--quiet", "--checkpoint-seconds", "0", "--run-dir", str(folder)]
     command = [sys.executable, "-m", "experiments.train"]
-    for args, killed in (["digits", *run], True), (["--resume", str(folder)], True), (["digits", *run, "--resume"], False):
+    starts = [(["digits", *run], True), (["--resume", str(folder)], True), (["digits", *run, "--resume"], False)]
+    for args, killed in starts:
         before, env = newest_in(bucket), os.environ | {"PYTHONPATH": str(ROOT)}
         process = subprocess.Popen([*command, *args], env=env, stderr=subprocess.PIPE, text=True)
         while killed and newest_in(bucket) < before + 5 and process.poll() is None:
