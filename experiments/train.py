@@ -137,6 +137,9 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
             results = fit(task, run, options, console)
             run.update(status="finished", results=results)
         except BaseException as error:
+            if in_bucket(folder) and is_lost(error):
+                # Neither can anything be noted there, nor are retries of what is still being written waited for.
+                raise
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
             # Where the disk is full or the folder gone, the first error is the one to tell of.
             with contextlib.suppress(OSError, RunError):
@@ -287,22 +290,22 @@ def main() -> None:
     except KeyboardInterrupt:
         begun = folder is not None and is_folder(folder / "checkpoints")
         say(f"\nstopped {'at once; --resume goes on from the last checkpoint' if begun else 'before training began'}")
-        leave(options, 128 + signal.SIGINT)
+        leave(options, folder, 128 + signal.SIGINT)
     except (RunError, OSError) as error:
         say(f"error: {error}")
-        leave(options, 1)
+        leave(options, folder, 1)
     except Exception as error:
         if folder is not None and in_bucket(folder) and is_lost(error):
             say(f"error: {folder}: {error}")
         else:
             with contextlib.suppress(OSError):
                 traceback.print_exc()
-        leave(options, 1)
+        leave(options, folder, 1)
 
 
-def leave(options: Options, status: int) -> None:
-    """End a process that failed; not in step with others, which a usual exit would wait for."""
-    if options.distributed:
+def leave(options: Options, folder: Path | None, status: int) -> None:
+    """End a process that failed; not in step with others, nor with a bucket, which a usual exit would wait for."""
+    if options.distributed or (folder is not None and in_bucket(folder)):
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)

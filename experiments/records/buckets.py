@@ -26,6 +26,10 @@ LOGIN = (
 )
 
 
+class BucketError(OSError):
+    """What a bucket does not do, and why."""
+
+
 def path(address: str) -> Path:
     """A path in a bucket: that of etils, which Orbax takes, and which is like one of pathlib without being one."""
     import fsspec
@@ -34,6 +38,8 @@ def path(address: str) -> Path:
     # One way to buckets, whatever else is installed: not TensorFlow's, and no probe for kinds of buckets by gRPC.
     os.environ.setdefault("EPATH_USE_TF", "false")
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # gcsfs logs traces of errors that it raises, which are said in a line.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL + 1)
     # TensorStore and other processes write there too, which lists that are kept would not know of.
     fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
     found: Any = epath.Path(address)
@@ -44,12 +50,10 @@ def reach(folder: Path, to_write: bool = False) -> None:
     """See whether a folder of a bucket can be read, and written, by both that a run uses: gcsfs and TensorStore.
 
     Raises:
-      OSError: if not, within seconds, with what was tried and what to do.
+      BucketError: if not, within seconds, with what was tried and what to do.
     """
     who = "gcsfs, which is not there"
     try:
-        # gcsfs logs whole traces of what is said here in a line.
-        logging.getLogger("gcsfs").addHandler(logging.NullHandler())
         gcs = _gcs()
         account = getattr(gcs.credentials.credentials, "service_account_email", "the credentials found")
         who = f"gcsfs {f'with {account}' if gcs.credentials.credentials else 'without credentials'}"
@@ -57,7 +61,7 @@ def reach(folder: Path, to_write: bool = False) -> None:
         who = "TensorStore, which checkpoints are read and written by"
         _exchange(folder, to_write)
     except Exception as error:
-        raise OSError(f"{folder} cannot be reached by {who}: {_reason(error, folder)}") from error
+        raise BucketError(f"{folder} cannot be reached by {who}: {_reason(error, folder)}") from error
 
 
 def _gcs() -> Any:
@@ -104,23 +108,25 @@ def _reason(error: Exception, folder: Path) -> str:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error tells of the way to a bucket and not of what lies there."""
-    kind = type(error)
-    if kind.__name__ == "HttpError" or kind.__module__.partition(".")[0] in ("aiohttp", "requests", "google"):
+    """Whether an error, or what it comes from, tells of the way to a bucket and not of what lies there."""
+    kind, kinds = type(error), (BucketError, ConnectionError, TimeoutError)
+    if kind.__name__ == "HttpError" or kind.__module__.startswith(("aiohttp", "requests", "google.auth")):
         return True
-    return isinstance(error, (ConnectionError, TimeoutError)) or any(word in str(error) for word in (*DENIED, *CUT))
+    if isinstance(error, kinds) or any(word in str(error) for word in (*DENIED, *CUT)):
+        return True
+    return error.__cause__ is not None and is_lost(error.__cause__)
 
 
 @contextlib.contextmanager
 def answering(where: Path) -> Iterator[None]:
-    """Within it, an error of gcsfs other than that there is nothing is an `OSError` that names the place."""
+    """Within it, an error of gcsfs other than that there is nothing is a `BucketError` that names the place."""
     try:
         yield
     except FileNotFoundError:
         raise
     except Exception as error:
         said = (str(error).strip().splitlines() or [""])[-1][:200]
-        raise OSError(f"{where}: the bucket fails ({type(error).__name__}: {said})") from error
+        raise BucketError(f"{where}: the bucket fails ({type(error).__name__}: {said})") from error
 
 
 def read(where: Path) -> bytes:

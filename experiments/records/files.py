@@ -102,7 +102,7 @@ def reached(path: str | Path) -> Path:
         folder = place(path)
         if in_bucket(folder):
             buckets.reach(folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, buckets.BucketError) as error:
         raise RunError(str(error)) from error
     return folder
 
@@ -139,7 +139,7 @@ def is_folder(folder: Path) -> bool:
 
 
 def answering(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Within it, what a bucket fails with is an `OSError`, as what a disk fails with is."""
+    """Within it, what a bucket fails with is an `OSError`, as for a disk."""
     return buckets.answering(path) if in_bucket(path) else contextlib.nullcontext()
 
 
@@ -221,11 +221,11 @@ def check_place(folder: Path) -> None:
         if in_bucket(folder):
             buckets.reach(folder, to_write=True)
             return
-    except (ValueError, OSError) as error:
+    except (ValueError, buckets.BucketError) as error:
         raise RunError(str(error)) from error
-    for place_ in (folder.absolute(), *above(folder)):
-        if place_.exists() and not place_.is_dir():
-            raise RunError(f"{place_} is a file, expected the folder of a run, or none yet")
+    for on_the_way in (folder.absolute(), *above(folder)):
+        if on_the_way.exists() and not on_the_way.is_dir():
+            raise RunError(f"{on_the_way} is a file, expected the folder of a run, or none yet")
 
 
 def check_writable(folder: Path, remedy: str) -> None:
@@ -266,6 +266,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(read(path))
     except FileNotFoundError:
         return None
+    except buckets.BucketError as error:
+        raise RunError(str(error)) from error
     except NotADirectoryError as error:
         raise RunError(f"{folder} is not a folder: give the folder of a run") from error
     except (OSError, ValueError) as error:

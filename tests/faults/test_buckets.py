@@ -218,3 +218,18 @@ def test_a_run_in_a_bucket_that_is_killed_comes_to_what_a_local_one_does(bucket,
     assert "written: runs/test/runs/run/swap/swap.csv" in capsys.readouterr().out
     assert json.loads(Path("runs/test/runs/run/swap/swap.json").read_text())["run"] == "gs://test/runs/run"
     assert bucket.objects == objects
+
+
+@needs_gcsfs
+@pytest.mark.slow
+def test_a_bucket_that_fails_while_a_run_trains_ends_it_in_one_line(bucket):
+    args = ["--quiet", "--checkpoint-seconds", "0", "--run-dir", "gs://test/runs/run"]
+    command = [sys.executable, "-m", "experiments.train", "digits", *arguments(dataclasses.replace(CONFIG, epochs=500))]
+    process = subprocess.Popen([*command, *args], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while newest_in(bucket) < 5 and process.poll() is None:
+        time.sleep(0.01)
+    bucket.refusing = 403
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1, said
+    # Orbax logs what its threads met before.
+    assert re.fullmatch(r"error: .*gs://test/runs/run/.*", said.splitlines()[-1]), said
