@@ -52,7 +52,8 @@ def expand(options: Any, *names: str, to: Callable[[Any], Path] | None = None) -
       *names: of its settings.
       to: in the place of `local`, `place` for folders of runs.
     """
-    to = to or local
+    # What `place` has made is left as it is.
+    to = to or (lambda path: local(path) if isinstance(path, str | Path) else path)
     for name in names or [field.name for field in dataclasses.fields(options)]:
         value = getattr(options, name)
         if dataclasses.is_dataclass(value):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import experiments
-from experiments import evaluate_solvers
+from experiments import evaluate_solvers, figures
 from experiments.records import buckets, files
 from experiments.records.command import command_line
 from experiments.records.files import RunError, check_place, place, read_manifest, read_metrics
@@ -73,6 +73,8 @@ def test_only_folders_of_runs_may_be_in_buckets(capsys):
     options = command_line(evaluate_solvers.Options, "command", None, ["gs://bucket/a", "--out", "b"])
     assert (str(options.run_dir), options.out) == ("gs://bucket/a", Path("b"))
     assert evaluate_solvers.results_of(dataclasses.replace(options, out=None).run_dir, options) == Path("b")
+    both = command_line(figures.Options, "command", None, ["training", "gs://bucket/a", "~/b"])
+    assert list(map(str, both.run_dirs)) == ["gs://bucket/a", str(Path.home() / "b")]
     with pytest.raises(SystemExit):
         command_line(evaluate_solvers.Options, "command", None, ["gs://bucket/a", "--out", "gs://bucket/b"])
     assert "address of gs" in capsys.readouterr().err
@@ -217,6 +219,9 @@ def test_a_run_in_a_bucket_that_is_killed_comes_to_what_a_local_one_does(bucket,
     evaluate_solvers.main()
     assert "written: runs/test/runs/run/swap/swap.csv" in capsys.readouterr().out
     assert json.loads(Path("runs/test/runs/run/swap/swap.json").read_text())["run"] == "gs://test/runs/run"
+    for kind in ("training", "swap"):
+        picture = figures.draw(figures.Options(kind, (folder, Path("local")) if kind == "training" else (folder,)))
+        assert picture == Path(f"runs/test/runs/run/pictures/{kind}.png")
     assert bucket.objects == objects
 
 
