@@ -102,7 +102,8 @@ def _reason(error: Exception, folder: Path) -> str:
         bucket = f"gs://{folder.parts[2]}"
         return f"there is no bucket {bucket}: give one that is there, or `gcloud storage buckets create {bucket}`"
     if isinstance(error, TimeoutError):
-        return f"no answer within {SECONDS} s: {NETWORK}"
+        # gcsfs tries again, too, where a login has expired.
+        return f"no answer within {SECONDS} s: {NETWORK}; if the network is right, {LOGIN}"
     is_denied = getattr(error, "code", None) == 401 or any(word in str(error) for word in DENIED)
     return f"{said or type(error).__name__}: {LOGIN if is_denied else NETWORK}"
 

@@ -73,8 +73,8 @@ def local(path: str | Path) -> Path:
     if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(path)):
         raise ValueError(
             f"{match[1]}://{str(path)[match.end() :]} is an address of {match[1]}, expected a place on this machine "
-            "(or gs://BUCKET/FOLDER, for the folder of a run alone): mount it, as gcsfuse does with buckets, and give "
-            "the folder that it is mounted to"
+            "(or gs://BUCKET/FOLDER, for runs of experiments.train alone): mount it, as gcsfuse does with buckets, and "
+            "give the folder that it is mounted to"
         )
     return Path(path).expanduser()
 
