@@ -25,7 +25,7 @@ def load(run: str | Path, checkpoint: Literal["latest", "best"] = "latest") -> T
     A compressed run is loaded in the same way. The arrays are checked against their SHA-256 digests, as by --resume.
 
     Args:
-      run: the folder of the run, which holds manifest.json.
+      run: the folder of the run, which holds manifest.json, on this machine or as gs://BUCKET/FOLDER.
       checkpoint: which of its checkpoints.
 
     Raises:
@@ -35,7 +35,7 @@ def load(run: str | Path, checkpoint: Literal["latest", "best"] = "latest") -> T
     # Whoever imports `experiments` for something else needs neither Orbax nor TensorBoard.
     from experiments.training.trained import load as load_trained
 
-    return load_trained(Path(run), checkpoint)
+    return load_trained(run, checkpoint)
 
 
 def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

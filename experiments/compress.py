@@ -38,7 +38,17 @@ from experiments.images import data
 from experiments.records import fronts, pictures
 from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
-from experiments.records.files import RunError, check_place, check_writable, expand, read_manifest, write_json
+from experiments.records.files import (
+    RunError,
+    check_place,
+    check_writable,
+    expand,
+    in_bucket,
+    place,
+    read_manifest,
+    results_in,
+    write_json,
+)
 from experiments.records.progress import told
 from experiments.records.swaps import Row
 from experiments.training import exported
@@ -61,7 +71,7 @@ class Options:
     """What to try and to choose; one value each of basis, n-basis, scheme and n-steps decides outright."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run, on this machine or as gs://BUCKET/FOLDER."""
     checkpoint: Literal["latest", "best"] = "latest"
     """Which of its checkpoints."""
     basis: tuple[BasisName, ...] = ("piecewise_constant", "piecewise_linear", "legendre")
@@ -79,7 +89,7 @@ class Options:
     onnx: bool = False
     """Write model.onnx as well, which needs the extra `onnx`."""
     out: Path | None = None
-    """Folder of the compressed run; default RUN_DIR/compressed/<what was chosen>."""
+    """Folder of the compressed run; default RUN_DIR/compressed/<what was chosen>, of a run in a bucket below runs/."""
     data_dir: Path | None = None
     """Folder that the data lies in now; default where the run found it."""
     accept_new_data: bool = False
@@ -88,7 +98,8 @@ class Options:
     """Replace a compressed run that is there already."""
 
     def __post_init__(self) -> None:
-        expand(self, "run_dir", "out")
+        expand(self, "run_dir", to=place)
+        expand(self, "out")
         check_settings(
             self,
             ("basis", bool(self.basis), f"some of {', '.join(BASES)}"),
@@ -114,7 +125,7 @@ def target(options: Options, chosen: Row) -> Path:
     if options.out:
         return options.out
     name = "-".join(str(chosen[key]) for key in CHOICE)
-    return options.run_dir / "compressed" / (name + "-int8" * options.int8)
+    return results_in(options.run_dir, "compressed") / (name + "-int8" * options.int8)
 
 
 def check_target(options: Options, step: int) -> None:
@@ -127,7 +138,8 @@ def check_target(options: Options, step: int) -> None:
     if options.out or choice:
         check_free(target(options, choice or {}), options)
         check_writable(target(options, choice or {}), "--out writes elsewhere")
-    check_writable(options.run_dir / "compressed", "the front goes there; copy the run to where it can be written")
+    copy = "the front goes there; copy the run to where it can be written"
+    check_writable(results_in(options.run_dir, "compressed"), copy)
 
 
 def check_free(out: Path, options: Options) -> None:
@@ -147,7 +159,7 @@ def known_choice(options: Options, step: int) -> Row | None:
         values = (*options.basis, *options.n_basis, *options.scheme, *options.n_steps)
         return dict(zip(CHOICE, values, strict=True))
     try:
-        before = json.loads((options.run_dir / "compressed" / "front.json").read_text())
+        before = json.loads((results_in(options.run_dir, "compressed") / "front.json").read_text())
         same = (before["searched"], before["step"]) == (searched(options), step)
         return dict(before["chosen"]) if same else None
     except (OSError, ValueError, LookupError, TypeError):
@@ -265,7 +277,7 @@ def save(
         run.save("latest", notes["step"], variables, {"level": 0, "best": chosen["accuracy"], "seconds": 0.0})
         run.update(
             parent={
-                "run": os.path.relpath(parent.absolute(), out.absolute()),
+                "run": str(parent) if in_bucket(parent) else os.path.relpath(parent.absolute(), out.absolute()),
                 "step": notes["step"],
                 "config": record.get("config"),
                 "environment": record.get("environment"),
@@ -309,7 +321,7 @@ def compress(options: Options, console: Console) -> Path:
     dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
     variables, statistics = restated(net, variables, dataset)
     rows = evaluate_candidates(net, variables, dataset, candidates(net, options))
-    front, folder = front_of(rows), options.run_dir / "compressed"
+    front, folder = front_of(rows), results_in(options.run_dir, "compressed")
     chosen = choose(rows, options)
     fronts.print_front(front, rows[0], chosen, console)
     write_json(

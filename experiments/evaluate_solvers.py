@@ -27,7 +27,7 @@ from rich.table import Table
 from experiments.records import pictures
 from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
-from experiments.records.files import RunError, check_writable, expand, write_json
+from experiments.records.files import RunError, check_writable, expand, place, results_in, write_json
 from experiments.records.progress import working
 from experiments.records.swaps import Row, Swapped, outcome
 from experiments.records.tables import show
@@ -44,7 +44,7 @@ class Options:
     """What to evaluate."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run, on this machine or as gs://BUCKET/FOLDER."""
     checkpoint: Literal["latest", "best"] = "latest"
     """Which of its checkpoints."""
     schemes: tuple[str, ...] = ("euler", "midpoint", "rk4", "rk4_38")
@@ -62,12 +62,14 @@ class Options:
     accept_new_data: bool = False
     """Evaluate on data that is not that of the run."""
     out: Path | None = None
-    """Folder of the results, where that of the run cannot be written into; default RUN_DIR/swap."""
+    """Folder of the results, where that of the run cannot be written into; default RUN_DIR/swap, of a run in a bucket
+    below runs/."""
     twin: Path | None = None
     """Folder of a second run, evaluated in the same way and drawn beside the first."""
 
     def __post_init__(self) -> None:
-        expand(self, "run_dir", "out", "twin")
+        expand(self, "run_dir", "twin", to=place)
+        expand(self, "out")
         check_settings(
             self,
             (
@@ -125,7 +127,7 @@ def swap_run(folder: Path, options: Options) -> Swapped:
 def results_of(folder: Path, options: Options) -> Path:
     """The folder that the grid of one run is written into; of a twin beside another with `--out`, one below it."""
     if options.out is None:
-        return folder / "swap"
+        return results_in(folder, "swap")
     return options.out if folder == options.run_dir else options.out / folder.name
 
 

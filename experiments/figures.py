@@ -10,6 +10,7 @@ Seconds. Written into --out, by default pictures/ in the first run's folder. `sw
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import tyro
 
 from experiments.records import pictures
 from experiments.records.command import command_line
-from experiments.records.files import RunError, read_manifest, read_metrics
+from experiments.records.files import RunError, expand, place, reached, read, read_manifest, read_metrics, results_in
 from experiments.records.swaps import read_swap
 from experiments.training import models
 from experiments.training.config import Config
@@ -47,6 +48,7 @@ class Options:
     def __post_init__(self) -> None:
         if not self.run_dirs:
             raise ValueError("run_dirs=(): expected the folder of at least one run")
+        expand(self, "run_dirs", to=place)
 
 
 def config_of(folder: Path) -> Config:
@@ -84,7 +86,7 @@ def read_snapshots(folder: Path, block: str = "") -> tuple[str, list[tuple[Basis
     paths = sorted((folder / "snapshots").glob("level_*.npz"), key=lambda path: int(path.stem[6:]))
     if not paths:
         raise RunError(f"{folder} holds no snapshots: train it to its end, or to its first refinement")
-    levels = [dict(np.load(path)) for path in paths]
+    levels = [dict(np.load(io.BytesIO(read(path)))) for path in paths]
     if not levels[0] or (block and block not in levels[0]):
         raise RunError(f"block={block!r}: the blocks of {folder} are {', '.join(levels[0]) or 'none'}")
     # What depends on the number of classes is not looked at.
@@ -118,14 +120,14 @@ def draw_training(folders: Sequence[Path]) -> Figure:
 
 def draw(options: Options) -> Path:
     """Draw one picture; where it was written."""
-    folders = options.run_dirs
+    folders = [reached(folder) for folder in options.run_dirs]
     if options.figure == "weights":
         figure = draw_weights(folders, options.block)
     elif options.figure == "training":
         figure = draw_training(folders)
     else:
         figure = pictures.draw_swap([read_swap(folder) for folder in folders])
-    path = (options.out or folders[0] / "pictures") / f"{options.figure}.png"
+    path = (options.out or results_in(folders[0], "pictures")) / f"{options.figure}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path
@@ -136,7 +138,7 @@ def main() -> None:
     try:
         options = command_line(Options, "python -m experiments.figures", __doc__)
         print(f"written: {draw(options)}")
-    except (RunError, ValueError) as error:
+    except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -34,7 +34,7 @@ from rich.table import Table
 from experiments.images import data
 from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
-from experiments.records.files import RunError, destination, expand, write_json
+from experiments.records.files import RunError, destination, expand, place, write_json
 from experiments.records.progress import told
 from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
@@ -79,7 +79,8 @@ class Options:
     """Write into results/hypersolver, which git keeps, instead."""
 
     def __post_init__(self) -> None:
-        expand(self, "run", "out")
+        expand(self, "run", to=place)
+        expand(self, "out")
         check_settings(
             self,
             *((name, getattr(self, name) >= 1, "at least 1") for name in ("images", "iterations")),

@@ -32,7 +32,7 @@ from rich.table import Table
 from experiments.images import data
 from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
-from experiments.records.files import RunError, destination, expand, write_json
+from experiments.records.files import RunError, destination, expand, place, write_json
 from experiments.records.pictures import apart, below, plain_ticks
 from experiments.records.progress import told
 from experiments.records.tables import show
@@ -52,7 +52,7 @@ class Options:
     """What to examine."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs."""
+    """Folders of runs, on this machine or as gs://BUCKET/FOLDER."""
     images: int = 359
     """Test images, the first ones; all of the digits' by default."""
     schemes: tuple[str, ...] = ("euler", "midpoint", "rk4")
@@ -71,7 +71,8 @@ class Options:
     """Write into results/is_ode, which git keeps, instead."""
 
     def __post_init__(self) -> None:
-        expand(self, "runs", "out")
+        expand(self, "runs", to=place)
+        expand(self, "out")
         check_settings(
             self,
             ("runs", bool(self.runs), "at least one folder of a run"),

@@ -2,16 +2,17 @@
 # Train on many hosts: one process a host with all its devices, the same command on each.
 #
 #   experiments/run_pod.sh tpu POD ZONE node18_cifar10 --run-dir /shared/runs/node18
+#   experiments/run_pod.sh tpu POD ZONE node18_cifar10 --run-dir gs://my-bucket/runs/node18
 #   experiments/run_pod.sh hosts "gpu0 gpu1" node18_cifar10 --run-dir /shared/runs/node18
 #   experiments/run_pod.sh local 2 digits --run-dir runs/two
 #
 # `tpu` runs on every worker of a TPU pod, through gcloud; `hosts` on hosts that ssh reaches; `local` starts so many
 # processes here, to try it out. Hosts have this repository in the same place (set REPOSITORY where it differs from
-# here), the package installed, and --run-dir on a file system that all of them share. PYTHON and PORT can be set.
-# Ends with the status of the first process that fails; --resume goes on, with any number of hosts.
+# here), the package installed, and --run-dir on a file system that all of them share, or in a bucket. PYTHON and PORT
+# can be set. Ends with the status of the first process that fails; --resume goes on, with any number of hosts.
 set -euo pipefail
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 3 ] || usage
 repository=${REPOSITORY:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 python=${PYTHON:-python}

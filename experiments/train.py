@@ -5,12 +5,13 @@
     python -m experiments.train digits --model my_package.my_module:make    a network of your own
     python -m experiments.train --resume runs/digits        go on after Ctrl-C, SIGTERM or a kill, as it was started
     python -m experiments.train --resume runs/digits --epochs 40  go on for longer, with no other setting changed
+    python -m experiments.train digits --run-dir gs://bucket/run  a run in a bucket, with the extra `gcs`
 
-A run writes manifest.json, metrics.jsonl, TensorBoard curves and checkpoints into its folder. The test images
-are read once, when training is over. Epochs before which the rate decays or the network is refined are counted from
-the start, so that a run that goes on for longer becomes the one that was started with so many epochs; its test images
-are then read again, and manifest.json keeps the results before. A damaged checkpoint is set aside, and an older one
-taken. All devices share every batch; experiments/run_pod.sh starts several hosts, and
+A run writes manifest.json, metrics.jsonl, TensorBoard curves (not into a bucket) and checkpoints into its folder. The
+test images are read once, when training is over. Epochs before which the rate decays or the network is refined are
+counted from the start, so that a run that goes on for longer becomes the one that was started with so many epochs; its
+test images are then read again, and manifest.json keeps the results before. A damaged checkpoint is set aside, and an
+older one taken. All devices share every batch; experiments/run_pod.sh starts several hosts, and
 experiments/training/devices.py says what is shared how.
 
 The digits take a minute on two cores; the docstring of each config states its time and what to expect.
@@ -34,7 +35,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from experiments import configs
-from experiments.records.files import RunError, expand, read_manifest, say
+from experiments.records.buckets import is_lost
+from experiments.records.files import RunError, expand, in_bucket, is_folder, place, reached, read_manifest, say
 from experiments.training import own
 from experiments.training.config import Config
 from experiments.training.devices import Agreement, is_first, join
@@ -52,7 +54,7 @@ class Options:
     """How to run, as opposed to what: none of this changes a result."""
 
     run_dir: Path | None = None
-    """Folder of the run; default runs/<config>."""
+    """Folder of the run, on this machine or as gs://BUCKET/FOLDER; default runs/<config>."""
     resume: bool = False
     """Go on with the interrupted run in the folder, with the settings given beside it; `--resume RUN` in the place of a
     config takes those of the run."""
@@ -85,7 +87,7 @@ class Options:
     """Seconds after which a silent process counts as lost, and ends the others."""
 
     def __post_init__(self) -> None:
-        expand(self, "run_dir")
+        expand(self, "run_dir", to=place)
         for name in ("n_devices", "n_processes", "lost_after"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -114,6 +116,7 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
       RunError: for a folder that holds another run, data that cannot be had, a non-finite loss, or an
         interruption.
     """
+    folder = reached(folder)
     console = unfailing_console(quiet=options.quiet or not is_first(), highlight=False)
     flags = {"resume": options.resume, "overwrite": options.overwrite}
     found = check_start(folder, config, **flags)
@@ -130,6 +133,9 @@ def train(config: Config, options: Options, folder: Path) -> dict[str, Any]:
             results = fit(task, run, options, console)
             run.update(status="finished", results=results)
         except BaseException as error:
+            if in_bucket(folder) and is_lost(error):
+                # Neither can anything be noted there, nor are retries of what is still being written waited for.
+                raise
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
             # Where the disk is full or the folder gone, the first error is the one to tell of.
             with contextlib.suppress(OSError, RunError):
@@ -257,45 +263,45 @@ def command_line(args: list[str]) -> tuple[Config, Options, Path]:
     found, keys = args[at + 1 : at + 2], [*args[:at], *args[at + 2 :]]
     if not found or found[0].startswith("-"):
         raise RunError("--resume: expected the folder of a run after it, or the name of a config before it")
-    folder = Path(found[0]).expanduser()
+    folder = reached(found[0])
     if (manifest := read_manifest(folder)) is None:
         raise RunError(f"--resume: there is no run in {folder}: it has no manifest.json; give the folder of a run")
-    options = Options(run_dir=folder, resume=True)
-    config, options = configs.keyed(
-        stored_config(folder, manifest), options, f"{prog} --resume {folder}", f"The run in {folder}.", keys
-    )
-    return config, options, folder
+    config, called = stored_config(folder, manifest), f"{prog} --resume {folder}"
+    return *configs.keyed(config, Options(resume=True), called, f"The run in {folder}.", keys), folder
 
 
 def main() -> None:
     """The command line."""
     options, folder = Options(), None
     try:
-        config, options, place = command_line(sys.argv[1:])
+        config, options, wanted = command_line(sys.argv[1:])
         if options.distributed:
             processes = (options.coordinator, options.n_processes, options.process_id, options.local_device_ids)
             join(*processes, timeout=options.lost_after)
-        folder = place
+        folder = wanted
         train(config, options, folder)
     except Interrupted as stop:
         say(f"\n{stop}")
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
-        begun = folder is not None and (folder / "checkpoints").is_dir()
+        begun = folder is not None and is_folder(folder / "checkpoints")
         say(f"\nstopped {'at once; --resume goes on from the last checkpoint' if begun else 'before training began'}")
-        leave(options, 128 + signal.SIGINT)
+        leave(options, folder, 128 + signal.SIGINT)
     except (RunError, OSError) as error:
         say(f"error: {error}")
-        leave(options, 1)
-    except Exception:
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
-        leave(options, 1)
+        leave(options, folder, 1)
+    except Exception as error:
+        if folder is not None and in_bucket(folder) and is_lost(error):
+            say(f"error: {folder}: {error}")
+        else:
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+        leave(options, folder, 1)
 
 
-def leave(options: Options, status: int) -> None:
-    """End a process that failed; not in step with others, which a usual exit would wait for."""
-    if options.distributed:
+def leave(options: Options, folder: Path | None, status: int) -> None:
+    """End a process that failed; not in step with others, nor with a bucket, which a usual exit would wait for."""
+    if options.distributed or (folder is not None and in_bucket(folder)):
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from experiments.records.files import RunError
+from experiments.records.files import RunError, in_bucket, make_folder, read, write
 
 try:
     import fcntl
@@ -27,8 +28,8 @@ class Lock:
     """A run's folder, held for as long as this process lives or until `release`.
 
     The system lets go of the lock with the process, however that ends, so that a file that is left behind holds nobody
-    up. Where a file system has no locks, the process that is named in the file counts as alive unless it ran on this
-    host and is gone, or belonged to the job that is running now, requeued.
+    up. In a bucket, and where else a file system has no locks, the process that is named in the file counts as alive
+    unless it ran on this host and is gone, or belonged to the job that is running now, requeued.
 
     Args:
       folder: of the run; made if it is not there.
@@ -38,7 +39,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._file: BinaryIO | None = _opened(folder / NAME)
         refuse_if_held(folder, self._file)
         self._file.seek(0)
@@ -52,6 +53,7 @@ class Lock:
             # A file that stays, empty, cannot be taken away from under one who waits for it.
             with contextlib.suppress(OSError):
                 self._file.truncate(0)
+                self._file.flush()
             self._file.close()
             self._file = None
 
@@ -88,7 +90,22 @@ def refuse_if_held(folder: Path, file: BinaryIO) -> None:
         )
 
 
+class _Object(io.BytesIO):
+    """A file in a bucket, which is read when it is opened and written whole when it is flushed."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._path = path
+        with contextlib.suppress(FileNotFoundError):
+            self.write(read(path))
+
+    def flush(self) -> None:
+        write(self._path, self.getvalue())
+
+
 def _opened(path: Path) -> BinaryIO:
+    if in_bucket(path):
+        return _Object(path)
     # Neither truncated, as another may hold it, nor given on to processes that this one starts.
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.records.files import RunError
+from experiments.records.files import RunError, results_in
 from ode_nets.remanifest import Manifestation
 
 Row = dict[str, Any]
@@ -39,7 +39,7 @@ def read_swap(folder: Path) -> Swapped:
     Raises:
       RunError: if it wrote nothing there.
     """
-    path = folder / "swap" / "swap.json"
+    path = results_in(folder, "swap") / "swap.json"
     if not path.exists():
         raise RunError(f"there is no {path}; python -m experiments.evaluate_solvers {folder} writes it")
     record = json.loads(path.read_text())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from experiments.records.buckets import is_lost
 from experiments.records.digests import differing, digests, sealed, unsealed
-from experiments.records.files import RunError, say
+from experiments.records.files import RunError, answering, is_folder, move, say
 from experiments.training.devices import is_first, wait_for_all
 
 PyTree = Any
@@ -145,8 +145,7 @@ class Checkpoints:
             while (aside := self.folder / "damaged" / f"{which}_{step}{f'_{n}' if n else ''}").exists():
                 n += 1
             if is_first():
-                aside.parent.mkdir(exist_ok=True)
-                os.rename(source, aside)
+                move(source, aside)
             say(f"the checkpoint {source} is damaged ({reason}): it is kept in {aside}")
         wait_for_all("damaged checkpoints are set aside")
         for manager in self._managers.values():
@@ -174,7 +173,8 @@ class Checkpoints:
 
 def steps_in(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, in order; without those that a kill left half-written."""
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    with answering(folder):
+        return sorted(ocp.utils.checkpoint_steps(folder)) if is_folder(folder) else []
 
 
 def open_notes(found: Any) -> tuple[dict[str, Any], dict[str, str] | None]:
@@ -242,6 +242,8 @@ def _reading() -> Iterator[None]:
     except Exception as error:
         if "RESOURCE_EXHAUSTED: Out of memory" in str(error):
             raise
+        if is_lost(error):
+            raise RunError(f"a checkpoint cannot be read, as its bucket fails: {first_line(error)}") from error
         raise DamagedError(f"{type(error).__name__}: {first_line(error)}") from error
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import flax.linen as nn
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from experiments.records import files
 from experiments.records.environment import environment
 from experiments.records.files import RunError, check_place, read_manifest, read_metrics, say, write_manifest
 from experiments.records.lock import Lock, check_free
@@ -33,17 +33,17 @@ class Run:
 
         manifest.json     config, environment, data, status, results, and where a network of one's own was found
         metrics.jsonl     a line an epoch
-        tensorboard/      the same as curves
+        tensorboard/      the same as curves; not in a bucket
         checkpoints/      latest/ and best/, by step; damaged/ what could not be read
         snapshots/        some weights at the end of each level of refinement
         lock.json         the process that writes here
 
     Args:
-      folder: where they lie.
+      folder: where they lie, as of `files.place`.
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder.absolute()
+        self.folder = files.absolute(folder)
         self.checkpoints = Checkpoints(self.folder)
         self._board: SummaryWriter | None = None
         self._lock: Lock | None = None
@@ -94,9 +94,9 @@ class Run:
         for name in ("manifest.json", "metrics.jsonl"):
             (folder / name).unlink(missing_ok=True)
         for name in FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
+            files.remove_tree(folder / name)
         for which in KEPT:
-            (folder / "checkpoints" / which).mkdir(parents=True)
+            files.make_folder(folder / "checkpoints" / which)
         started = {"status": "running", "config": config.to_json(), "environment": environment()}
         if (source := own.source_of(config)) is not None:
             started["source"] = source
@@ -119,8 +119,7 @@ class Run:
         """Append one line of metrics, in JSON and in TensorBoard."""
         if not is_first():
             return
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        files.append(self.folder / "metrics.jsonl", (json.dumps(record) + "\n").encode())
         self._draw([record])
 
     def forget_after(self, step: int, history: list[dict[str, Any]] | None = None) -> None:
@@ -139,17 +138,20 @@ class Run:
             if lost := sum(line not in lines for line in history):
                 say(f"{path}: {lost} of {len(history)} lines are lost or differ, and are written from the checkpoint")
             lines = history
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(partial, path)
+        files.write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        if files.in_bucket(path):
+            say(f"{self.folder} is in a bucket, which TensorBoard's curves are not written to: they are in {path.name}")
+            return
         board = self.folder / "tensorboard"
         if board.exists() and not board.is_dir():
             say(f"{board} is not a folder: it is replaced by one, with curves from metrics.jsonl")
             board.unlink()
-        shutil.rmtree(board, ignore_errors=True)
+        files.remove_tree(board)
         self._draw(lines)
 
     def _draw(self, records: list[dict[str, Any]]) -> None:
+        if files.in_bucket(self.folder):
+            return
         if self._board is None:
             self._board = SummaryWriter(str(self.folder / "tensorboard"))
         for record in records:
@@ -194,12 +196,11 @@ class Run:
         if not is_first():
             return
         path = self.folder / "snapshots" / f"level_{level}.npz"
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
+        files.make_folder(path.parent)
         arrays: dict[str, Any] = dict(pick_weights(params))
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(partial, path)
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        files.write(path, content.getvalue())
 
     def wait(self) -> None:
         """Wait until every checkpoint is on disk."""
@@ -270,19 +271,14 @@ def check_start(folder: Path, config: Any, *, resume: bool, overwrite: bool, loc
                 f"`--resume {folder}` alone, which takes those it was started with (beside it --epochs may be more), "
                 "or start another run with --run-dir"
             )
-        if not (folder / "checkpoints").is_dir():
+        if not files.is_folder(folder / "checkpoints"):
             raise RunError(_gone(folder))
     elif manifest is not None and not overwrite:
         how = "" if manifest["status"] == "finished" else "--resume goes on with it, "
         raise RunError(f"{folder} holds a run ({manifest['status']}): {how}{flags}")
-    elif not overwrite and (found := [name for name in FOLDERS if _holds_files(folder / name)]):
+    elif not overwrite and (found := [name for name in FOLDERS if files.holds_files(folder / name)]):
         raise RunError(f"{folder} holds {', '.join(found)} without a manifest.json: {flags}")
     return manifest or {}
-
-
-def _holds_files(folder: Path) -> bool:
-    # Empty folders are what a start that was killed leaves.
-    return any(path.is_file() for path in folder.rglob("*"))
 
 
 def stored_config(folder: Path, manifest: dict[str, Any], kind: Any = Config) -> Any:
@@ -297,7 +293,7 @@ def stored_config(folder: Path, manifest: dict[str, Any], kind: Any = Config) ->
         raise RunError(f"{folder}/manifest.json: {error}") from error
 
 
-def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, PyTree, dict[str, Any]]:
+def load_run(folder: str | Path, which: str = "latest") -> tuple[Config, nn.Module, PyTree, dict[str, Any]]:
     """The network that a run trained, with its weights, for evaluation.
 
     Args:
@@ -311,10 +307,10 @@ def load_run(folder: Path, which: str = "latest") -> tuple[Config, nn.Module, Py
     Raises:
       RunError: if there is no run or no such checkpoint, or it is damaged.
     """
-    folder = folder.expanduser()
-    record, checkpoints = read_manifest(folder), (folder / "checkpoints" / which).absolute()
+    folder = files.reached(folder)
+    record, checkpoints = read_manifest(folder), files.absolute(folder / "checkpoints" / which)
     if record is None:
-        within = next((place for place in folder.absolute().parents if (place / "manifest.json").is_file()), None)
+        within = next((place for place in files.above(folder) if (place / "manifest.json").is_file()), None)
         hint = f"give the run it lies in, experiments.load({str(within)!r})" if within else "train one first"
         raise RunError(f"there is no run in {folder}: it has no manifest.json; {hint}")
     steps = steps_in(checkpoints)

@@ -80,7 +80,7 @@ class Trained:
         return probabilities
 
 
-def load(folder: Path, checkpoint: str = "latest") -> Trained:
+def load(folder: str | Path, checkpoint: str = "latest") -> Trained:
     """As `experiments.load`."""
     config, net, variables, notes = load_run(folder, checkpoint)
     kept = notes["data"]

@@ -183,7 +183,7 @@ def test_a_manifest_that_is_a_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("place", "says"),
-    [("gs://bucket/run", "address of gs"), ("runs/lr=[0.1]", r"has \[ \] in its name"), ("file/run", "is a file")],
+    [("s3://bucket/run", "address of s3"), ("runs/lr=[0.1]", r"has \[ \] in its name"), ("file/run", "is a file")],
 )
 def test_places_that_will_not_do_are_refused_before_anything_is_written(place, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
