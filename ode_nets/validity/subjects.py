@@ -102,7 +102,12 @@ def _by_solver(apply: Callable[[Any, PyTree], jax.Array], inputs: PyTree) -> Cal
 
 @checked
 def of_model(
-    net: nn.Module, variables: PyTree, inputs: Batch, *, restat_on: Batch | None = None, **kwargs: Any
+    net: nn.Module,
+    variables: PyTree,
+    inputs: Batch,
+    *,
+    restat_on: Shaped[Array, "samples feature ..."] | None = None,
+    **kwargs: Any,
 ) -> Subject:
     """A Flax model of this library, or any that hands its `solver` to its `OdeBlock`s.
 
@@ -114,7 +119,7 @@ def of_model(
         gives an array `[batch, ...]`.
       variables: trained, as `net.init` shapes them.
       inputs: `[batch, ...]`, at least one sample.
-      restat_on: inputs of training to estimate those statistics on; default `inputs`.
+      restat_on: inputs of training to estimate those statistics on, `[samples, ...]`; default `inputs`.
       **kwargs: handed on to `net.apply`.
 
     Raises:

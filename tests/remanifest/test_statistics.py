@@ -41,6 +41,8 @@ def test_statistics_of_unmet_intervals_alone_are_estimated_and_a_verdict_says_so
     subject = validity.of_model(net, variables, images)
     assert "block1: 1, 3" in subject.statistics
     assert "6 samples" in subject.statistics
+    # On as many images as there are, however many are examined.
+    assert "4 samples" in validity.of_model(net, variables, images, restat_on=images[:4]).statistics
     judgement = validity.Judgement("tied", "flow not finite", remanifest.Manifestation("euler", 2))
     assert validity.Report(judgement, statistics=subject.statistics).sentence.endswith(subject.statistics)
 
