@@ -146,19 +146,17 @@ def measure(name: str, seed: int) -> tuple[Row, dict[str, np.ndarray]]:
 
 
 def summary(rows: dict[str, Row]) -> dict[str, Any]:
-    """Median, least and most of each setting over the seeds that trained, and how many did not."""
+    """Median, least and most of each setting over the seeds that trained, in percent, and how many did not."""
     found: dict[str, Any] = {}
     for name in ROWS:
         every = [row for row in rows.values() if row["row"] == name]
         runs = [row for row in every if "failed" not in row]
+        if every:
+            found[name] = {"n_seeds": len(runs), "n_failed": len(every) - len(runs)}
         if runs:
-            lost, accuracy = [row["lost"] for row in runs], [100 * row["accuracy"] for row in runs]
-            found[name] = {
-                "n_seeds": len(runs),
-                "n_failed": len(every) - len(runs),
-                "accuracy": [statistics.median(accuracy), min(accuracy), max(accuracy)],
-                "lost": [statistics.median(lost), min(lost), max(lost)],
-            }
+            accuracy, lost = [100 * row["accuracy"] for row in runs], [row["lost"] for row in runs]
+            found[name]["accuracy"] = [statistics.median(accuracy), min(accuracy), max(accuracy)]
+            found[name]["lost"] = [statistics.median(lost), min(lost), max(lost)]
     return found
 
 
@@ -205,9 +203,11 @@ def main() -> None:
     except (RunError, NonFiniteError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     table = Table("", "seeds", "failed", "accuracy, %", "points lost", title="how much a network is tied to its solver")
-    spread = lambda three: f"{three[0]:.2f} ({three[1]:.2f} to {three[2]:.2f})"
     for name, row in found.items():
-        table.add_row(name, str(row["n_seeds"]), str(row["n_failed"]), spread(row["accuracy"]), spread(row["lost"]))
+        spread = (
+            f"{row[k][0]:.2f} ({row[k][1]:.2f} to {row[k][2]:.2f})" if k in row else "-" for k in ("accuracy", "lost")
+        )
+        table.add_row(name, str(row["n_seeds"]), str(row["n_failed"]), *spread)
     show(table, console)
     print(f"written: {folder}/tied.json, {folder}/tied.png")
 
