@@ -3,10 +3,10 @@
     python -m experiments.tied
     python -m experiments.tied --rows rk4 euler --seeds 0 1 2
 
-All are the ContinuousNet of the config `digits`, with four coefficients and four steps a block at the end of training
-and eps = 4, without weight decay: `rk4` is refined while it trains; `euler` is its twin under Euler; `rk4_whole` has
-its four coefficients and steps from the first epoch on, as has `euler_whole`, which is a ResNet; and the first and the
-last come again with half of the eps and with weight decay. The weights are then evaluated under Euler, midpoint and RK4
+All have four coefficients and four steps a block at the end of training: `rk4` is the config `digits`, refined while it
+trains; `euler` is its twin under Euler; `rk4_whole` has its four coefficients and steps from the first epoch on, as has
+`euler_whole`, the config `digits_euler`, which is a ResNet; and the first and the last come again with half of the eps
+and with weight decay. The weights are then evaluated under Euler, midpoint and RK4
 at 4, 5, 6, 8 and 11 steps, on the 359 test images, and what is asked is how many points of accuracy the worst of these
 loses. Seeds draw initial weights, order and augmentation; all see the same images.
 
@@ -51,24 +51,24 @@ GRID = tuple(Manifestation(scheme, n) for scheme in ("euler", "midpoint", "rk4")
 """What the weights are evaluated under; a manifestation of four steps is that of training."""
 
 
-def _twin(scheme: str, refined: bool, epsilon: float = 4.0, weight_decay: float = 0.0) -> Config:
-    base: Any = configs.CONFIGS["digits"]
-    model = dataclasses.replace(base.model, scheme=scheme, epsilon=epsilon)
-    if not refined:
-        model = dataclasses.replace(model, n_basis=4, n_steps=4)
-    refine_epochs = base.refine_epochs if refined else ()
-    return dataclasses.replace(base, model=model, refine_epochs=refine_epochs, weight_decay=weight_decay)
+DIGITS, DIGITS_EULER = configs.CONFIGS["digits"], configs.CONFIGS["digits_euler"]
+
+
+def _with(config: Config, scheme: str | None = None, epsilon: float | None = None, **settings: Any) -> Config:
+    changes = {"scheme": scheme, "epsilon": epsilon}
+    model: Any = dataclasses.replace(config.model, **{name: v for name, v in changes.items() if v is not None})
+    return dataclasses.replace(config, model=model, **settings)
 
 
 ROWS: dict[str, Config] = {
-    "rk4": _twin("rk4", True),
-    "euler": _twin("euler", True),
-    "rk4_whole": _twin("rk4", False),
-    "euler_whole": _twin("euler", False),
-    "rk4_half_epsilon": _twin("rk4", True, epsilon=2.0),
-    "euler_whole_half_epsilon": _twin("euler", False, epsilon=2.0),
-    "rk4_weight_decay": _twin("rk4", True, weight_decay=5e-4),
-    "euler_whole_weight_decay": _twin("euler", False, weight_decay=5e-4),
+    "rk4": DIGITS,
+    "euler": _with(DIGITS, scheme="euler"),
+    "rk4_whole": _with(DIGITS_EULER, scheme="rk4"),
+    "euler_whole": DIGITS_EULER,
+    "rk4_half_epsilon": _with(DIGITS, epsilon=2.0),
+    "euler_whole_half_epsilon": _with(DIGITS_EULER, epsilon=2.0),
+    "rk4_weight_decay": _with(DIGITS, weight_decay=5e-4),
+    "euler_whole_weight_decay": _with(DIGITS_EULER, weight_decay=5e-4),
 }
 
 
@@ -183,7 +183,8 @@ def draw(rows: dict[str, Row]) -> Figure:
 
 def tied(options: Options, folder: Path, console: Console) -> dict[str, Any]:
     """All runs and their summary, written into a folder."""
-    head = {"experiment": "tied", "settings": {"grid": len(GRID)}, "environment": environment()}
+    settings = {"grid": [str(at) for at in GRID], "configs": {name: config.to_json() for name, config in ROWS.items()}}
+    head = {"experiment": "tied", "settings": settings, "environment": environment()}
     rows = Rows.open(folder / "tied.json", head, options.overwrite)
     for name in options.rows:
         for seed in options.seeds:

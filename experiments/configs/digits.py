@@ -13,7 +13,7 @@ minutes on two cores.
 from experiments.training.config import Config
 from experiments.training.models import ContinuousNetSettings
 
-MODEL = ContinuousNetSettings(widths=(16, 32), scheme="rk4", epsilon=2.0, gradient="direct")
+MODEL = ContinuousNetSettings(widths=(16, 32), scheme="rk4", epsilon=4.0, gradient="direct")
 CONFIG = Config(
     dataset="digits",
     crop_pad=1,
@@ -22,6 +22,7 @@ CONFIG = Config(
     batch_size=32,
     epochs=18,
     learning_rate=0.05,
+    weight_decay=0.0,
     decay_epochs=(12, 16),
     refine_epochs=(9, 13),
     validation_fraction=0.1,
