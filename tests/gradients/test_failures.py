@@ -9,6 +9,7 @@ import pytest
 
 from ode_nets.gradients import ACA, Backsolve, Checkpointed, Direct, solve
 from ode_nets.integrate import Adaptive, FixedStep, Result, pad
+from ode_nets.weights import BasisExpansion, PiecewiseConstant
 
 METHODS = {
     "direct": Direct(),
@@ -283,3 +284,19 @@ def test_the_last_step_may_be_the_last_allowed():
     assert (int(enough.result), int(short.result)) == (Result.SUCCESS, Result.MAX_STEPS)
     assert np.isfinite(enough.x)
     assert np.isnan(short.x)
+
+
+@pytest.mark.parametrize("solver", [FixedStep("midpoint", 3), Adaptive("bosh3")], ids=repr)
+@pytest.mark.parametrize("name", ["t0", "t1"])
+def test_a_time_that_is_no_number_gives_none_though_weights_are_read_unchecked(solver, name):
+    weights = BasisExpansion(PiecewiseConstant(4), jnp.arange(1.0, 5.0))
+
+    @jax.jit
+    def end(t):
+        times = {"t0": 0.0, "t1": 1.0} | {name: t}
+        solution = solve(lambda t, x, k: -k * x, jnp.ones(2), weights, solver=solver, **times)
+        return solution.x, solution.result
+
+    x, result = end(jnp.nan)
+    assert jnp.isnan(x).all()
+    assert result == Result.NON_FINITE

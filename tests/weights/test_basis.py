@@ -520,3 +520,12 @@ def test_sections_must_divide_what_the_basis_allows():
         BasisExpansion(PiecewiseConstant(6), jnp.ones(6)).sections(4)
     with pytest.raises(ValueError, match=r"n_sections=2: Legendre\(n_basis=6\) cannot be cut"):
         BasisExpansion(Legendre(6), jnp.ones(6)).sections(2)
+
+
+@pytest.mark.parametrize("basis", BASES, ids=repr)
+def test_what_is_called_constant_is_the_same_at_all_times_and_nothing_else_is(basis):
+    theta = BasisExpansion(basis, coefficients(basis.n_basis, dtype=np.float32))
+    seen = np.stack([theta.at(t)["w"] for t in TIMES])
+    assert theta.constant == bool((seen == seen[0]).all())
+    jax.tree.map(np.testing.assert_array_equal, theta.read(0.3, -1), theta.at(0.3, -1))
+    assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(theta.at(jnp.nan)))

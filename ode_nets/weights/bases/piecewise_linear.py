@@ -36,7 +36,7 @@ class PiecewiseLinear(Basis):
 
     @property
     def degree(self) -> int:
-        return 1
+        return min(1, self.n_basis - 1)
 
     def breaks(self) -> np.ndarray:
         pieces = max(self.n_basis - 1, 1)
