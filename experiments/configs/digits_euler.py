@@ -4,7 +4,8 @@
 
 All else is as in `digits`, whose eps = N_t makes this the paper's ResNet.
 
-98.6 % of the 359 test images (seed 0), as `digits`; `experiments.quickstart` runs both.
+99.2 % of the 359 test images (seed 0), and 88.6 to 95.3 % under RK4 with 4 to 11 steps; `experiments.quickstart` runs
+both.
 """
 
 import dataclasses
