@@ -129,9 +129,9 @@ ROWS = (
         "Euler refined {summary/euler/lost/0:.1f} ({summary/euler/lost/1:.1f} to {summary/euler/lost/2:.1f}, and "
         "{summary/euler/n_failed} seeds that left the finite numbers), by Euler with all steps from the start, a ResNet, {summary/euler_whole/lost/0:.1f} "
         "({summary/euler_whole/lost/1:.1f} to {summary/euler_whole/lost/2:.1f})",
-        "digits, N_t = 4; the worst of 14 other solvers at N_t of 4 to 11",
+        "digits, {rows/*/n_images|max} test images; the worst of other solvers with as many steps or more",
         "{summary/rk4/n_seeds} seeds, medians (and ranges)",
-        why="Half of it is the refinement: Euler's weights that had it are mostly hardly tied, though some are, and its "
+        why="Most of it is the refinement: Euler's weights that had it are mostly hardly tied, though some are, and its "
         "training is less sure",
     ),
     Row(
