@@ -193,6 +193,7 @@ def test_a_filled_up_batch_counts_each_series_once():
     assert int(n) == SMALL.n_samples * series.mask[:2].sum()
 
 
+@pytest.mark.slow
 def test_the_tool_fits_and_draws(tmp_path):
     np.savez(tmp_path / "data.npz", **arrays(20))
     sizes = {"latent": 2, "size": 2, "width": 4, "depth": 1, "units": 3, "epochs": 1, "batch-size": 4, "sigma": 0.1}

@@ -215,6 +215,7 @@ def test_kill_in_an_epoch_after_a_refinement_and_resume_is_bitwise_one_run(refer
     assert_same_run(reference[0], folder)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_says_how_to_go_on_and_resumes_bitwise(reference, tmp_path, monkeypatch, capfd):
     folder = tmp_path / "stopped"
     monkeypatch.setattr(sys, "argv", ["train", *command(CONFIG, folder)])

@@ -25,6 +25,7 @@ CONFIG = Config(
 LONGER = dataclasses.replace(CONFIG, epochs=3)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_for_longer_is_the_one_that_was_started_with_so_many_epochs(tmp_path):
     first = train(CONFIG, Options(quiet=True), tmp_path / "run")
     results = train(LONGER, Options(quiet=True, resume=True), tmp_path / "run")

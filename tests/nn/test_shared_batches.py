@@ -30,13 +30,11 @@ unit = ResidualUnit(2, order="conv-bn-relu", skip_init=False, bias=False)
 adaptive = Adaptive("heun_euler", 1e-2, 1e-2, max_steps=99)
 evolution = configuration_1(RDA(), 2)
 CASES = {
-    "quick": [
-        (adaptive, ACA(2), None),
+    "quick": [(adaptive, ACA(2), None)],
+    "all": [
         (FixedStep("heun", 2), Checkpointed(), evolution),
         (FixedStep("heun", 2), Backsolve(), None),
         (FixedStep(Coupled("heun"), 2), Reversible(), None),
-    ],
-    "all": [
         (adaptive, Direct(), None),
         (adaptive, Checkpointed("block"), None),
         (adaptive, Backsolve(), None),
