@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 
-from ode_nets.arguments import checked
+from ode_nets.arguments import Rule, checked
 from ode_nets.axes import axis_names, exchanged_axes
 from ode_nets.gradients.aca import ACA
 from ode_nets.gradients.convolutions import warn_of_convolutions
@@ -228,22 +228,31 @@ def check_axes(problem: Problem, solver: Any) -> None:
         )
 
 
+def _made(value: Any, *kinds: Any) -> bool:
+    """Whether a value is of one of some kinds, and not the class of it."""
+    return isinstance(value, kinds) and not isinstance(value, type)
+
+
+SolverKind = Annotated[
+    Any,
+    Rule(
+        "FixedStep('rk4', n_steps), Adaptive('dopri5', rtol, atol) or another solver of this library",
+        lambda value: _made(value, Solver, OwnLoop),
+    ),
+]
+GradientKind = Annotated[
+    Any,
+    Rule(
+        "Direct(), Checkpointed(), ACA(), Reversible(), Backsolve() or Naive(), or None for the solver's default",
+        lambda value: value is None or (_made(value, GradientMethod) and not _made(value, Solver, OwnLoop)),
+    ),
+]
+
+
 @checked
-def check_kinds(solver: Any, gradient: Any, dense: bool = False, throw: bool = False) -> None:
+def check_kinds(solver: SolverKind, gradient: GradientKind, dense: bool = False, throw: bool = False) -> None:
     """Refuse what is no solver and no gradient method.
 
     Raises:
       ValueError: for a solver or a gradient method that is none, or in the other's place.
     """
-    is_solver = isinstance(solver, Solver | OwnLoop) and not isinstance(solver, type)
-    if not is_solver:
-        raise ValueError(
-            f"solver={solver!r}: expected FixedStep('rk4', n_steps), Adaptive('dopri5', rtol, atol) or another "
-            "solver of this library"
-        )
-    wrong = isinstance(gradient, type) or not isinstance(gradient, GradientMethod)
-    if gradient is not None and (wrong or isinstance(gradient, Solver | OwnLoop)):
-        raise ValueError(
-            f"gradient={gradient!r}: expected Direct(), Checkpointed(), ACA(), Reversible(), Backsolve() or Naive(), "
-            "or None for the solver's default"
-        )
