@@ -147,8 +147,8 @@ def print_table(records: list[Record], console: Console) -> None:
             if (sure := record.get("uncertainty")) is not None:
                 cells[2] += f" ± {100 * sure['loss']:.1f}"
                 cells[4] += f" ± {sure['entropy_ratio']:.2g}"
-        critical = math.nan if test is None else test["critical_step"]
-        cells += [f"{critical:.3g}" if math.isfinite(critical) else "-"]
+        critical = None if test is None else finite(test["critical_step"])  # None in what a record holds
+        cells += ["-" if critical is None else f"{critical:.3g}"]
         cells += [", ".join(f"{c['count']}/{c['examined'] or '-'}" for c in record.get("crossings", ())) or "-"]
         table.add_row(Path(record["run"]).name, *cells, record["verdict"])
     show(table, console)
