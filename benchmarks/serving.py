@@ -39,7 +39,7 @@ from experiments.records.files import RunError, expand
 from experiments.records.tables import show
 from experiments.training import exported
 from experiments.training.fingerprint import data_of_run
-from experiments.training.manifestations import loaded, restated
+from experiments.training.manifestations import Restat, loaded, restat_of
 from ode_nets import remanifest
 from ode_nets.integrate import FixedStep
 
@@ -88,17 +88,21 @@ class Options:
         expand(self, "run_dir", "data_dir", "out")
 
 
-def variants(net: nn.Module, variables: PyTree, options: Options) -> dict[str, tuple[nn.Module, PyTree]]:
+def variants(
+    net: nn.Module, variables: PyTree, options: Options, restat: Restat | None
+) -> dict[str, tuple[nn.Module, PyTree]]:
     """Networks by what was done to them."""
     n_steps = options.n_steps or max(1, net.solver.n_steps // 2)
     n_basis = options.n_basis or max(1, net.basis.n_basis // 2)
     fewer_steps = net.clone(solver=FixedStep(net.solver.scheme, n_steps))
-    return {
+    changed = {
         "as trained": (net, variables),
         f"N_t = {n_steps}": (fewer_steps, variables),
         f"M = {n_basis}": remanifest.project(net, variables, type(net.basis)(n_basis)),
-        "int8": (net, remanifest.quantize(variables)),
     }
+    if restat is not None:
+        changed = {name: (other, restat.program(other)(other.solver, w)) for name, (other, w) in changed.items()}
+    return changed | {"int8": (net, remanifest.quantize(variables))}
 
 
 def first_calls(data: bytes, sizes: tuple[int, ...], image_shape: tuple[int, ...]) -> dict[str, dict[str, float]]:
@@ -142,7 +146,7 @@ def measure(options: Options) -> dict[str, Any]:
         exported.require_onnx()
     config, net, variables, notes = loaded(options.run_dir, options.checkpoint, "basis")
     dataset = data_of_run(config, notes["data"], data_dir=options.data_dir)
-    variables, _ = restated(net, variables, dataset)
+    restat = restat_of(net, variables, dataset)
     preprocess = partial(normalize, mean=dataset.mean, std=dataset.std)
     inputs: dict[str, Any] = {
         "image_shape": dataset.x_test.shape[1:], "preprocess": preprocess, "dtype": "uint8"
@@ -150,7 +154,7 @@ def measure(options: Options) -> dict[str, Any]:
     # A test set smaller than a batch is served again and again.
     batches = {n: np.resize(dataset.x_test, (n, *dataset.x_test.shape[1:])) for n in options.batch_sizes}
     found, calls = {}, {}
-    for name, (changed, weights) in variants(net, variables, options).items():
+    for name, (changed, weights) in variants(net, variables, options, restat).items():
         data = remanifest.export_inference(changed, weights, platforms=(jax.default_backend(),), **inputs)
         seconds = first_calls(data, options.batch_sizes, dataset.x_test.shape[1:])
         found[name], calls[name] = {"bytes": len(data), "first_call_seconds": seconds}, jitted(data)

@@ -55,7 +55,14 @@ from experiments.training import exported
 from experiments.training.architecture import BASES, BasisName, basis_name
 from experiments.training.config import Config
 from experiments.training.fingerprint import data_of_run
-from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches, restated
+from experiments.training.manifestations import (
+    Restat,
+    default_steps,
+    evaluate_grid,
+    loaded,
+    make_batches,
+    restat_of,
+)
 from experiments.training.run import Run
 from ode_nets import remanifest
 from ode_nets.integrate import FixedStep
@@ -206,13 +213,14 @@ def evaluate_candidates(
     variables: PyTree,
     dataset: data.Dataset,
     grids: dict[tuple[str, int], list[Manifestation]],
+    restat: Restat | None = None,
 ) -> list[Row]:
     """One row a candidate, on the validation images; one compiled program a (basis, M)."""
     batches, n_images = make_batches(dataset, "validation")
     rows = []
     for (name, m), grid in told(grids.items(), lambda pair: "{}, M = {}".format(*pair[0])):
         smaller, projected = remanifest.project(net, variables, BASES[name](m))
-        evaluated, _ = evaluate_grid(smaller, projected, grid, batches, n_images)
+        evaluated, _ = evaluate_grid(smaller, projected, grid, batches, n_images, restat=restat)
         size = {"basis": name, "n_basis": m, "n_parameters": remanifest.n_parameters(projected)}
         rows += [size | row for row in evaluated]
     return rows
@@ -319,8 +327,8 @@ def compress(options: Options, console: Console) -> Path:
         exported.require_onnx()
     check_target(options, notes["step"])
     dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
-    variables, statistics = restated(net, variables, dataset)
-    rows = evaluate_candidates(net, variables, dataset, candidates(net, options))
+    restat = restat_of(net, variables, dataset)
+    rows = evaluate_candidates(net, variables, dataset, candidates(net, options), restat)
     front, folder = front_of(rows), results_in(options.run_dir, "compressed")
     chosen = choose(rows, options)
     fronts.print_front(front, rows[0], chosen, console)
@@ -328,7 +336,8 @@ def compress(options: Options, console: Console) -> Path:
         folder / "front.json",
         {
             "run": str(options.run_dir), "checkpoint": options.checkpoint, "step": notes["step"],
-            "seed": config.seed, "split": "validation", "statistics": statistics, "n_images": len(dataset.x_validation),
+            "seed": config.seed, "split": "validation", "statistics": restat.sentence if restat else "",
+            "n_images": len(dataset.x_validation),
             "searched": searched(options), "trained": rows[0], "chosen": chosen, "front": front, "rows": rows,
             "environment": environment(),
         },
@@ -341,6 +350,8 @@ def compress(options: Options, console: Console) -> Path:
 
     small, projected = remanifest.project(net, variables, BASES[chosen["basis"]](chosen["n_basis"]))
     small = small.clone(solver=FixedStep(chosen["scheme"], chosen["n_steps"]))
+    if restat is not None:
+        projected = restat.program(small)(small.solver, projected)
     served = remanifest.quantize(projected) if options.int8 else projected
     whole = remanifest.dequantize(served)
     out = target(options, chosen)

@@ -32,7 +32,7 @@ from experiments.records.progress import working
 from experiments.records.swaps import Row, Swapped, outcome
 from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
-from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches, restated
+from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches, restat_of
 from ode_nets.remanifest import Manifestation
 from ode_nets.tableaus import SCHEMES
 
@@ -87,7 +87,7 @@ def swap_run(folder: Path, options: Options) -> Swapped:
     """The grid of one run, written into its folder as swap.csv and swap.json."""
     config, net, variables, notes = loaded(folder, options.checkpoint)
     dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
-    variables, statistics = restated(net, variables, dataset)
+    restat = restat_of(net, variables, dataset)
     batches, n_images = make_batches(dataset, options.split)
     trained = Manifestation.of(net.solver)
     steps = sorted({*(options.n_steps or default_steps(trained.counted))})
@@ -96,7 +96,9 @@ def swap_run(folder: Path, options: Options) -> Swapped:
     own_scheme = (Manifestation(trained.scheme, n) for n in sorted({*steps, trained.counted}))
     grid += [own for own in own_scheme if own not in grid]
     with working(f"{folder.name}: {len(grid)} manifestations in one program"):
-        rows, program = evaluate_grid(net, variables, grid, batches, n_images, options.lanes, options.memory_gib)
+        rows, program = evaluate_grid(
+            net, variables, grid, batches, n_images, options.lanes, options.memory_gib, restat
+        )
     record = {
         "run": str(folder),
         "checkpoint": options.checkpoint,
@@ -110,7 +112,7 @@ def swap_run(folder: Path, options: Options) -> Swapped:
             "basis": repr(getattr(net, "basis", None)),
             "epsilon": getattr(net, "epsilon", None),
         },
-        "statistics": statistics,
+        "statistics": "" if restat is None else restat.sentence,
         "program": program,
         "environment": environment(),
         "rows": rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,13 +22,15 @@ from experiments.training.parallel import by_block
 from experiments.training.run import load_run
 from experiments.training.steps import padded_batches
 from ode_nets import remanifest, validity
-from ode_nets.integrate import FixedStep
+from ode_nets.integrate import FixedStep, pad
 from ode_nets.remanifest import Manifestation
 from ode_nets.remanifest.exchangeable import Part
 
 PyTree = Any
 Batches = Callable[[], Iterator[tuple[jax.Array, jax.Array]]]
 MAX_BATCH_SIZE = 250
+N_STAGES = 4
+"""Stages that solvers are padded to, for a program that serves all; those with more compile one of their own."""
 RESTATED_ON = 512
 """Training images that missing statistics are estimated on."""
 
@@ -63,18 +66,42 @@ def loaded(folder: Path, which: str, *parts: Part) -> tuple[Config, nn.Module, P
     return config, net, variables, notes
 
 
-def restated(net: nn.Module, variables: PyTree, dataset: data.Dataset) -> tuple[PyTree, str]:
-    """Variables for solvers and bases that meet other intervals than training did, and in words what was estimated.
+@dataclasses.dataclass(frozen=True)
+class Restat:
+    """Batch statistics of manifestations that meet intervals which the trained one does not.
 
-    Batch statistics of intervals that no stage of the net's own solver meets are estimated on training images.
+    Attributes:
+      trained: the network with the solver and basis of training, whose statistics are kept.
+      images: of training, that all others' are estimated on.
+      sentence: what was estimated, in words.
     """
+
+    trained: nn.Module
+    images: jax.Array
+    sentence: str
+
+    def program(self, net: nn.Module) -> Callable[[FixedStep, PyTree], PyTree]:
+        """`complete(solver, variables) -> variables` for a network under any solver, compiled once."""
+
+        @jax.jit
+        def estimated(solver: FixedStep, variables: PyTree, images: jax.Array) -> PyTree:
+            return remanifest.restat(net.clone(solver=solver), variables, images)
+
+        def complete(solver: FixedStep, variables: PyTree) -> PyTree:
+            if net.clone(solver=solver) == self.trained:
+                return variables
+            return estimated(pad(solver, max(N_STAGES, solver.scheme.n_evaluations or 0)), variables, self.images)
+
+        return complete
+
+
+def restat_of(net: nn.Module, variables: PyTree, dataset: data.Dataset) -> Restat | None:
+    """What other solvers and bases need, if they may meet intervals that no stage of the net's own solver meets."""
     if not remanifest.has_intervals(net, variables):
-        return variables, ""
+        return None
     images = data.normalize(jnp.asarray(dataset.x_train[:RESTATED_ON]), dataset.mean, dataset.std)
-    if unmet := remanifest.unmet_intervals(net, variables, images):
-        found = remanifest.reestimated(net, variables, images, unmet)
-        return found, validity.say_statistics(unmet, len(images))
-    return variables, ""
+    unmet = remanifest.unmet_intervals(net, variables, images)
+    return Restat(net, images, validity.say_statistics(unmet, len(images))) if unmet else None
 
 
 def make_batches(dataset: data.Dataset, split: str, most: int | None = None) -> tuple[Batches, int]:
@@ -121,13 +148,15 @@ def evaluate_grid(
     n_images: int,
     lanes: int | None = None,
     memory_gib: float | None = None,
+    restat: Restat | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
     """One row a manifestation on a uniform grid, and what the program was.
 
     `lanes=None` takes one lane on a CPU, where lanes side by side cost more than one after another, and
-    elsewhere as many as the compiled program's temporary memory allows.
+    elsewhere as many as the compiled program's temporary memory allows. Where each manifestation has statistics
+    of its own, by `restat`, there is one lane.
     """
-    if lanes is None and jax.default_backend() == "cpu":
+    if restat is not None or (lanes is None and jax.default_backend() == "cpu"):
         lanes = 1
     solvers = [FixedStep(at.scheme, at.counted) for at in grid]
     start = time.perf_counter()
@@ -135,7 +164,12 @@ def evaluate_grid(
     bound = memory_bound(memory_gib)
     swap = remanifest.compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bound)
     compile_seconds = time.perf_counter() - start
-    scores, seconds = remanifest.run_swap(swap, variables, solvers, batches, time.perf_counter)
+    scores, seconds = [], []
+    complete = None if restat is None else restat.program(net)
+    for group in [solvers] if complete is None else [[solver] for solver in solvers]:
+        own = variables if complete is None else complete(group[0], variables)
+        found, taken = remanifest.run_swap(swap, own, group, batches, time.perf_counter)
+        scores, seconds = scores + found, seconds + taken
     blocks = n_blocks(net, variables, example[0])
     rows = [
         {

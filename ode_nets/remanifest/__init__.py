@@ -14,7 +14,7 @@ from ode_nets.remanifest.export import export_inference, export_onnx, padded
 from ode_nets.remanifest.manifestation import Manifestation
 from ode_nets.remanifest.quantize import Quantized, dequantize, quantize
 from ode_nets.remanifest.rebase import interpolate, map_coefficients, project, refine
-from ode_nets.remanifest.statistics import has_intervals, reestimated, restat, unmet_intervals
+from ode_nets.remanifest.statistics import has_intervals, restat, unmet_intervals
 from ode_nets.remanifest.swap import Swap, compile_swap, lanes_within, make_swap, run_swap, stack_solvers, swap_solvers
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "pareto_front",
     "project",
     "quantize",
-    "reestimated",
     "refine",
     "restat",
     "run_swap",

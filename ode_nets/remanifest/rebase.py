@@ -87,9 +87,9 @@ def refine(net: nn.Module, variables: Variables, factor: Count = 2) -> tuple[nn.
 def project(net: nn.Module, variables: Variables, basis: Basis) -> tuple[nn.Module, PyTree]:
     """The L2 projection of theta(t) onto another basis, without data (ContinuousNet sec. 4.4).
 
-    Batch statistics, which are kept by equal intervals, are averaged over as many new intervals; those that training
-    did not meet are to be estimated before, by `restat`. Second moments of an optimizer, as Adam's, are mapped to an
-    upper bound of what those of mapped gradients are, as a projection has entries of both signs.
+    Batch statistics, which are kept by equal intervals, are averaged over as many new intervals; where training did
+    not meet them all, they are to be estimated afterwards, by `restat`. Second moments of an optimizer, as Adam's, are
+    mapped to an upper bound of what those of mapped gradients are, as a projection has entries of both signs.
 
     Args:
       net, variables: as in `refine`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +12,7 @@ import numpy as np
 
 from ode_nets.arguments import Variables, checked
 from ode_nets.gradients import Direct
-from ode_nets.integrate import FixedStep, Solver
+from ode_nets.integrate import Solver
 from ode_nets.nn import weight_roles
 from ode_nets.nn.roles import COEFFICIENTS
 
@@ -51,7 +50,7 @@ def unmet_intervals(net: nn.Module, variables: Variables, images: jax.Array) -> 
     """
     _check(net)
     blank = _where_stacked(lambda leaf: jnp.full_like(leaf, _UNTOUCHED), variables[STATS])
-    after = _estimated(net, variables | {STATS: blank}, images)
+    after = jax.device_get(_estimated(net, variables | {STATS: blank}, images))
     found: dict[str, tuple[int, ...]] = {}
     for block, leaves in _by_block(after).items():
         untouched = np.all([(leaf == _UNTOUCHED).reshape(len(leaf), -1).all(1) for leaf in leaves], axis=0)
@@ -62,57 +61,34 @@ def unmet_intervals(net: nn.Module, variables: Variables, images: jax.Array) -> 
 
 @checked
 def restat(net: nn.Module, variables: Variables, images: jax.Array) -> PyTree:
-    """Variables with the batch statistics of unmet intervals re-estimated on images; all else as it is.
+    """Variables with the batch statistics that go with the solver and basis of a net, estimated on images.
 
-    Other solvers and other bases meet intervals that training did not, and take the statistics there for those of
-    training. They are estimated in one forward pass as in training, under the net's scheme with as many steps as it
-    takes to meet every interval: a multiple of its own number and of M.
+    Another solver or basis meets intervals that training did not meet, and takes what statistics are there for those
+    of training. They belong together, as the states that a block passes through do: of a net of which training met
+    every second interval, those of the others alone, estimated beside the trained ones, leave it as wrong as it was.
 
     Args:
-      net, variables: as of `unmet_intervals`.
+      net, variables: as of `unmet_intervals`, but for the solver and the basis, which are those that it is to run with.
+        The solver may be of `pad`, so that one program serves all.
       images: `[batch, ...]`, of training, as many as a batch at least; no labels are needed.
 
     Returns:
-      Variables like those given.
+      Variables like those given: statistics as one forward pass of training sees them, without a past. Intervals that
+      no stage of this solver meets keep theirs, as they are not read either.
 
     Raises:
       ValueError: as `unmet_intervals`.
 
-    Cost: two compilations and two forward passes, the second of which takes lcm(n_steps, M) steps a block.
+    Cost: a compilation, outside of `jax.jit`, and a forward pass.
 
     Example:
-      complete = restat(net, variables, x_train[:512])
-      small, coarse = project(net, complete, Legendre(2))
-      logits = net.clone(solver=FixedStep("rk4", 8)).apply(complete, images)
+      other = net.clone(solver=FixedStep("rk4", 8))
+      logits = other.apply(restat(other, variables, x_train[:512]), images)
+      small, coarse = project(net, variables, Legendre(2))
+      logits = small.apply(restat(small, coarse, x_train[:512]), images)
     """
-    unmet = unmet_intervals(net, variables, images)
-    return reestimated(net, variables, images, unmet) if unmet else variables
-
-
-@checked
-def reestimated(net: nn.Module, variables: PyTree, images: jax.Array, unmet: dict[str, tuple[int, ...]]) -> PyTree:
-    """`restat` of the intervals that `unmet_intervals` found."""
-    model: Any = net
-    leaves = _by_block(variables[STATS])
-    n_basis = math.lcm(*(len(of_block[0]) for of_block in leaves.values()))
-    own = model.solver
-    # Adaptive steps are replaced by at least eight equal ones.
-    at_least = n_basis * -(-8 // n_basis)
-    n_steps = at_least if own.estimates else math.lcm(own.length or int(own.count()), n_basis)
-    finer = _estimated(net.clone(solver=FixedStep(own.scheme, n_steps)), variables, images)
-
-    def merged(path: Any, role: str, old: Any, new: Any) -> Any:
-        wanted = unmet.get(_block_of(path), ())
-        return jnp.asarray(old).at[np.asarray(wanted)].set(new[np.asarray(wanted)]) if wanted else old
-
-    roles = weight_roles(variables[STATS])
-    stats = jax.tree_util.tree_map_with_path(
-        lambda path, role, old, new: merged(path, role, old, new) if role == "expansion" else old,
-        roles,
-        variables[STATS],
-        finer,
-    )
-    return variables | {STATS: stats}
+    _check(net)
+    return variables | {STATS: _estimated(net, variables, images)}
 
 
 @checked
@@ -142,7 +118,7 @@ def _estimated(net: nn.Module, variables: PyTree, images: jax.Array) -> PyTree:
     def run(variables: PyTree, images: jax.Array) -> PyTree:
         return model.apply(variables, images, train=True, mutable=[STATS])[1][STATS]
 
-    return jax.device_get(run(variables, images))
+    return run(variables, images)
 
 
 def _where_stacked(change: Any, stats: PyTree) -> PyTree:

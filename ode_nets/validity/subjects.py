@@ -27,7 +27,7 @@ from ode_nets.integrate import (
     make_problem,
     pad,
 )
-from ode_nets.remanifest import check_exchangeable, has_intervals, reestimated, unmet_intervals
+from ode_nets.remanifest import check_exchangeable, has_intervals, restat, unmet_intervals
 from ode_nets.validity.convergence import distance, rounding
 from ode_nets.validity.quality import TOLERANCES
 
@@ -111,8 +111,9 @@ def of_model(
 ) -> Subject:
     """A Flax model of this library, or any that hands its `solver` to its `OdeBlock`s.
 
-    Batch statistics of intervals that the stages of its own solver do not meet, and other solvers do, are estimated
-    anew (see `remanifest.restat`): what training left there would be taken for a fault of the model.
+    Where no stage of its own solver meets an interval, which other solvers do, it runs under each of those with batch
+    statistics that are estimated under it (see `remanifest.restat`): what training left there would be taken for a
+    fault of the model.
 
     Args:
       net: with attributes `solver`, a `FixedStep` or `Adaptive`, and `gradient`; `net.apply(variables, inputs)`
@@ -135,23 +136,35 @@ def of_model(
         )
     check_batch(inputs)
     solver, statistics = _counted(solver), ""
+    samples = inputs if restat_on is None else restat_on
     # Inside a program, as where a step is adapted while it trains, statistics are what they are.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, inputs)))
-    if not traced and not kwargs and has_intervals(net, variables):
-        samples = inputs if restat_on is None else restat_on
-        if unmet := unmet_intervals(net, variables, samples):
-            variables, statistics = reestimated(net, variables, samples, unmet), say_statistics(unmet, len(samples))
+    known = not traced and not kwargs and has_intervals(net, variables)
+    if known and (unmet := unmet_intervals(net, variables, samples)):
+        statistics = say_statistics(unmet, len(samples))
 
     def apply(solver: Any, inputs: PyTree) -> jax.Array:
         out: Any = net.clone(solver=solver, gradient=Direct()).apply(*inputs, **kwargs)
         return out
 
-    def problems(solver: FixedStep | Adaptive) -> list[Problem]:
+    def restated(solver: Any, arrays: PyTree) -> jax.Array:
+        variables, inputs, samples = arrays
+        return apply(solver, (restat(net.clone(solver=solver), variables, samples), inputs))
+
+    as_trained = _by_solver(apply, (variables, inputs))
+    under_others = _by_solver(restated, (variables, inputs, samples)) if statistics else as_trained
+
+    def run(other: FixedStep | Adaptive) -> jax.Array:
+        return (as_trained if other == solver else under_others)(other)
+
+    def problems(other: FixedStep | Adaptive) -> list[Problem]:
         found: list[Problem] = []
-        apply(_Probe(solver, found), (variables, inputs))
+        own = not statistics or other == solver
+        weights = variables if own else restat(net.clone(solver=other), variables, samples)
+        apply(_Probe(other, found), (weights, inputs))
         return found
 
-    return Subject(_by_solver(apply, (variables, inputs)), solver, problems, statistics=statistics)
+    return Subject(run, solver, problems, statistics=statistics)
 
 
 @checked
@@ -159,8 +172,8 @@ def say_statistics(unmet: Mapping[str, tuple[int, ...]], n_samples: int) -> str:
     """Which batch statistics were estimated anew, in words."""
     where = ", ".join(f"{name or 'the block'}: {', '.join(map(str, which))}" for name, which in unmet.items())
     return (
-        f"batch statistics of intervals that no stage of training meets ({where}; counted from 0) are estimated on "
-        f"{n_samples} samples"
+        f"no stage of training meets some intervals ({where}; counted from 0), so that under any other solver or basis "
+        f"batch statistics are estimated anew, on {n_samples} samples"
     )
 
 

@@ -23,7 +23,7 @@ from experiments.training.models import ContinuousNetSettings
 from experiments.training.run import load_run
 from experiments.training.snapshots import pick_weights
 from experiments.training.steps import dataset_of
-from ode_nets import remanifest
+from ode_nets import FixedStep, remanifest
 from ode_nets.weights import PiecewiseConstant
 from settings import changed
 
@@ -152,6 +152,23 @@ def test_a_manifestation_that_diverges_is_marked_and_does_not_score_as_class_0(o
     crosses = [line.get_xydata().tolist() for axes in (left, right) for line in axes.lines if line.get_marker() == "x"]
     assert crosses == [[[7, 100]]]
     assert quickstart.largest_loss(swapped, 4) == (100 * swapped.own["accuracy"], "euler, N_t = 7")
+
+
+def test_manifestations_that_meet_other_intervals_than_training_have_statistics_of_their_own(out):
+    config, net, variables, _ = load_run(out / "refined")
+    dataset = dataset_of(config)
+    assert manifestations.restat_of(net, variables, dataset) is None
+    net = net.clone(solver=FixedStep("euler", 1))
+    restat = manifestations.restat_of(net, variables, dataset)
+    assert "block1: 1" in restat.sentence
+    batches, n_images = manifestations.make_batches(dataset, "test")
+    grid = [remanifest.Manifestation(*which) for which in (("euler", 1), ("midpoint", 2))]
+    rows, _ = manifestations.evaluate_grid(net, variables, grid, batches, n_images, restat=restat)
+    for row, solver in zip(rows, (FixedStep("euler", 1), FixedStep("midpoint", 2)), strict=True):
+        other = net.clone(solver=solver)
+        own = variables if other == net else remanifest.restat(other, variables, restat.images)
+        scores = [manifestations.score(other.apply(own, images), labels) for images, labels in batches()]
+        assert row["loss"] == pytest.approx(float(sum(s["loss"] for s in scores)) / n_images, rel=1e-4)
 
 
 @pytest.mark.parametrize("bad", [{"schemes": ("rk5",)}, {"n_steps": (0,)}, {"lanes": 0}, {"memory_gib": -1.0}])

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from ode_nets import remanifest, validity
-from ode_nets.integrate import FixedStep, Recorded
+from ode_nets.integrate import Adaptive, FixedStep, Recorded, pad
 from ode_nets.stepping import get_scheme
 from ode_nets.weights import Chebyshev, Legendre, PiecewiseConstant, PiecewiseLinear
 from small_nets import IMAGES, model
@@ -19,40 +19,63 @@ def euler_on_four_intervals():
     return net.clone(solver=FixedStep("euler", 2)), variables
 
 
-def test_statistics_of_unmet_intervals_alone_are_estimated_and_a_verdict_says_so():
+def seen_in_training(net, variables, images):
+    """Batch statistics of a training step without a past."""
+    _, seen = net.clone(momentum=0.0).apply(variables, images, train=True, mutable=["batch_stats"])
+    return seen["batch_stats"]
+
+
+def equal(tree, other, rtol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), tree, other)
+
+
+def test_statistics_are_those_of_the_solver_of_the_net():
     net, variables = euler_on_four_intervals()
     images = jnp.asarray(IMAGES, "float32")
     assert remanifest.unmet_intervals(net, variables, images) == {"block1": (1, 3)}
-    found = remanifest.restat(net, variables, images)
-    assert jax.tree.structure(found) == jax.tree.structure(variables)
-    jax.tree.map(np.testing.assert_array_equal, found["params"], variables["params"])
-    old, new = (tree["batch_stats"]["block1"]["coefficients"] for tree in (variables, found))
+    assert remanifest.unmet_intervals(net.clone(solver=FixedStep("euler", 4)), variables, images) == {}
+    for solver in (FixedStep("euler", 2), FixedStep("rk4", 3)):
+        other = net.clone(solver=solver)
+        found = remanifest.restat(other, variables, images)
+        assert jax.tree.structure(found) == jax.tree.structure(variables)
+        jax.tree.map(np.testing.assert_array_equal, found["params"], variables["params"])
+        equal(found["batch_stats"], seen_in_training(other, variables, images))
+    old, new = (
+        tree["batch_stats"]["block1"]["coefficients"] for tree in (variables, remanifest.restat(net, variables, images))
+    )
     for before, after in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
-        np.testing.assert_array_equal(after[::2], before[::2])
-        assert (np.asarray(after[1::2]) != before[1::2]).all()
-    finer = net.clone(solver=FixedStep("euler", 4), momentum=0.0)
-    _, seen = finer.apply(variables, images, train=True, mutable=["batch_stats"])
-    expected = seen["batch_stats"]["block1"]["coefficients"]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1::2], b[1::2], rtol=1e-5), new, expected)
-    # Where every interval is met, nothing is to be done.
-    met = net.clone(solver=FixedStep("euler", 4))
-    assert remanifest.restat(met, variables, images) is variables
+        np.testing.assert_array_equal(after[1::2], before[1::2])
+        assert (np.asarray(after[::2]) != before[::2]).all()
+    # One program serves every number of steps.
+    estimated = jax.jit(lambda solver, v: remanifest.restat(net.clone(solver=solver), v, images))
+    for solver in (FixedStep("euler", 4), FixedStep("midpoint", 3)):
+        expected = remanifest.restat(net.clone(solver=solver), variables, images)
+        equal(estimated(pad(solver, 2), variables), expected)
+    assert estimated._cache_size() == 1
 
-    subject = validity.of_model(net, variables, images)
+
+def test_a_subject_runs_under_other_solvers_with_statistics_of_theirs_and_a_verdict_says_so():
+    net, variables = euler_on_four_intervals()
+    images = jnp.asarray(IMAGES, "float32")
+    subject = validity.of_model(net, variables, images, restat_on=images[:4])
+    equal(subject.run(net.solver), net.apply(variables, images))
+    for solver in (FixedStep("rk4", 3), Adaptive("dopri5", rtol=1e-3, atol=1e-3)):
+        other = net.clone(solver=solver)
+        equal(subject.run(solver), other.apply(remanifest.restat(other, variables, images[:4]), images), rtol=1e-3)
     assert "block1: 1, 3" in subject.statistics
-    assert "6 samples" in subject.statistics
-    # On as many images as there are, however many are examined.
-    assert "4 samples" in validity.of_model(net, variables, images, restat_on=images[:4]).statistics
+    assert "4 samples" in subject.statistics
+    assert "6 samples" in validity.of_model(net, variables, images).statistics
     judgement = validity.Judgement("tied", "flow not finite", remanifest.Manifestation("euler", 2))
     assert validity.Report(judgement, statistics=subject.statistics).sentence.endswith(subject.statistics)
+    # Where every interval is met, what training left is taken.
+    assert not validity.of_model(net.clone(solver=FixedStep("euler", 4)), variables, images).statistics
 
 
 def test_recorded_steps_meet_the_intervals_of_a_uniform_grid_that_is_the_same():
     net, variables = euler_on_four_intervals()
     recorded = net.clone(solver=Recorded.at(get_scheme("euler"), np.array([0.5, 1.0]), 2))
-    found, expected = (remanifest.restat(n, variables, IMAGES)["batch_stats"] for n in (recorded, net))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    equal(*(remanifest.restat(n, variables, IMAGES)["batch_stats"] for n in (recorded, net)))
+    assert remanifest.unmet_intervals(recorded, variables, IMAGES) == {"block1": (1, 3)}
 
 
 def test_a_net_without_momentum_or_a_known_solver_is_refused_by_name():
