@@ -65,6 +65,11 @@ def known(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
+def tracing() -> bool:
+    """Whether a program is being traced here: by `jax.jit`, or in a loop, not by `jax.grad` or `jax.vmap` alone."""
+    return not known(jnp.zeros(()))
+
+
 @dataclasses.dataclass(frozen=True)
 class Frame:
     """A tree without its arrays: hashable where all that stays is."""

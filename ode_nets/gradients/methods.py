@@ -18,7 +18,7 @@ from ode_nets.gradients.outputs import mark_derivatives
 from ode_nets.gradients.reverse_only import OF_THE_FIELD, of_the_method, refusals_of_jax
 from ode_nets.gradients.rules import as_chosen, standard
 from ode_nets.integrate import Field, Problem, Solution, Solver, make_problem
-from ode_nets.trees import split
+from ode_nets.trees import split, tracing
 
 PyTree = Any
 N_PROGRAMS = 256
@@ -169,6 +169,9 @@ def own_loop(solver: Any) -> Callable[..., Solution] | None:
 def run_compiled(problem: Problem, solver: Any, method: Any, dense: bool) -> Any:
     """What `method.run` gives, by one compiled program for all problems and solvers that differ in their arrays alone.
 
+    Inside a program that is being traced it becomes a part of that: a program of its own would be traced once more
+    wherever it is differentiated.
+
     Raises:
       ValueError: for forward mode through a method that has none, or through a field that has none.
     """
@@ -176,7 +179,7 @@ def run_compiled(problem: Problem, solver: Any, method: Any, dense: bool) -> Any
     known_ts = problem.known_ts if getattr(solver, "length", None) is not None else None
     parts, frame = split((dataclasses.replace(problem, field=None, known_ts=known_ts), solver))
     try:
-        return _program(frame, method, dense)(parts)
+        return (_part(frame, method, dense) if tracing() else _program(frame, method, dense))(parts)
     except (TypeError, NotImplementedError) as error:
         # Where tangents reach a backward pass before the refusal of forward mode does.
         if (type(error), str(error)) not in refusals_of_jax():
@@ -201,7 +204,10 @@ def _program(frame: Any, method: Any, dense: bool) -> Callable:
 
 @functools.lru_cache(N_PROGRAMS)
 def _compiled(frame: Any, method: Any, dense: bool) -> Callable:
-    @jax.jit
+    return jax.jit(_part(frame, method, dense))
+
+
+def _part(frame: Any, method: Any, dense: bool) -> Callable:
     @standard
     def run(parts: list[Any]) -> Solution:
         problem, solver = frame.fill(parts)

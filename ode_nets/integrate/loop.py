@@ -11,7 +11,7 @@ from ode_nets.integrate.problem import Place, Problem, evaluator
 from ode_nets.integrate.program import zeros_of
 from ode_nets.integrate.solution import Interpolation, Result, Solution, Steps, mark_failed
 from ode_nets.integrate.uniform import Clock
-from ode_nets.lanes import any_lane, room, select, this_lane, vary, write
+from ode_nets.lanes import any_lane, decided, room, select, this_lane, vary, write
 from ode_nets.stepping import Step
 from ode_nets.trees import Packing
 
@@ -156,7 +156,7 @@ def take(
     )
     clock, accepted = solver.judge(problem, state.clock, place, state.x, step)
     clock = held(clock) if hold else clock
-    counts = accepted & mine
+    counts = decided(accepted & mine, state.clock.step)
     after = State(
         clock=select(mine, clock, state.clock),
         x=select(counts, step.x, state.x),
