@@ -25,7 +25,7 @@ from ode_nets.trees import Packing
 
 PyTree = Any
 RECORDED = 256
-"""Steps whose times are written down, or as many as take the memory of one state. Where more are taken,
+"""Steps whose times are written down, or as many as take a sixteenth of the memory of a state. Where more are taken,
 states of later ones are recomputed by searching for their steps again, so that no memory grows with the bound on their
 number."""
 
@@ -111,7 +111,7 @@ def _size(problem: Problem, solver: Solver) -> int:
 
 
 def _recorded(problem: Problem, solver: Solver) -> int:
-    return min(max(RECORDED, _size(problem, solver) // problem.span.dtype.itemsize), solver.bound)
+    return min(max(RECORDED, _size(problem, solver) // (16 * problem.span.dtype.itemsize)), solver.bound)
 
 
 def _keeper(problem: Problem, solver: Solver, slots: int) -> Keeper:
