@@ -166,13 +166,12 @@ class DiffraxSolver:
         """diffrax's own solve and gradient."""
         if isinstance(adjoint, AdaptiveCheckpointAdjoint):
             problem = refuse_forward_mode(problem, "ACA(...)")
+        if isinstance(adjoint, diffrax.BacksolveAdjoint):
+            _check_precision(problem)
         ts = None if problem.ts is None else problem.time(problem.ts)
         saveat: dict[str, Any] = {"t1": True} if ts is None else {"ts": ts}
-        if any(leaf.dtype != problem.span.dtype for leaf in jax.tree.leaves(problem.x0)):
-            # Interpolants of diffrax have the precision of the times.
-            saveat["fn"] = lambda t, y, args: cast_like(y, jax.tree.leaves(problem.x0))
         solution = self._diffeqsolve(problem, adjoint, diffrax.SaveAt(**saveat))
-        leaves: Any = solution.ys
+        leaves: Any = cast_like(solution.ys, jax.tree.leaves(problem.x0))
         done = jnp.asarray(solution.result == diffrax.RESULTS.successful)
         if isinstance(self.solver, diffrax.AbstractImplicitSolver):
             # Systems of a solve that failed are not solved again.
@@ -211,14 +210,18 @@ class DiffraxSolver:
         """What diffrax makes of the problem. The state is the list of its leaves."""
         # BacksolveAdjoint stumbles over containers without any, too.
         leaves, structure = jax.tree.flatten((problem.weights, problem.consts))
-        start = jax.tree.leaves(problem.x0)
         implicit = isinstance(self.solver, diffrax.AbstractImplicitSolver)
+        # In the precision of the times, as interpolants of diffrax are, and systems of an implicit solver have to be.
+        start = [
+            leaf.astype(jnp.promote_types(leaf.dtype, problem.span.dtype)) for leaf in jax.tree.leaves(problem.x0)
+        ]
 
         def slope(t: Any, y: list[jax.Array], args: Any) -> list[jax.Array]:
             weights, consts = jax.tree.unflatten(structure, args or [])
             x = cast_like(jax.tree.unflatten(jax.tree.structure(problem.x0), y), problem.x0)
             t = jnp.asarray(t, problem.t0.dtype)
-            return jax.tree.leaves(problem.program(consts, t, x, theta_at(weights, t, problem.sign))[0])
+            dx = jax.tree.leaves(problem.program(consts, t, x, theta_at(weights, t, problem.sign))[0])
+            return cast_like(dx, start)
 
         field = (lambda t, y, args: calm(lambda t, y: slope(t, y, args))(t, y)) if implicit else slope
         return diffrax.diffeqsolve(
@@ -249,6 +252,19 @@ class DiffraxSolver:
         given = (getattr(self.stepsize_controller, name, None) for name in ("rtol", "atol"))
         rtol, atol = (float(value) if isinstance(value, (int, float)) else None for value in given)
         return tolerances(problem.x0, rtol, atol or None)
+
+
+def _check_precision(problem: Problem) -> None:
+    """Refuse what `diffrax.BacksolveAdjoint` fails for: it ravels state, weights and times into one array."""
+    named = {"x0": problem.x0, "the weights": (problem.weights, problem.consts)}
+    for name, tree in named.items():
+        for leaf in jax.tree.leaves(tree):
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and jnp.result_type(leaf) != problem.span.dtype:
+                raise ValueError(
+                    f"{name} of {jnp.result_type(leaf)} with times of {problem.span.dtype}: the backward solve of "
+                    f"diffrax has one precision; give arrays of {problem.span.dtype}, or use ACA(), Checkpointed() or "
+                    "Direct(), or Adaptive with Backsolve()"
+                )
 
 
 def _tolerances(gradient: Backsolve) -> dict[str, Any]:

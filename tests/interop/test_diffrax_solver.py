@@ -252,3 +252,18 @@ def test_an_adjoint_of_ones_own_overrides_the_method(x64):
     (_, again), expected = of_problem(ACA(4), DiffraxSolver(diffrax.Heun(), PID), has_aux=False)
     assert relative(grads, expected) < 1e-12
     assert s.nfe == again.nfe
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_an_implicit_solver_takes_a_state_of_less_precision_than_its_times(x64, dtype):
+    solver = DiffraxSolver(diffrax.Kvaerno3(), diffrax.PIDController(rtol=1e-2, atol=1e-2))
+
+    def total(k, gradient):
+        solution = solve(lambda t, x, k: -k * x, jnp.ones(2, dtype), k, solver=solver, gradient=gradient)
+        assert solution.x.dtype == dtype
+        return solution.x.sum().astype(float)
+
+    found = jax.grad(lambda k: total(k, ACA()))(jnp.asarray(1.0, dtype))
+    np.testing.assert_allclose(found, -2 * np.exp(-1), rtol=2e-2)
+    with pytest.raises(ValueError, match=f"x0 of {dtype} with times of float64"):
+        total(jnp.asarray(1.0, dtype), Backsolve())
