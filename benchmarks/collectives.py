@@ -74,7 +74,9 @@ def _loop(line: str) -> str:
     return f"{block.group(0)} {'backward' if 'transpose' in path.group(1) else 'forward'}"
 
 
-def lowered_step(config: Config, devices: Devices, level: int = 0, *, by_name: bool = True, model_axis: int = 1) -> Any:
+def lowered_step(
+    config: Config, devices: Devices, level: int = 0, *, by_name: bool = True, model_axis: int = 1
+) -> Any:
     """The training step of `experiments.train` on 50,000 images of 32x32, to be compiled for devices.
 
     Args:

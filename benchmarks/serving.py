@@ -101,7 +101,7 @@ def variants(
         f"M = {n_basis}": remanifest.project(net, variables, type(net.basis)(n_basis)),
     }
     if restat is not None:
-        changed = {name: (other, restat.program(other)(other.solver, w)) for name, (other, w) in changed.items()}
+        changed = {name: (other, restat(other, w)) for name, (other, w) in changed.items()}
     return changed | {"int8": (net, remanifest.quantize(variables))}
 
 

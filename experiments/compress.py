@@ -351,7 +351,7 @@ def compress(options: Options, console: Console) -> Path:
     small, projected = remanifest.project(net, variables, BASES[chosen["basis"]](chosen["n_basis"]))
     small = small.clone(solver=FixedStep(chosen["scheme"], chosen["n_steps"]))
     if restat is not None:
-        projected = restat.program(small)(small.solver, projected)
+        projected = restat(small, projected)
     served = remanifest.quantize(projected) if options.int8 else projected
     whole = remanifest.dequantize(served)
     out = target(options, chosen)

@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             status, _, content = self.answer(method.decode(), target.decode(), headers, b"")
             head = f"--batch_7\r\nContent-Type: application/http\r\nContent-ID: <response-{name.decode()}>\r\n\r\n"
             parts.append(f"{head}HTTP/1.1 {status} -\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
-        return 200, {"Content-Type": "multipart/mixed; boundary=batch_7"}, b"\r\n".join([*parts, b"--batch_7--"])
+        return 200, {"Content-Type": 'multipart/mixed; boundary=batch_7'}, b"\r\n".join([*parts, b"--batch_7--"])
 
     def upload(self, query: dict[str, str], headers: Any, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """An object that comes alone, behind its name, or in parts to an address that is told first."""

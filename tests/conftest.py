@@ -8,7 +8,8 @@ import jax
 import pytest
 
 QUICK = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false"
 )
 """Flags of XLA for programs that are run once: two thirds of the time to compile them, and slower ones."""
 

@@ -57,7 +57,9 @@ class NeuralODE(eqx.Module):
 # %%
 ts = jnp.linspace(0.0, 3.0, 10)
 angles = jnp.linspace(0.0, 2 * jnp.pi, 16, endpoint=False)[:, None] + 2 * ts
-data = jnp.exp(-ts / 3)[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+data = jnp.exp(-ts / 3)[:, None] * jnp.stack(
+    [jnp.cos(angles), jnp.sin(angles)], axis=-1
+)
 
 
 def loss_of(model, adjoint):
@@ -73,10 +75,18 @@ def loss_of(model, adjoint):
 # %%
 model = NeuralODE(jax.random.key(0))
 aca, default = AdaptiveCheckpointAdjoint(), diffrax.RecursiveCheckpointAdjoint()
-slopes = [eqx.filter_jit(eqx.filter_grad(loss_of))(model, adjoint) for adjoint in (aca, default)]
-first, second = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(slope)]) for slope in slopes)
+slopes = [
+    eqx.filter_jit(eqx.filter_grad(loss_of))(model, adjoint)
+    for adjoint in (aca, default)
+]
+first, second = (
+    jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(slope)])
+    for slope in slopes
+)
 difference = jnp.linalg.norm(first - second) / jnp.linalg.norm(second)
-print(f"{first.size:,} parameters, relative difference of the gradients {difference:.1e}")
+print(
+    f"{first.size:,} parameters, relative difference of the gradients {difference:.1e}"
+)
 assert difference < 1e-4
 
 # %% [markdown]
@@ -89,12 +99,16 @@ params, static = eqx.partition(model, eqx.is_inexact_array)
 
 def step(carry, _):
     params, state = carry
-    loss, slope = jax.value_and_grad(lambda params: loss_of(eqx.combine(params, static), aca))(params)
+    loss, slope = jax.value_and_grad(
+        lambda params: loss_of(eqx.combine(params, static), aca)
+    )(params)
     updates, state = optimizer.update(slope, state)
     return (optax.apply_updates(params, updates), state), loss
 
 
-train = jax.jit(lambda params: jax.lax.scan(step, (params, optimizer.init(params)), None, 200))
+train = jax.jit(
+    lambda params: jax.lax.scan(step, (params, optimizer.init(params)), None, 200)
+)
 (params, _), losses = train(params)
 model = eqx.combine(params, static)
 print(f"mean squared error {losses[0]:.3f} -> {losses[-1]:.1e}")

@@ -56,10 +56,14 @@ def fit(scheme, n_iterations=4000):
         return (optax.apply_updates(theta, updates), state), loss
 
     theta = network.init(jax.random.key(0))
-    (theta, _), losses = jax.jit(lambda theta: jax.lax.scan(body, (theta, optimizer.init(theta)), None, n_iterations))(
-        theta
+    (theta, _), losses = jax.jit(
+        lambda theta: jax.lax.scan(
+            body, (theta, optimizer.init(theta)), None, n_iterations
+        )
+    )(theta)
+    print(
+        f"{scheme:6} root of the mean squared error of one step: {jnp.sqrt(losses[-1]):.1e}"
     )
-    print(f"{scheme:6} root of the mean squared error of one step: {jnp.sqrt(losses[-1]):.1e}")
     return theta
 
 
@@ -85,10 +89,16 @@ assert [report.verdict for report in reports.values()] == ["tied", "ode"]
 # The rows of the report are what the verdict rests on:
 
 # %%
-fig, panels = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+fig, panels = plt.subplots(
+    1, 2, figsize=(8, 3.4), sharey=True, layout="constrained"
+)
 for axes, (trained, report) in zip(panels, reports.items(), strict=True):
     for scheme, line in (("euler", "o-"), ("midpoint", "s-"), ("rk4", "k.:")):
-        rows = sorted((row["h"], row["error"]) for row in report.rows if row["scheme"] == scheme)
+        rows = sorted(
+            (row["h"], row["error"])
+            for row in report.rows
+            if row["scheme"] == scheme
+        )
         axes.loglog(*zip(*rows, strict=True), line, ms=5, label=f"run with {scheme}")
     axes.axvline(DT, color="grey", lw=1, ls=":")
     axes.set(xlabel="step", title=f"trained through {trained}")

@@ -46,7 +46,9 @@ true, x0, ts = (
 )
 solver = on.Adaptive("tsit5", rtol=1e-5, atol=1e-5)
 solution = on.solve(field, x0, true, solver=solver, t1=15.0, ts=ts)
-data = solution.x * (1 + 0.05 * jax.random.normal(jax.random.key(0), solution.x.shape))
+data = solution.x * (
+    1 + 0.05 * jax.random.normal(jax.random.key(0), solution.x.shape)
+)
 print(solution)
 
 # %% [markdown]
@@ -58,12 +60,17 @@ print(solution)
 
 # %%
 def loss_of(rates, gradient=None):
-    states = on.solve(field, x0, rates, solver=solver, gradient=gradient, t1=15.0, ts=ts).x
+    states = on.solve(
+        field, x0, rates, solver=solver, gradient=gradient, t1=15.0, ts=ts
+    ).x
     return jnp.mean((states - data) ** 2)
 
 
 guess = jnp.array([1.0, 0.3, 0.12, 0.5])
-slopes = {method: jax.jit(jax.grad(partial(loss_of, gradient=method)))(guess) for method in (on.ACA(), on.Backsolve())}
+slopes = {
+    method: jax.jit(jax.grad(partial(loss_of, gradient=method)))(guess)
+    for method in (on.ACA(), on.Backsolve())
+}
 for method, slope in slopes.items():
     print(f"{method!r:16}", slope)
 aca, backsolve = slopes.values()
@@ -79,9 +86,11 @@ def fit(loss_of, theta, n_iterations, learning_rate):
         updates, state = optimizer.update(slope, state)
         return (optax.apply_updates(theta, updates), state), loss
 
-    (theta, _), losses = jax.jit(lambda theta: jax.lax.scan(step, (theta, optimizer.init(theta)), None, n_iterations))(
-        theta
-    )
+    (theta, _), losses = jax.jit(
+        lambda theta: jax.lax.scan(
+            step, (theta, optimizer.init(theta)), None, n_iterations
+        )
+    )(theta)
     return theta, losses
 
 
@@ -128,7 +137,9 @@ start = {
 }
 theta, hybrid_losses = fit(hybrid_loss, start, 3000, 1e-2)
 error = jnp.sqrt(hybrid_losses[-1])
-print(f"relative error to the next observation: {jnp.sqrt(hybrid_losses[0]):.2f} -> {error:.3f}; noise is 0.05")
+print(
+    f"relative error to the next observation: {jnp.sqrt(hybrid_losses[0]):.2f} -> {error:.3f}; noise is 0.05"
+)
 assert error < 0.1
 
 # %%
@@ -139,7 +150,9 @@ for i, name in enumerate(("prey", "predators")):
     fitted = on.solve(field, x0, rates, solver=solver, t1=15.0, ts=fine).x
     axes.plot(fine, fitted[:, i], f"C{i}-", label=f"{name}, law fitted")
     learned = on.solve(hybrid, x0, theta, solver=solver, t1=15.0, ts=fine).x
-    axes.plot(fine, learned[:, i], "k--", lw=1, label="with a network" if i else None)
+    axes.plot(
+        fine, learned[:, i], "k--", lw=1, label="with a network" if i else None
+    )
 axes.set(xlabel="time", ylabel="individuals")
 fig.legend(frameon=False, ncols=3, loc="outside upper center", fontsize=9)
 axes.spines[["top", "right"]].set_visible(False)

@@ -46,7 +46,9 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, pixels):
         state = nn.Dense(16)(pixels)
-        state = on.OdeBlock(on.MLP(16, (32,)), self.basis, self.solver, self.gradient)(state)
+        state = on.OdeBlock(
+            on.MLP(16, (32,)), self.basis, self.solver, self.gradient
+        )(state)
         return nn.Dense(10)(state)
 
 
@@ -67,18 +69,24 @@ def train(params, key):
     def step(carry, key):
         params, state = carry
         batch = jax.random.randint(key, (64,), 0, len(x_train))
-        loss, slope = jax.value_and_grad(loss_of)(params, x_train[batch], y_train[batch])
+        loss, slope = jax.value_and_grad(loss_of)(
+            params, x_train[batch], y_train[batch]
+        )
         updates, state = optimizer.update(slope, state)
         return (optax.apply_updates(params, updates), state), loss
 
-    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, 1500))
+    (params, _), losses = jax.lax.scan(
+        step, (params, optimizer.init(params)), jax.random.split(key, 1500)
+    )
     return params, losses
 
 
 params, losses = train(variables["params"], jax.random.key(1))
 variables = {**variables, "params": params}
 accuracy = (net.apply(variables, x_test).argmax(-1) == y_test).mean()
-print(f"loss {losses[0]:.2f} -> {losses[-100:].mean():.4f}, test accuracy {accuracy:.3f} under {net.solver}")
+print(
+    f"loss {losses[0]:.2f} -> {losses[-100:].mean():.4f}, test accuracy {accuracy:.3f} under {net.solver}"
+)
 assert accuracy > 0.9
 
 # %% [markdown]
@@ -88,7 +96,9 @@ assert accuracy > 0.9
 
 # %%
 halved = net.clone(solver=on.FixedStep("midpoint", 1))
-print(f"{(halved.apply(variables, x_test).argmax(-1) == y_test).mean():.3f} under {halved.solver}")
+print(
+    f"{(halved.apply(variables, x_test).argmax(-1) == y_test).mean():.3f} under {halved.solver}"
+)
 
 # %% [markdown]
 # A whole grid is one compiled program, to which schemes and step counts are arrays:
@@ -102,7 +112,9 @@ def wrong(logits, labels):
     return jnp.sum(logits.argmax(-1) != labels)
 
 
-scores, _ = on.swap_solvers(net, variables, solvers, lambda: [(x_test, y_test)], wrong)
+scores, _ = on.swap_solvers(
+    net, variables, solvers, lambda: [(x_test, y_test)], wrong
+)
 errors = 100 * np.reshape(scores, (len(schemes), len(counts))) / len(x_test)
 
 print("N_t      " + "".join(f"{n:>7}" for n in counts))
@@ -116,7 +128,9 @@ fig, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for scheme, row, mark in zip(schemes, errors, "os^", strict=True):
     axes.plot(counts, row, marker=mark, label=scheme)
 axes.axvline(2, color="grey", lw=1, ls=":", label="trained: rk4, $N_t$ = 2")
-axes.set(xlabel="steps, $N_t$", ylabel="test error [%]", xticks=counts, ylim=(0, None))
+axes.set(
+    xlabel="steps, $N_t$", ylabel="test error [%]", xticks=counts, ylim=(0, None)
+)
 axes.legend(frameon=False)
 axes.spines[["top", "right"]].set_visible(False)
 plt.show()
@@ -136,13 +150,19 @@ smaller, coarse = on.project(net, variables, on.PiecewiseConstant(1))
 def report(name, net, variables):
     size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     score = (net.apply(variables, x_test).argmax(-1) == y_test).mean()
-    print(f"{name:10} M = {net.basis.n_basis}, {net.solver}: {size:6,} weights, test accuracy {score:.3f}")
+    print(
+        f"{name:10} M = {net.basis.n_basis}, {net.solver}: {size:6,} weights, test accuracy {score:.3f}"
+    )
     return score
 
 
 report("trained", net, variables)
 report("refined", deeper, finer)
 report("projected", smaller, coarse)
-same = deeper.clone(solver=net.solver).apply(finer, x_test) - net.apply(variables, x_test)
-print(f"largest change of a logit by refinement, under the solver of training: {jnp.abs(same).max():.1e}")
+same = deeper.clone(solver=net.solver).apply(finer, x_test) - net.apply(
+    variables, x_test
+)
+print(
+    f"largest change of a logit by refinement, under the solver of training: {jnp.abs(same).max():.1e}"
+)
 assert jnp.abs(same).max() < 1e-3

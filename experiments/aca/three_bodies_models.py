@@ -131,9 +131,9 @@ def mechanics(name: Literal["node", "ode"], gradient: GradientName, fading: floa
         return positions(theta, data.start, data.test_ts, 2.0)
 
     def passes(theta: PyTree, data: Data) -> dict[str, int]:
-        end = lambda field, state, theta: solve(
-            field, state, theta, solver=solver, gradient=GRADIENTS[gradient], ts=data.ts
-        ).x[0]
+        end = lambda field, state, theta: (
+            solve(field, state, theta, solver=solver, gradient=GRADIENTS[gradient], ts=data.ts).x[0]
+        )
         loss = lambda r: jnp.mean(fading**data.ts * squares(r, data.r))
         return count_passes(end, field, (data.start.r, data.start.v), theta, loss)
 

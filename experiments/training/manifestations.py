@@ -29,8 +29,6 @@ from ode_nets.remanifest.exchangeable import Part
 PyTree = Any
 Batches = Callable[[], Iterator[tuple[jax.Array, jax.Array]]]
 MAX_BATCH_SIZE = 250
-N_STAGES = 4
-"""Stages that solvers are padded to, for a program that serves all; those with more compile one of their own."""
 RESTATED_ON = 512
 """Training images that missing statistics are estimated on."""
 
@@ -80,8 +78,12 @@ class Restat:
     images: jax.Array
     sentence: str
 
-    def program(self, net: nn.Module) -> Callable[[FixedStep, PyTree], PyTree]:
-        """`complete(solver, variables) -> variables` for a network under any solver, compiled once."""
+    def __call__(self, net: nn.Module, variables: PyTree) -> PyTree:
+        """Variables for a network under the solver and basis that it has."""
+        return variables if net == self.trained else remanifest.restat(net, variables, self.images)
+
+    def program(self, net: nn.Module, n_stages: int) -> Callable[[FixedStep, PyTree], PyTree]:
+        """The same of a network under any solver of at most `n_stages` stages, compiled once."""
 
         @jax.jit
         def estimated(solver: FixedStep, variables: PyTree, images: jax.Array) -> PyTree:
@@ -90,7 +92,7 @@ class Restat:
         def complete(solver: FixedStep, variables: PyTree) -> PyTree:
             if net.clone(solver=solver) == self.trained:
                 return variables
-            return estimated(pad(solver, max(N_STAGES, solver.scheme.n_evaluations or 0)), variables, self.images)
+            return estimated(pad(solver, n_stages), variables, self.images)
 
         return complete
 
@@ -165,7 +167,7 @@ def evaluate_grid(
     swap = remanifest.compile_swap(net, variables, example, score, solvers, lanes=lanes, bytes_available=bound)
     compile_seconds = time.perf_counter() - start
     scores, seconds = [], []
-    complete = None if restat is None else restat.program(net)
+    complete = None if restat is None else restat.program(net, swap.n_stages)
     for group in [solvers] if complete is None else [[solver] for solver in solvers]:
         own = variables if complete is None else complete(group[0], variables)
         found, taken = remanifest.run_swap(swap, own, group, batches, time.perf_counter)

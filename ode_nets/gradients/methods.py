@@ -180,8 +180,8 @@ def run_compiled(problem: Problem, solver: Any, method: Any, dense: bool) -> Any
     parts, frame = split((dataclasses.replace(problem, field=None, known_ts=known_ts), solver))
     try:
         return (_part(frame, method, dense) if tracing() else _program(frame, method, dense))(parts)
-    except (TypeError, NotImplementedError) as error:
-        # Where tangents reach a backward pass before the refusal of forward mode does.
+    except Exception as error:
+        # Where tangents reach a backward pass before the refusal of forward mode does; all else goes on as it came.
         if (type(error), str(error)) not in refusals_of_jax():
             raise
         both = getattr(method, "forward_mode", False)
@@ -250,7 +250,7 @@ GradientKind = Annotated[
     Any,
     Rule(
         "Direct(), Checkpointed(), ACA(), Reversible(), Backsolve() or Naive(), or None for the solver's default",
-        lambda value: value is None or (_made(value, GradientMethod) and not _made(value, Solver, OwnLoop)),
+        lambda value: value is None or _made(value, GradientMethod),
     ),
 ]
 

@@ -96,7 +96,7 @@ def export_onnx(
     function = flattened(lambda images: net.apply(dequantize(variables), preprocess(images)), images)
     try:
         model = to_onnx(function, [images], model_name="model", input_names=["images"], output_names=["logits"])
-    except NotImplementedError as error:
+    except RuntimeError as error:  # by which it says what it cannot do
         raise ValueError(f"jax2onnx cannot write this network, export_inference can: {error}") from error
     return bytes(model.SerializeToString())
 

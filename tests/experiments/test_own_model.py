@@ -19,7 +19,7 @@ from experiments.images import data
 from experiments.records.files import read_manifest, read_metrics
 
 ROOT = Path(__file__).parents[2]
-MODULE = """
+MODULE = '''
 from typing import Any
 
 import flax.linen as nn
@@ -50,7 +50,7 @@ class Net(nn.Module):
 
 def make(n_classes, width):
     return Net(n_classes, width)
-"""
+'''
 TRAIN = [
     *("train", "digits", "--model", "my_package.my_module:make", "--model.args", "width=8", "--refine-epochs", "2"),
     *("--limit", "320", "--batch-size", "32", "--epochs", "4", "--crop-pad", "0", "--no-flip"),
