@@ -36,8 +36,8 @@ class GradientMethod(Protocol):
     this one, or not with `dense=True`, and what does. It is asked before anything runs.
 
     Example:
-        >>> isinstance(ACA(), GradientMethod), isinstance(FixedStep("rk4", 4), GradientMethod)
-        (True, False)
+        >>> [isinstance(value, GradientMethod) for value in (ACA(), FixedStep("rk4", 4))]
+        [True, False]
     """
 
     def run(self, problem: Problem, solver: Solver, dense: bool = False) -> Solution:
