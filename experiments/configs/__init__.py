@@ -22,6 +22,7 @@ from experiments.configs import (
     node18,
     node18_small,
     resnet18_small,
+    two_cores,
 )
 from experiments.configs.keys import print_help
 from experiments.records.command import flags_of, folded, refuse_values_of_flags
@@ -39,6 +40,7 @@ MODULES: dict[str, Any] = {
     **continuous_net.FAMILY,
     **node18.FAMILY,
     **anodev2.FAMILY,
+    **two_cores.FAMILY,
 }
 CONFIGS: dict[str, Config] = {name: module.CONFIG for name, module in MODULES.items()}
 
