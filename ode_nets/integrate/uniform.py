@@ -105,6 +105,10 @@ class FixedStep(KnownSteps):
         """Most steps."""
         return self.length or self.max_steps
 
+    def refined(self, factor: Count) -> FixedStep:
+        """`factor` steps in the place of each."""
+        return FixedStep(self.scheme, self.n_steps * factor, self.max_steps)
+
     def lands(self, problem: Problem) -> bool:
         """Whether asked times are met by ends of steps, so that nothing is interpolated.
 

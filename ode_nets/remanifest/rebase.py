@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from ode_nets.arguments import Count, Variables, checked, shown
-from ode_nets.integrate import FixedStep
 from ode_nets.nn import weight_roles
 from ode_nets.nn.roles import COEFFICIENTS
 from ode_nets.remanifest.exchangeable import check_exchangeable
@@ -77,10 +76,10 @@ def refine(net: nn.Module, variables: Variables, factor: Count = 2) -> tuple[nn.
     """
     check_exchangeable(net, "basis", "solver")
     old = _basis_of(net)
-    if not isinstance(net.solver, FixedStep):
+    if not hasattr(net.solver, "refined"):
         raise ValueError(f"net.solver={net.solver!r}: only a FixedStep has a number of steps to multiply")
-    solver = FixedStep(net.solver.scheme, net.solver.n_steps * factor)
-    return _rebased(net.clone(solver=solver), variables, old.refined(factor), refinement_matrix(old, factor))
+    deeper = net.clone(solver=net.solver.refined(factor))
+    return _rebased(deeper, variables, old.refined(factor), refinement_matrix(old, factor))
 
 
 @checked
