@@ -3,11 +3,10 @@
     python -m experiments.train cifar10_two_cores         RK4 refined to M = N_t = 4, and its twins under Euler
     python -m experiments.train node18_two_cores          a narrow NODE18 by ACA, and by the other methods
 
-All train on 49,000 images and choose by the other 1,000, as compression does, by schedules that are the papers' in so
-few epochs. The
-networks of ContinuousNet have the paper's widths; `cifar10_two_cores_euler` differs from the one under RK4 in its
-scheme alone, and `cifar10_two_cores_euler16` is a ResNet of 16 units a block. NODE18 has an eighth of its width, and
-one solver for all three gradient methods, so that they differ in the gradient alone.
+All train on 49,000 images and keep 1,000 to choose by, as compression does, with schedules that are the papers' in so
+few epochs. The networks of ContinuousNet have the paper's widths; `cifar10_two_cores_euler` differs from the one under
+RK4 in its scheme alone, and `cifar10_two_cores_euler16` is a ResNet of 16 units a block. NODE18 has an eighth of its
+width, and one solver for all three gradient methods, so that they differ in the gradient alone.
 """
 
 from __future__ import annotations
