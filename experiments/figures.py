@@ -69,31 +69,37 @@ def method_of(folder: Path) -> str:
     return getattr(model, "scheme", None) or models.name_of(model)
 
 
-def read_snapshots(folder: Path, block: str = "") -> tuple[str, list[tuple[Basis, np.ndarray]]]:
-    """Some weights of a block at the end of each level.
-
-    Args:
-      folder: of the run.
-      block: its name; "" for the last.
-
-    Returns:
-      The block's name; and of each level the basis and the coefficients, `[M, n_weights]`.
+def snapshots(folder: Path) -> dict[str, list[tuple[Basis, np.ndarray]]]:
+    """Some weights of each block at the end of each level: basis and coefficients `[M, n_weights]`.
 
     Raises:
-      RunError: if the run kept none, or has no such block.
+      RunError: if the run kept none.
       ValueError: for a network without a basis.
     """
     paths = sorted((folder / "snapshots").glob("level_*.npz"), key=lambda path: int(path.stem[6:]))
     if not paths:
         raise RunError(f"{folder} holds no snapshots: train it to its end, or to its first refinement")
     levels = [dict(np.load(io.BytesIO(read(path)))) for path in paths]
-    if not levels[0] or (block and block not in levels[0]):
-        raise RunError(f"block={block!r}: the blocks of {folder} are {', '.join(levels[0]) or 'none'}")
     # What depends on the number of classes is not looked at.
     net: Any = models.build(config_of(folder), 10)
-    check_exchangeable(net, "basis")
-    block, basis = block or sorted(levels[0])[-1], type(net.basis)
-    return block, [(basis(len(level[block])), level[block]) for level in levels]
+    if levels[0]:
+        check_exchangeable(net, "basis")
+    return {
+        name: [(type(net.basis)(len(level[name])), level[name]) for level in levels] for name in sorted(levels[0])
+    }
+
+
+def read_snapshots(folder: Path, block: str = "") -> tuple[str, list[tuple[Basis, np.ndarray]]]:
+    """The name of a block, by default the last, and its `snapshots`.
+
+    Raises:
+      RunError: as `snapshots`, or if there is no such block.
+    """
+    found = snapshots(folder)
+    if not found or (block and block not in found):
+        raise RunError(f"block={block!r}: the blocks of {folder} are {', '.join(found) or 'none'}")
+    block = block or list(found)[-1]
+    return block, found[block]
 
 
 def draw_weights(folders: Sequence[Path], block: str = "") -> Figure:

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from experiments import compress, evaluate_solvers, figures, quickstart
+from experiments.continuous_net import cifar10
 from experiments.records import pictures
 from experiments.records.files import RunError, read_manifest
 from experiments.records.swaps import read_swap
@@ -282,3 +283,38 @@ def test_blocks_without_kernels_among_their_coefficients_have_no_weights_to_keep
     assert list(picked) == ["block1"]
     assert picked["block1"].shape == (2, 18)
     np.testing.assert_array_equal(np.sort(picked["block1"][1]), np.arange(18.0, 36.0))
+
+
+@pytest.mark.slow
+def test_one_command_gathers_swaps_roughness_compression_and_verdicts_and_computes_them_once(
+    out, tmp_path, monkeypatch, capsys
+):
+    runs = [out / "refined", out / "twin"]
+    args = ["cifar10", "--runs", *map(str, runs), "--images", "16", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", args)
+    cifar10.main()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "cifar10.json", "training.png", "weights.png", "swap.png", "front.png"
+    }  # fmt: skip
+    found = json.loads((tmp_path / "cifar10.json").read_text())["runs"]
+    for folder, record in zip(runs, found, strict=True):
+        manifest = read_manifest(folder)
+        own = next(
+            row for row in record["swap"]["rows"]
+            if {key: row[key] for key in ("scheme", "n_steps")} == {
+                key: record["swap"]["trained"][key] for key in ("scheme", "n_steps")
+            }
+        )  # fmt: skip
+        assert own["accuracy"] == pytest.approx(manifest["results"]["test_accuracy"])
+        for block, levels in figures.snapshots(folder).items():
+            first, second = levels[-1][1]
+            rough = np.sqrt(np.mean((second - first) ** 2)) / np.std([first, second])
+            assert record["roughness"][block] == pytest.approx(rough)
+        assert record["verdict"]["n_images"] == 16
+    monkeypatch.setattr(evaluate_solvers, "swap_run", None)
+    monkeypatch.setattr(compress, "evaluate_candidates", None)
+    cifar10.main()
+    assert json.loads((tmp_path / "cifar10.json").read_text())["runs"] == found
+    monkeypatch.setattr(sys, "argv", [*args[:2], str(tmp_path / "none"), *args[4:]])
+    with pytest.raises(SystemExit, match="not finished"):
+        cifar10.main()
