@@ -7,12 +7,13 @@
 Sizes, tolerances, loss, optimizer and data are the paper's (experiments/series/config.py and experiments/aca/hopper.py
 name them); 300 epochs of 8,000 trajectories are too. The best epoch is chosen on a tenth of the training trajectories,
 which the paper does not say of its own. Every cell is a run of experiments/series in a folder of its own, and is
-finished, interrupted and resumed alone. --net latent_ode rnn gru trains the baselines of Table 4 too, which the paper
-quotes. What two cores allow is a reduction, the same for every cell: the last of these commands with
---width 100 --limit 1000 --epochs 40 took two and a half hours beside other work, 6 to 22 minutes a cell. All twelve end
-between 2.1 and 2.3 hundredths and still fall; methods differ by 1.3 %. Whether the paper's .3 comes of its 300 epochs
-has not been tried: those are 144 steps each, so that a cell takes 4 hours by ACA and 33 by Backsolve at the seconds of
-a step in benchmarks/results/latent_ode_cpu.json.
+finished, interrupted and resumed alone. --net latent_ode rnn gru trains the baselines of Table 4 as well, which the
+paper quotes. What two cores allow is a reduction, the same for every cell: the last of these commands, with them and
+--width 100 --limit 1000 --epochs 40, took two and a half hours beside other work, 6 to 22 minutes a latent ODE and one
+a baseline. All latent ODEs end between 2.1 and 2.3 hundredths, which the best constant for each trajectory has too
+(2.12), and still fall; methods differ by 1.3 %. The baselines reach 1.7 to .5. Whether the paper's .3 comes of its 300
+epochs has not been tried: those are 144 steps each, so that a cell takes 4 hours by ACA and 33 by Backsolve at the
+seconds of a step in benchmarks/results/latent_ode_cpu.json.
 
 Writes latent_ode.json, latent_ode.png (test MSE is read once; the curves are of the validation part) and series.png
 into --out.
