@@ -168,12 +168,16 @@ def _backward(
         new = Cotangents(
             x=d_x,
             tau=d_tau,
-            ts=None if d_ts is None else d_ts + more,
+            ts=None,
             parameters=jax.tree.map(jnp.add, ct.parameters, d_parameters),
             after=clocks.pack(started),
         )
         # A lane that took no step in this round goes on from where it stands.
-        return select(this_lane(after.step > started.step), new, ct)
+        mine = this_lane(after.step > started.step)
+        new = select(mine, new, ct._replace(ts=None))
+        if d_ts is not None and solver.lands(problem):
+            d_ts = d_ts + jnp.where(mine, more, 0)
+        return new._replace(ts=d_ts)
 
     start = Cotangents(
         x=ct_end.x,
@@ -222,12 +226,13 @@ def _pull_asked(
         at = jnp.minimum(j, problem.n_asked - 1)
         one = read(ct_states, at)
         if lands:
-            new = (jax.tree.map(jnp.add, ct_x, *raised(one)), ct_row, d_ts)
+            new = (jax.tree.map(jnp.add, ct_x, *raised(one)), ct_row)
         else:
             _, pullback = jax.vjp(value, row, problem.ts[at])
             d_row, d_t = pullback(one)
-            moved = None if d_ts is None else d_ts.at[at].add(d_t)
-            new = (ct_x, jax.tree.map(jnp.add, ct_row, d_row), moved)
-        return jnp.where(mine, j + 1, j), *select(mine, new, (ct_x, ct_row, d_ts))
+            # Written and not selected, as it has an entry for every asked time.
+            d_ts = None if d_ts is None else d_ts.at[at].add(jnp.where(mine, d_t, 0))
+            new = (ct_x, jax.tree.map(jnp.add, ct_row, d_row))
+        return jnp.where(mine, j + 1, j), *select(mine, new, (ct_x, ct_row)), d_ts
 
     return jax.lax.while_loop(lambda carry: any_lane(carry[0] < end), body, carry)[1:]

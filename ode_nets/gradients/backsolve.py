@@ -78,7 +78,7 @@ class Backsolve:
             return integrate(problem, frame.fill(arrays))
 
         def forward(problem: Problem, arrays: list[Any]) -> tuple[Solution, Any]:
-            solution = run(problem, arrays)
+            solution = integrate(problem, frame.fill(arrays))
             return solution, (problem, arrays, solution.x)
 
         def backward(residuals: Any, cotangent: Solution) -> Any:

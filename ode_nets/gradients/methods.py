@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -139,6 +140,8 @@ def refusal(
     if own_loop(solver) is None:
         if dense and not solver.scheme.interpolates:
             return f"dense=True: scheme {solver.scheme.name!r} has no interpolant; choose another, or ask for ts"
+        if dense and gradient is not None and not _takes_dense(gradient):
+            return f"dense=True with gradient={gradient!r}: its run(problem, solver) takes no dense; ask for ts"
         asked = getattr(gradient, "refuses", None)
         return asked(solver, dense) if asked else None
     if event:
@@ -148,6 +151,14 @@ def refusal(
         )
     asked = getattr(solver, "refuses", None)
     return asked(gradient, dense, reports) if asked else None
+
+
+def _takes_dense(gradient: GradientMethod) -> bool:
+    try:
+        inspect.signature(gradient.run).bind(None, None, True)
+    except TypeError:
+        return False
+    return True
 
 
 def refuse(solver: Any, gradient: Any, **asked: bool) -> None:

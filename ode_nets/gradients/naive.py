@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ode_nets.gradients.outputs import follow_times
-from ode_nets.gradients.replay import asked_states
+from ode_nets.gradients.replay import asked_states, row_of
 from ode_nets.integrate import Problem, Solution, Solver
 from ode_nets.integrate.loop import Asked, Run, State, finish, take
 from ode_nets.integrate.program import zeros_of
@@ -66,10 +66,7 @@ class Naive:
 
         def trial(state: State) -> tuple[State, PyTree]:
             after, taken = take(problem, solver, state, inside, hold=False)
-            place, step = taken.place, taken.step
-            asked = solver.scheme.lower(step.x) if problem.ts is not None else ()
-            row = (place.tau, place.h, state.x, step.inside) if inside else asked
-            return aimed(after), row
+            return aimed(after), row_of(problem, solver, taken.place, state.x, taken.step, inside)
 
         def body(state: State, _: None) -> tuple[State, PyTree]:
             nothing = vary(zeros_of(jax.eval_shape(trial, state)[1]), problem.x0)
@@ -82,6 +79,6 @@ class Naive:
         order = jnp.argsort(~accepted, stable=True)
         rows, ends = jax.tree.map(lambda leaf: leaf[order], (rows, jax.lax.stop_gradient(ends)))
         n = end.clock.step
-        states = None if problem.ts is None else asked_states(problem, solver, rows, n, ends, inside)
-        run = Run(end._replace(carry=None), Asked(states, rows if dense else None))
+        states = None if problem.ts is None else asked_states(problem, solver, rows, n, ends)
+        run = Run(end._replace(carry=None), Asked(states, rows.inside if dense else None))
         return follow_times(problem, solver, finish(problem, solver, vary(run, problem.x0)))

@@ -18,6 +18,7 @@ from ode_nets.integrate.program import zeros_of
 from ode_nets.integrate.solution import Result, Solution
 from ode_nets.integrate.uniform import Clock
 from ode_nets.lanes import any_lane, read, room, select, this_lane, vary, write
+from ode_nets.stepping import Step
 
 PyTree = Any
 Transform = Callable[[Callable], Callable]
@@ -42,6 +43,15 @@ def search(problem: Problem, solver: Any) -> Record:
     run, tau = loop(problem, solver, Keeper(lambda clock, x: room(solver.bound, clock.tau), keep))
     clock = run.state.clock
     return Record(write(tau, clock.step, clock.tau), clock, run.state.nfe)
+
+
+class Row(NamedTuple):
+    """What the outputs need of one step."""
+
+    end: PyTree
+    """The state after it, where asked times are ends of steps."""
+    inside: PyTree
+    """`(tau, h, x, inside)`, where what lies between is needed."""
 
 
 class _Along(NamedTuple):
@@ -72,8 +82,7 @@ def replay(problem: Problem, solver: Any, record: Record | None, transform: Tran
         step = solver.scheme.step(
             evaluator(problem, place, weights), along.x, place.shift(problem), inside=inside, smooth=problem.smooth
         )
-        asked = solver.scheme.lower(step.x) if problem.ts is not None else ()
-        row = (place.tau, place.h, along.x, step.inside) if inside else asked
+        row = row_of(problem, solver, place, along.x, step, inside)
         good = along.good if step.good is None else along.good & step.good
         total = jax.tree.map(jnp.add, along.aux, step.aux)
         return _Along(step.x, place.end, total, along.nfe + step.nfe, good), row
@@ -92,9 +101,9 @@ def replay(problem: Problem, solver: Any, record: Record | None, transform: Tran
         clock = clock._replace(tau=problem.span, step=n, result=result.astype(jnp.int32))
         cursor = jnp.where(solver.arrived(clock), problem.n_asked, 0)
         clock = clock._replace(cursor=cursor.astype(jnp.int32))
-    states = None if problem.ts is None else asked_states(problem, solver, rows, n, ends, inside)
+    states = None if problem.ts is None else asked_states(problem, solver, rows, n, ends)
     state = State(clock, along.x, None, along.aux, along.nfe if record is None else record.nfe)
-    return finish(problem, solver, vary(Run(state, Asked(states, rows if dense else None)), problem.x0))
+    return finish(problem, solver, vary(Run(state, Asked(states, rows.inside if dense else None)), problem.x0))
 
 
 def _by_section(
@@ -154,12 +163,21 @@ def _while_due(
     return jax.lax.scan(body, start, jnp.arange(solver.bound, dtype=jnp.int32))
 
 
-def asked_states(problem: Problem, solver: Any, rows: PyTree, n: jax.Array, ends: Any, inside: bool) -> PyTree:
+def row_of(problem: Problem, solver: Any, place: Place, x: PyTree, step: Step, inside: bool) -> Row:
+    """What a step from x leaves for the outputs."""
+    ends = problem.ts is not None and solver.lands(problem)
+    return Row(
+        end=solver.scheme.lower(step.x) if ends else (),
+        inside=(place.tau, place.h, x, step.inside) if inside else (),
+    )
+
+
+def asked_states(problem: Problem, solver: Any, rows: Row, n: jax.Array, ends: Any) -> PyTree:
     """The states at asked times, from what every step has left."""
-    x0 = problem.x0
-    if solver.recorded and not inside:
+    x0, lands = problem.x0, solver.lands(problem)
+    if solver.recorded and lands:
         index = solver.indices(problem)
-        return jax.tree.map(lambda start, rest: jnp.concatenate([start[None], rest])[index], x0, rows)
+        return jax.tree.map(lambda start, rest: jnp.concatenate([start[None], rest])[index], x0, rows.end)
     steps = jnp.arange(solver.bound, dtype=jnp.int32)
     if ends is None:
         ends = jax.lax.stop_gradient(jax.vmap(lambda i: solver.place(problem, i, None, None, None).end)(steps))
@@ -168,9 +186,10 @@ def asked_states(problem: Problem, solver: Any, rows: PyTree, n: jax.Array, ends
     index = jnp.minimum(index, jnp.maximum(n - 1, 0))
 
     def at(i: jax.Array, ts: jax.Array) -> PyTree:
-        state = row = read(rows, i)
-        if inside:
-            tau, h, x, stages = row
+        if lands:
+            state = read(rows.end, i)
+        else:
+            tau, h, x, stages = read(rows.inside, i)
             state = within(problem, solver, Place(tau, h, tau + h), x, stages, ts)
         return select(ts <= 0, x0, state)
 

@@ -39,6 +39,24 @@ def refuse_forward_mode(tree: PyTree, method: str) -> PyTree:
     return jax.tree.unflatten(structure, same(leaves))
 
 
+@jax.custom_jvp
+def refuse_second(tree: PyTree) -> PyTree:
+    """The same arrays, of which a derivative is made, and no derivative of that.
+
+    Raises:
+      ValueError: where it is differentiated.
+    """
+    return tree
+
+
+@refuse_second.defjvp
+def _refuse_second(*_: Any) -> Any:
+    raise ValueError(
+        "second derivatives of solve_until: how the time of an event changes is known to first order only; "
+        "differentiate solve up to a fixed t1 twice"
+    )
+
+
 OF_THE_FIELD = (
     "forward-mode differentiation (jvp, jacfwd, linearize) through a field with a backward pass of its own, "
     "jax.custom_vjp, which has no forward one: use reverse mode, or give it a rule by jax.custom_jvp"

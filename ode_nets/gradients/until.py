@@ -14,10 +14,11 @@ from ode_nets.arguments import checked
 from ode_nets.axes import axis_names, exchanged_axes
 from ode_nets.gradients.convolutions import warn_of_convolutions
 from ode_nets.gradients.methods import GradientMethod, check_kinds, default_gradient, refuse, run_compiled
+from ode_nets.gradients.reverse_only import refuse_second
 from ode_nets.gradients.rules import as_chosen, standard
 from ode_nets.integrate import Problem, Result, Solution, make_problem, theta_at
 from ode_nets.integrate.loop import State, take
-from ode_nets.integrate.problem import Place, evaluator
+from ode_nets.integrate.problem import Place, evaluator, unresolved
 from ode_nets.integrate.program import Program, close_over, zeros_of
 from ode_nets.integrate.recorded import Recorded
 from ode_nets.lanes import any_lane, select, this_lane, vary
@@ -93,7 +94,7 @@ def solve_until(
 
     Raises:
       ValueError: as `solve`; for an event that is no scalar, a direction that is none of the three, solvers with a
-        loop of their own, and fields and solvers that reduce over a mesh axis.
+        loop of their own, and fields and solvers that reduce over a mesh axis; for a second derivative.
       RuntimeError: with `throw`, for a solve outside of jit that failed.
 
     Weights that jump are read at the floating-point times of stages, also on a uniform grid over their whole domain,
@@ -176,19 +177,32 @@ class _Until:
         arguments = (upto, solver, dense) if dense else (upto, solver)
         solution = self.gradient.run(*arguments)
 
-        t = jax.lax.stop_gradient(upto.time(upto.span))
-        x = jax.lax.stop_gradient(solution.x)
-        slope = constant.slope(t, x, theta_at(constant.weights, t, -constant.sign))[0]
-        _, rate = jax.jvp(fixed.value, (t, x), (jnp.ones_like(t), slope))
-        value = watched.value(t, solution.x)
-        late = (value - jax.lax.stop_gradient(value)) / jnp.where(found.yes, rate, 1)
-        shift = jnp.where(found.yes, -late, 0).astype(t.dtype)
-        moved = jax.tree.map(lambda a, k: a + shift.astype(a.dtype) * k, solution.x, slope)
+        t, x = jax.lax.stop_gradient(upto.time(upto.span)), solution.x
+        slope = problem.slope(t, x, theta_at(problem.weights, t, -constant.sign))[0]
+        _, rate = jax.jvp(watched.value, (t, x), (jnp.ones_like(t), slope))
+        time, moved = _followed((t, x), watched.value(t, x), (found.yes, rate, slope))
         unknown = solution.nfe < 0
         solution = dataclasses.replace(
             solution, x=moved, nfe=jnp.where(unknown, solution.nfe, solution.nfe + found.nfe)
         )
-        return Stopped(jnp.where(found.yes, t + shift, problem.time(problem.span)), found.yes, solution)
+        return Stopped(jnp.where(found.yes, time, problem.time(problem.span)), found.yes, solution)
+
+
+@jax.custom_jvp
+def _followed(place: tuple[Any, PyTree], value: Any, known: tuple[Any, Any, PyTree]) -> tuple[Any, PyTree]:
+    """Time and state where g is zero, which move with it; whether there is one, dg/dt along the solve, and its slope
+    are known."""
+    return place
+
+
+@_followed.defjvp
+@standard
+def _follow(primals: Any, tangents: Any) -> Any:
+    place, _, known = primals
+    yes, rate, slope = refuse_second(known)
+    shift = jnp.where(yes, -tangents[1] / jnp.where(yes, rate, 1), 0).astype(place[0].dtype)
+    moved = jax.tree.map(lambda d, k: d + shift.astype(d.dtype) * k, tangents[0][1], slope)
+    return place, (tangents[0][0] + shift, moved)
 
 
 class _Found(NamedTuple):
@@ -220,7 +234,8 @@ def _search(problem: Problem, watched: _Watched) -> _Found:
     value = lambda tau, x: watched.value(problem.time(tau), x)
 
     def going(watch: _Watch) -> jax.Array:
-        return solver.running(watch.state.clock) & ~watch.crossed
+        clock = watch.state.clock
+        return solver.running(clock) & ~watch.crossed & (clock.result == Result.SUCCESS)
 
     def body(watch: _Watch) -> _Watch:
         mine, before = this_lane(going(watch)), watch.state
@@ -231,16 +246,23 @@ def _search(problem: Problem, watched: _Watched) -> _Found:
         counts = mine & taken.accepted
         crossed = counts & turned
         state = select(mine & ~crossed, after, before)
+        clock = blind(state.clock, counts & jnp.isnan(here))
         return _Watch(
-            state=state._replace(nfe=jnp.where(mine, after.nfe, before.nfe)),
+            state=state._replace(clock=clock, nfe=jnp.where(mine, after.nfe, before.nfe)),
             sign=jnp.where(counts & ~crossed & (here != 0), jnp.sign(here), watch.sign),
             values=select(counts, (watch.values[1], here), watch.values),
             h=jnp.where(counts, taken.place.h, watch.h),
             crossed=watch.crossed | crossed,
         )
 
+    def blind(clock: Any, lost: Any) -> Any:
+        """No event can be seen where g is no number."""
+        lost &= clock.result == Result.SUCCESS
+        return clock._replace(result=jnp.where(lost, Result.NON_FINITE, clock.result).astype(jnp.int32))
+
     clock, carry, nfe = solver.begin(problem)
     first = value(clock.tau, problem.x0)
+    clock = blind(clock, jnp.isnan(first))
     start = _Watch(
         State(clock, solver.scheme.lift(problem.x0), carry, zeros_of(problem.aux_shapes()), nfe),
         jnp.sign(first), (first, first), jnp.zeros_like(clock.tau), jnp.asarray(False),
@@ -255,11 +277,13 @@ def _search(problem: Problem, watched: _Watched) -> _Found:
 
     at_0, at_1 = watch.values
     s, n_trials = _root(at, at_0, at_1, watch.crossed, clock.tau.dtype)
-    n_each = solver.scheme.n_evaluations
+    n_each, end = solver.scheme.n_evaluations, clock.tau + s * watch.h
+    # An event that rounding puts on the end of the step before is there, and no step of its own leads to it.
+    moves = watch.crossed & ~unresolved(problem, clock.tau, end)
     return _Found(
         yes=watch.crossed,
-        tau=jnp.where(watch.crossed, clock.tau + s * watch.h, problem.span),
-        n_steps=clock.step + watch.crossed.astype(jnp.int32),
+        tau=jnp.where(watch.crossed, jnp.where(moves, end, clock.tau), problem.span),
+        n_steps=clock.step + moves.astype(jnp.int32),
         result=jnp.where(watch.crossed, Result.SUCCESS, solver.outcome(clock, x, watch.state.aux)).astype(jnp.int32),
         nfe=watch.state.nfe + (0 if n_each is None else n_trials * n_each),
     )

@@ -126,6 +126,9 @@ class Adaptive:
                 self.axis_name,
             )  # fmt: skip
             nfe = 2
+            if problem.clocked:
+                # A guess may be as wrong as to lie below what the clock resolves, where larger steps are good.
+                h = jnp.minimum(jnp.maximum(h, 2 * jnp.finfo(h.dtype).eps * jnp.abs(problem.t0)), span)
         else:
             given = jnp.asarray(self.first_step, span.dtype)
             h = jnp.minimum(jnp.where(given > 0, given, jnp.nan), span)
@@ -200,11 +203,11 @@ class Adaptive:
         ), accepted
 
     def _smallest(self, problem: Problem, clock: Clock) -> jax.Array:
-        """Size below which a rejected step is given up: a few roundings of the clock that matters."""
+        """Size below which a rejected step is given up: two roundings of the clock that matters."""
         if self.min_step is not None:
             return jnp.asarray(self.min_step, clock.tau.dtype)
         seen = jnp.abs(problem.time(clock.tau)) if problem.clocked else clock.tau
-        return 8 * jnp.finfo(clock.tau.dtype).eps * jnp.maximum(seen, clock.tau)
+        return 2 * jnp.finfo(clock.tau.dtype).eps * jnp.maximum(seen, clock.tau)
 
     def passed(self, problem: Problem, j: Any, clock: Clock) -> jax.Array:
         """Whether asked time j lies behind the clock, or at it."""

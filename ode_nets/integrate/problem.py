@@ -285,7 +285,8 @@ def _within(asked: jax.Array, span: jax.Array, start: jax.Array, end: jax.Array)
     asked = jnp.where((asked < 0) & (asked >= -slack), 0, asked)
     asked = jnp.where((asked > span) & (asked <= span + slack), span, asked)
     sorted_ = jax.lax.cummax(asked)
-    return jnp.where(sorted_ - asked <= slack, sorted_, asked)
+    # A time that equals the one before it keeps a derivative of its own.
+    return jnp.where((sorted_ > asked) & (sorted_ - asked <= slack), sorted_, asked)
 
 
 def in_order(problem: Problem) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from ode_nets.trees import Part
 
@@ -47,9 +48,8 @@ class Program:
     @property
     def reads_time(self) -> bool:
         """Whether t is used."""
-        t = self.jaxpr.invars[0]
-        used = [v for eqn in self.jaxpr.eqns for v in eqn.invars] + list(self.jaxpr.outvars)
-        return any(v is t for v in used)
+        _, used = dce_jaxpr(self.jaxpr, [True] * len(self.jaxpr.outvars))
+        return bool(used[0])
 
     @cached_property
     def derivative(self) -> Program | None:

@@ -107,7 +107,7 @@ class Recorded(KnownSteps):
         """The clock before the first step, what the scheme starts with, and the evaluations that took."""
         zero, none = jnp.zeros_like(problem.span), jnp.int32(0)
         last = self.place(problem, jnp.maximum(self.n_steps - 1, 0), None, None, None)
-        stuck = (self.n_steps > 0) & (last.h <= 0) & (problem.span > 0)
+        stuck = ((self.n_steps == 0) | (last.h <= 0)) & (problem.span > 0)
         result = jnp.where(stuck & (self.result == Result.SUCCESS), Result.STEP_UNDERFLOW, self.result)
         result = jnp.where(in_order(problem), result, Result.UNSORTED_TIMES)
         return Clock(zero, zero, none, self.rejected, zero, none, result.astype(jnp.int32)), None, none

@@ -16,8 +16,6 @@ from ode_nets.stepping import RungeKutta, Step, all_finite, get_scheme, pad_sche
 from ode_nets.trees import known, pytree
 
 PyTree = Any
-MANY = 2**20
-"""Bound on the steps of a padded solver."""
 
 
 class Clock(NamedTuple):
@@ -219,14 +217,19 @@ def _checked_steps(n_steps: Any, max_steps: int) -> Any:
 
 
 @checked
-def pad(solver: FixedStep, n_stages: Count) -> FixedStep:
+def pad(solver: FixedStep, n_stages: Count, max_steps: Count = 4096) -> FixedStep:
     """A fixed-step solver whose scheme and number of steps are arrays: one program serves all of at most `n_stages`.
 
     Stack several (`jax.tree.map(lambda *v: jnp.stack(v), *padded)`) and map over them: all then run as many steps and
     stages as the longest of them.
 
+    Args:
+      solver: the one that is turned into arrays.
+      n_stages: of the scheme that results.
+      max_steps: bound on its number of steps, as of `FixedStep`; solvers that are stacked have the same.
+
     Raises:
-      ValueError: for a scheme that has more stages than that, or is no Runge-Kutta scheme.
+      ValueError: for a scheme that has more stages than that, or is no Runge-Kutta scheme; for more steps.
 
     Example:
         >>> padded = [pad(FixedStep(scheme, n), 4) for scheme, n in (("euler", 8), ("rk4", 2))]
@@ -237,4 +240,4 @@ def pad(solver: FixedStep, n_stages: Count) -> FixedStep:
     """
     if not isinstance(solver.scheme, RungeKutta):
         raise ValueError(f"scheme={solver.scheme!r}: only a Runge-Kutta scheme can be turned into arrays")
-    return FixedStep(pad_scheme(solver.scheme, n_stages), np.asarray(solver.n_steps, np.int32), MANY)
+    return FixedStep(pad_scheme(solver.scheme, n_stages), np.asarray(solver.n_steps, np.int32), max_steps)
