@@ -123,7 +123,7 @@ def _keeper(problem: Problem, solver: Solver, slots: int) -> Keeper:
             return Kept(store, jnp.int32(0), clock.step, None, None)
         return Kept(store, jnp.int32(0), clock.step, room(n + 1, clock.tau), Packing(clock).pack(clock))
 
-    def keep(kept: Kept, clock: Clock, x: PyTree, place: Place, mine: Any) -> Kept:
+    def keep(kept: Kept, clock: Clock, x: PyTree, mine: Any) -> Kept:
         i = round_of(kept, clock)
         kept = kept._replace(round=i, step=clock.step)
         row = _packing(clock, x).pack(Point(clock, x))
@@ -143,7 +143,7 @@ def _walk(problem: Problem, solver: Solver, kept: Kept, end: Point, pull: Pull, 
     def advance(i: jax.Array, packed: Any) -> Any:
         return packing.pack(_advance(problem, solver, kept, i, packing.unpack(packed)))
 
-    stored = lambda i, packed, ct: pull(i, packing.unpack(packed), ct)
+    stored = lambda i, packed, ct, mine: pull(i, packing.unpack(packed), ct, mine)
     return treeverse.reverse(round_of(kept, end.clock), kept.store, solver.bound, advance, stored, start)
 
 

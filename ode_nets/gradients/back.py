@@ -58,8 +58,9 @@ class Cotangents(NamedTuple):
     """The clock after the round at hand, packed."""
 
 
-Pull = Callable[[jax.Array, Point, Cotangents], Cotangents]
-"""`pull(i, point, cotangents)`: the cotangents before round i, which began at the point."""
+Pull = Callable[[jax.Array, Point, Cotangents, Any], Cotangents]
+"""`pull(i, point, cotangents, mine)`: the cotangents before round i, which began at the point; those after it in lanes
+that have no such round, where `mine` is false."""
 
 
 Walk = Callable[[Problem, Solver, Any, Point, Pull, Cotangents], Cotangents]
@@ -151,8 +152,10 @@ def _backward(
         row = (place.tau, place.h, x, step.inside) if inside else ()
         return step.x, place.end if timed else (), step.aux, row
 
-    def pull(i: jax.Array, point: Point, ct: Cotangents) -> Cotangents:
+    def pull(i: jax.Array, point: Point, ct: Cotangents, mine: Any) -> Cotangents:
         after = clocks.unpack(ct.after)
+        # A lane that took no step in this round goes on from where it stands.
+        mine = this_lane(mine & (after.step > point.clock.step))
         before = _passed_at(problem, solver, point.clock._replace(cursor=after.cursor), after.cursor)
         started = point.clock._replace(cursor=before)
         ts = None if ct.ts is None else problem.ts
@@ -163,7 +166,8 @@ def _backward(
             ct_row = read(ct_rows, started.step)
         if problem.ts is not None:
             carry = (before, ct_x, ct_row, d_ts)
-            ct_x, ct_row, d_ts = _pull_asked(problem, solver, out[0], out[3], ct_states, after.cursor, carry)
+            end = jnp.where(mine, after.cursor, before)
+            ct_x, ct_row, d_ts = _pull_asked(problem, solver, out[0], out[3], ct_states, end, carry)
         (d_parameters, more, d_tau), d_x = pullback((ct_x, ct.tau if timed else (), ct_aux, ct_row))
         new = Cotangents(
             x=d_x,
@@ -172,8 +176,6 @@ def _backward(
             parameters=jax.tree.map(jnp.add, ct.parameters, d_parameters),
             after=clocks.pack(started),
         )
-        # A lane that took no step in this round goes on from where it stands.
-        mine = this_lane(after.step > started.step)
         new = select(mine, new, ct._replace(ts=None))
         if d_ts is not None and solver.lands(problem):
             d_ts = d_ts + jnp.where(mine, more, 0)

@@ -37,7 +37,7 @@ class Record(NamedTuple):
 def search(problem: Problem, solver: Any) -> Record:
     """Solve without derivatives, and write down where its steps begin and end: `[max_steps + 1]` times."""
 
-    def keep(tau: jax.Array, clock: Clock, x: PyTree, place: Place, mine: Any) -> jax.Array:
+    def keep(tau: jax.Array, clock: Clock, x: PyTree, mine: Any) -> jax.Array:
         return write(tau, jnp.where(mine, clock.step, solver.bound), clock.tau)
 
     run, tau = loop(problem, solver, Keeper(lambda clock, x: room(solver.bound, clock.tau), keep))

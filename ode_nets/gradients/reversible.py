@@ -78,7 +78,7 @@ def _keeper(problem: Problem, solver: Solver) -> Keeper:
         starts = None if solver.recorded else room(solver.bound, clock.tau)
         return Kept(jnp.int32(0), clock.step, starts)
 
-    def keep(kept: Kept, clock: Clock, x: PyTree, place: Place, mine: Any) -> Kept:
+    def keep(kept: Kept, clock: Clock, x: PyTree, mine: Any) -> Kept:
         i = round_of(kept, clock)
         starts = None if kept.starts is None else write(kept.starts, i, clock.tau)
         return Kept(i, clock.step, starts)
@@ -105,7 +105,7 @@ def _walk(problem: Problem, solver: Solver, kept: Kept, end: Point, pull: Pull, 
     def body(carry: Any) -> Any:
         i, x, ct = carry
         point = before(i, Point(clocks.unpack(ct.after), x))
-        return i - 1, point.x, pull(i, point, ct)
+        return i - 1, point.x, pull(i, point, ct, True)
 
     last = longest(round_of(kept, end.clock)) - 1
     return jax.lax.while_loop(lambda carry: carry[0] >= 0, body, (last, end.x, start))[2]

@@ -73,20 +73,19 @@ def new_store(x0: PyTree, n_slots: int) -> Store:
     return Store(room(n_slots, x0), jnp.full(n_slots + 1, _FAR, jnp.int32))
 
 
-def keep(store: Store, step: jax.Array, x: PyTree, max_steps: int, wanted: Any = True) -> Store:
+def keep(store: Store, step: jax.Array, x: PyTree, max_steps: int) -> Store:
     """Put the state of a step into its slot, if it gets one; putting it there again replaces it.
 
     Args:
       store: of the states of all steps before.
       step: int32 scalar, below `max_steps`.
       x: its state.
-      wanted: false for a lane that has arrived.
     """
     nowhere = store.steps.shape[0] - 1
     if nowhere >= max_steps:
-        return store._replace(states=write(store.states, jnp.where(wanted, step, nowhere), x))
+        return store._replace(states=write(store.states, step, x))
     slot = jnp.asarray(slots_of_steps(nowhere, max_steps))[step]
-    slot = jnp.where((slot >= 0) & wanted, slot, nowhere)
+    slot = jnp.where(slot >= 0, slot, nowhere)
     return Store(*write(tuple(store), slot, (x, step)))
 
 
@@ -127,7 +126,7 @@ def reverse(
     store: Store,
     max_steps: int,
     advance: Callable[[jax.Array, PyTree], PyTree],
-    pull: Callable[[jax.Array, PyTree, PyTree], PyTree],
+    pull: Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree],
     cotangents: PyTree,
 ) -> PyTree:
     """Pull cotangents back through a chain of steps, last to first.
@@ -136,7 +135,8 @@ def reverse(
       n_steps: length of the chain, int32 scalar, may be traced, at most `max_steps`.
       store: what `keep` has made of the states of all steps.
       advance: `advance(i, x_i) -> x_{i+1}`.
-      pull: `pull(i, x_i, cotangents) -> cotangents`, through step i.
+      pull: `pull(i, x_i, cotangents, mine) -> cotangents`, through step i, or as they are in lanes whose chain has no
+        such step: where `mine` is false.
       cotangents: of the state after the last step, with whatever else accumulates.
 
     Returns:
@@ -150,8 +150,7 @@ def reverse(
 
         def stored_step(carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
             i, cotangents = carry
-            pulled = pull(i, read(store.states, i), cotangents)
-            return i - 1, select(this_lane(i < n_steps), pulled, cotangents)
+            return i - 1, pull(i, read(store.states, i), cotangents, i < n_steps)
 
         return jax.lax.while_loop(lambda carry: carry[0] >= 0, stored_step, (last, cotangents))[1]
 
@@ -167,7 +166,7 @@ def reverse(
 
         def body(carry: Any) -> Any:
             i, height, _, x, cotangents = carry
-            cotangents = select(this_lane(i < n_steps), pull(i, x, cotangents), cotangents)
+            cotangents = pull(i, x, cotangents, i < n_steps)
             slot = slots[jnp.maximum(height - 1, 0)]
             ready = this_lane(i - 1 < n_steps) & (height > 0) & (store.steps[slot] == i - 1)
             x = select(ready, read(store.states, slot), x)

@@ -54,7 +54,7 @@ class Keeper(NamedTuple):
 
     Attributes:
       begin: `begin(clock, x) -> kept`.
-      write: `write(kept, clock, x, place, mine) -> kept` for every trial before it is judged: what one writes that is
+      write: `write(kept, clock, x, mine) -> kept` for every trial before it is judged: what one writes that is
         rejected, the next trial of the same step overwrites. `mine` is false in lanes that have arrived.
     """
 
@@ -195,7 +195,7 @@ def loop(problem: Problem, solver: Solver, keeper: Keeper | None = None, dense: 
         state, asked, kept = unpacked(carry)
         if keeper is not None:
             mine = this_lane(solver.running(state.clock))
-            kept = keeper.write(kept, state.clock, state.x, solver.propose(problem, state.clock), mine)
+            kept = keeper.write(kept, state.clock, state.x, mine)
         after, taken = take(problem, solver, state, inside)
         after, asked = _write(problem, solver, state.x, after, taken, asked)
         return packed(after, asked, kept)

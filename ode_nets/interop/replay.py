@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ode_nets.gradients import treeverse
 from ode_nets.interop.recording import Record, Times
 from ode_nets.interop.scheme import explicit, within
+from ode_nets.lanes import any_lane, select, this_lane
 from ode_nets.stepping import END, Evaluate, Node, Stage
 from ode_nets.trees import add
 
@@ -121,7 +122,8 @@ class Replay:
         zeros = jax.tree.map(jnp.zeros_like, (self.inputs.y0, self.params))
         ct = self._save_ends(Cotangents(*zeros))
         advance = lambda i, y: take_step(self.solver, self.inputs, y, record.start[i], record.end[i])[0]
-        ct = treeverse.reverse(n, record.store, record.start.shape[0], advance, self._pull, ct)
+        pull = lambda i, y, ct, mine: select(this_lane(mine), self._pull(i, y, ct), ct)
+        ct = treeverse.reverse(n, record.store, record.start.shape[0], advance, pull, ct)
         ct = self._save_starts(ct)
         return ct.inputs._replace(y0=ct.y)
 
@@ -202,16 +204,19 @@ class Replay:
 
         def body(carry: Any) -> Any:
             j, (ct_inside, ct_ends, ct) = carry
-            _, pullback = jax.vjp(value, inside, ends, ts[j], params)
-            d_inside, d_ends, d_t, d_params = pullback(self._row(k, before + j))
+            mine, at = this_lane(j < end), jnp.minimum(j, len(ts) - 1)
+            _, pullback = jax.vjp(value, inside, ends, ts[at], params)
+            found = pullback(self._row(k, before + at))
+            # A lane that is done adds nothing.
+            d_inside, d_ends, d_t, d_params = jax.tree.map(lambda d: jnp.where(mine, d, jnp.zeros_like(d)), found)
             inputs = ct.inputs if params is None else add(ct.inputs, d_params)
             if inputs.ts[k] is not None:
-                ct_k = inputs.ts[k].at[j].add(d_t)
+                ct_k = inputs.ts[k].at[at].add(d_t)
                 inputs = inputs._replace(ts=(*inputs.ts[:k], ct_k, *inputs.ts[k + 1 :]))
             sums = jax.tree.map(jnp.add, (ct_inside, ct_ends), (d_inside, d_ends))
-            return j + 1, (*sums, Cotangents(ct.y, inputs))
+            return jnp.where(mine, j + 1, j), (*sums, Cotangents(ct.y, inputs))
 
-        return jax.lax.while_loop(lambda carry: carry[0] < end, body, (first, ct))[1]
+        return jax.lax.while_loop(lambda carry: any_lane(carry[0] < end), body, (first, ct))[1]
 
     def _pull_times(self, i: jax.Array, ct_ends: Any, ct: Cotangents) -> Cotangents:
         """Cotangents of the ends of step i, as cotangents of the times of the solve."""

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
-from ode_nets.gradients import ACA, Checkpointed, Direct, solve
+from ode_nets.gradients import ACA, Checkpointed, Direct, Naive, solve
 from ode_nets.integrate import Adaptive, Result
 from ode_nets.tableaus import SCHEMES
 
@@ -207,3 +208,42 @@ def test_tolerances_and_first_steps_have_no_gradient(x64):
 
     gradient = jax.jit(lambda s: [jax.grad(loss)(s, method) for method in (Direct(), ACA(2))])
     np.testing.assert_array_equal(gradient(jnp.array([1e-3, 1e-3, 0.1])), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("outputs", ["clip", "interpolate"])
+def test_equal_asked_times_have_derivatives_of_their_own(x64, outputs):
+    """dx(t_i) / dt_j is the slope where i = j and else nothing, also where t_i = t_j."""
+    solver = Adaptive("bosh3", 1e-6, 1e-6, first_step=0.2, max_steps=40, outputs=outputs)
+    field = lambda t, x, k: -k * x * jnp.cos(t)
+    ts = jnp.array([0.3, 0.3, 0.3, 0.7])
+    expected = np.diag(-np.cos(ts) * np.exp(-np.sin(ts)))
+
+    def states(ts, method, dense):
+        return solve(field, 1.0, 1.0, solver=solver, ts=ts, gradient=method, dense=dense).x
+
+    cases = [(method, dense) for method in (Direct(), ACA(3), Naive()) for dense in (False, True)]
+    found = jax.jit(lambda ts: [jax.jacrev(states)(ts, *case) for case in cases])(ts)
+    for slopes in found:
+        np.testing.assert_allclose(slopes, expected, atol=1e-4)
+
+
+def test_cotangents_of_asked_times_are_written_and_not_selected(x64):
+    """Under `vmap`, where selecting would copy all of them at every one."""
+    n = 1234
+
+    def loss(k, ts):
+        solver = Adaptive("bosh3", 1e-3, 1e-3, max_steps=20)
+        return jnp.sum(solve(lambda t, x, k: -k * x, 1.0, k, solver=solver, ts=ts, gradient=ACA(3)).x)
+
+    def selected(jaxpr, inside=False):
+        """Shapes of what is selected in the bodies of loops."""
+        for equation in jaxpr.eqns:
+            if inside and equation.primitive.name == "select_n":
+                yield from (v.aval.shape for v in equation.outvars)
+            for inner in core.jaxprs_in_params(equation.params):
+                yield from selected(inner, inside or equation.primitive.name == "while")
+
+    ts = jnp.broadcast_to(jnp.linspace(0.0, 1.0, n), (3, n))
+    found = list(selected(jax.make_jaxpr(jax.vmap(jax.grad(loss, 1)))(jnp.ones(3), ts).jaxpr))
+    assert found
+    assert not [shape for shape in found if n in shape]

@@ -106,3 +106,11 @@ def test_the_seminorm_leaves_errors_of_the_parameters_cotangent_out():
     np.testing.assert_allclose([semi[0], full[0]], np.exp(-1), rtol=1e-3)
     np.testing.assert_allclose(full[1], expected, atol=1e-4)
     assert abs(semi[1] - expected) > 1e-3
+
+
+def test_it_is_differentiated_twice_as_it_says(x64):
+    """Forward over reverse mode: x(1) = exp(-k), whose second derivative is itself."""
+    end = lambda k: solve(lambda t, x, k: -k * x, 1.0, k, solver=FixedStep("rk4", 20), gradient=Backsolve()).x
+    np.testing.assert_allclose(jax.hessian(end)(1.0), np.exp(-1.0), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"use forward over reverse mode.*jax\.hessian"):
+        jax.grad(jax.grad(end))(1.0)

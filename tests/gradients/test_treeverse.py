@@ -51,7 +51,7 @@ def make_reversal(slots):
         note("advance", i, x)
         return x + 1
 
-    def pull(i, x, ct):
+    def pull(i, x, ct, mine):
         note("pull", i, x)
         return ct + 1
 

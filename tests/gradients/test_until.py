@@ -15,6 +15,7 @@ from ode_nets import (
     Coupled,
     Direct,
     FixedStep,
+    Result,
     SecondOrder,
     pad,
     solve_until,
@@ -170,3 +171,32 @@ def test_what_is_no_event_is_refused_by_name(changes, says):
     given = {"event": lambda t, x: x[0], "solver": FixedStep("euler", 2)} | changes
     with pytest.raises(ValueError, match=says):
         solve_until(falling, (1.0, 0.0), 9.81, **given)
+
+
+def test_events_on_the_ends_of_steps_are_found_there(x64):
+    """Which side of the end they lie on is rounding's choice, and no step leads from one to the other."""
+
+    def first_after(c):
+        event = lambda t, x: jnp.where(t > c - 0.3, jnp.sin(jnp.pi * t) * jnp.cos(jnp.pi * c), -1.0)
+        still = lambda t, x, k: jnp.ones_like(x)
+        return solve_until(still, 0.0, event=event, solver=FixedStep("rk4", 200), gradient=Direct(), t1=100.0)
+
+    times = jnp.arange(1.0, 100.0)
+    stopped = jax.jit(jax.vmap(first_after))(times)
+    assert not np.any(stopped.result)
+    np.testing.assert_allclose(stopped.t, times, rtol=1e-14)
+    np.testing.assert_allclose(stopped.x, times, rtol=1e-12)
+
+
+def test_where_the_function_of_the_event_is_no_number_nothing_is_found(x64):
+    event = lambda t, x: jnp.where((x > 0.39) & (x < 0.51), jnp.nan, x - 0.45)
+    stopped = solve_until(lambda t, x, k: jnp.ones_like(x), 0.0, event=event, solver=FixedStep("rk4", 10))
+    assert (int(stopped.result), bool(stopped.found)) == (Result.NON_FINITE, False)
+    assert np.isnan(stopped.x)
+
+
+@pytest.mark.parametrize("twice", [lambda f: jax.grad(jax.grad(f)), jax.hessian], ids=["reverse", "hessian"])
+def test_a_second_derivative_is_refused(twice):
+    falls = lambda g: ball(2.0, 0.0, g, 0.0, 0.0, FixedStep("midpoint", 7), Direct()).t
+    with pytest.raises(ValueError, match="second derivatives of solve_until"):
+        twice(falls)(9.81)

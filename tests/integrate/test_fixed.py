@@ -296,3 +296,15 @@ def test_padded_solvers_read_weights_off_their_domain_by_time(x64):
     solvers = [FixedStep("rk4", 8), pad(FixedStep("rk4", 8), 4)]
     fixed, padded = (solve(lambda t, x, w: w * x, 1.0, weights, solver=s, t1=0.5).x for s in solvers)
     np.testing.assert_allclose(padded, fixed, rtol=1e-14)
+
+
+def test_room_for_padded_steps_is_bounded_by_max_steps():
+    def room(max_steps):
+        solver = pad(FixedStep("rk4", 4), 4, max_steps)
+        end = lambda x: jnp.sum(solve(lambda t, x, w: -(x**2), x, solver=solver).x)
+        compiled = jax.jit(jax.grad(end)).lower(jnp.ones(1000)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert room(64) < 64 * 1000 * 4 * 4
+    with pytest.raises(ValueError, match="max_steps"):
+        pad(FixedStep("rk4", 65), 4, 64)

@@ -149,3 +149,16 @@ def test_a_python_number_is_a_state_like_any_other(x64):
     """Weakly typed, it once gave a loop whose carry changed its dtype."""
     run = lambda x: solve(decay, x, solver=Adaptive("heun_euler", max_steps=99), gradient=Direct()).x
     np.testing.assert_allclose(jax.jit(jax.grad(run))(1.0), np.exp(-1.0), rtol=1e-3)
+
+
+def test_a_field_reads_time_if_a_slope_depends_on_it(x64):
+    """Calls that are handed the time need not look at it."""
+
+    def clocked(field):
+        return make_problem(field, 1.0, 2.0).clocked
+
+    assert not clocked(jax.jit(lambda t, x, k: -k * x))
+    assert not clocked(jax.checkpoint(lambda t, x, k: jax.lax.cond(x > 0, lambda: -k * x, lambda: x) + 0 * jnp.cos(k)))
+    assert not clocked(lambda t, x, k: (jnp.sin(t), -k * x)[1])
+    assert clocked(jax.jit(lambda t, x, k: -k * x + t))
+    assert clocked(lambda t, x, k: jax.jit(jnp.sin)(t) * x)

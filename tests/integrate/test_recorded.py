@@ -115,3 +115,9 @@ def test_of_lanes_it_is_mapped_as_they_were():
     np.testing.assert_array_equal(again.n_accepted, found.n_accepted)
     with pytest.raises(ValueError, match=r"dense solution of lanes \(2,\)"):
         found.dense(0.5)
+
+
+def test_no_steps_lead_nowhere():
+    nothing = Recorded(solve(lambda t, x, k: -x, 1.0, solver=Adaptive("bosh3", max_steps=9), t1=0.0, dense=True))
+    reached = [int(solve(lambda t, x, k: -x, 1.0, solver=nothing, t1=t1).result) for t1 in (0.0, 1.0)]
+    assert reached == [Result.SUCCESS, Result.STEP_UNDERFLOW]
