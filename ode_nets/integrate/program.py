@@ -53,11 +53,12 @@ class Program:
 
     @cached_property
     def derivative(self) -> Program | None:
-        """The program of value and directional derivative, where rules of `jax.custom_jvp` are part of it.
+        """The program of value and derivative, where rules of `jax.custom_jvp` or `jax.custom_vjp` are part of it.
 
         A rule is a function, which cannot be compared; what it computes can.
         """
-        if not _has_rules(self.jaxpr):
+        rules = _rules(self.jaxpr)
+        if not rules:
             return None
         shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in self.jaxpr.invars]
         moves = [jnp.issubdtype(s.dtype, jnp.inexact) for s in shapes]
@@ -67,7 +68,17 @@ class Program:
             moving = Part(at, moves)
             return jax.jvp(lambda chosen: function(*moving.fill(chosen)), (moving.chosen,), (tangents,))
 
-        return close_over(directional, None, shapes, Part(shapes, moves).chosen)[0]
+        def pulled(_: Any, at: Any, cotangents: Any) -> Any:
+            moving = Part(at, moves)
+            inexact = lambda chosen: [v for v in function(*moving.fill(chosen)) if jnp.issubdtype(v, jnp.inexact)]
+            values, pullback = jax.vjp(inexact, moving.chosen)
+            return values, pullback(cotangents)
+
+        # Forward mode meets no rule of reverse mode; the other way round it does.
+        if REVERSE not in rules:
+            return close_over(directional, None, shapes, Part(shapes, moves).chosen)[0]
+        outputs = [v.aval for v in self.jaxpr.outvars if jnp.issubdtype(v.aval.dtype, jnp.inexact)]
+        return close_over(pulled, None, shapes, [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in outputs])[0]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Program):
@@ -127,7 +138,7 @@ def same_jaxpr(a: Any, b: Any) -> bool:
         same = one.primitive is other.primitive and one.params.keys() == other.params.keys()
         if not (same and all_of(same_variable, one.invars, other.invars)):
             return False
-        compared = one.params.keys() - ({RULE} if _is_rule(one) else set())
+        compared = one.params.keys() - _rule(one)
         if not all(_same(one.params[name], other.params[name]) for name in compared):
             return False
         if not all_of(bind, one.outvars, other.outvars):
@@ -135,17 +146,22 @@ def same_jaxpr(a: Any, b: Any) -> bool:
     return all_of(same_variable, a.outvars, b.outvars)
 
 
-RULE = "jvp_jaxpr_fun"
-"""Parameter of a call that holds its rule, a new one whenever it is traced."""
+FORWARD = frozenset({"jvp_jaxpr_fun"})
+REVERSE = frozenset({"fwd_jaxpr_thunk", "bwd", "out_trees"})
+"""Parameters of a call that hold its rule, a new one whenever it is traced."""
 
 
-def _is_rule(eqn: Any) -> bool:
-    """Whether an operation has a rule that depends on nothing but its arguments."""
-    return RULE in eqn.params and not eqn.params.get("symbolic_zeros", True)
+def _rule(eqn: Any) -> frozenset[str]:
+    """The parameters of an operation that hold its rule, if that depends on nothing but its arguments."""
+    if eqn.params.get("symbolic_zeros", True):
+        return frozenset()
+    return next((rule for rule in (FORWARD, REVERSE) if rule <= eqn.params.keys()), frozenset())
 
 
-def _has_rules(jaxpr: Any) -> bool:
-    return any(_is_rule(eqn) or any(map(_has_rules, core.jaxprs_in_params(eqn.params))) for eqn in jaxpr.eqns)
+def _rules(jaxpr: Any) -> set[frozenset[str]]:
+    """The kinds of rules in a program."""
+    own = {rule for eqn in jaxpr.eqns if (rule := _rule(eqn))}
+    return own.union(*(_rules(sub) for eqn in jaxpr.eqns for sub in core.jaxprs_in_params(eqn.params)))
 
 
 def _same(a: Any, b: Any) -> bool:

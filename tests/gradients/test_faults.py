@@ -118,10 +118,17 @@ def test_eager_solves_reuse_their_program_whoever_wrote_the_field():
     assert methods._compiled.cache_info().currsize == before + 1 <= methods.N_PROGRAMS
 
 
-@pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.softplus])
-def test_eager_solves_reuse_programs_with_rules_of_their_own(activation):
-    """`jax.custom_jvp` makes a new rule whenever it is traced."""
-    run = lambda: solve(lambda t, x, _: -activation(x), 1.0, solver=FixedStep("euler", 2))
+def sine(factor):
+    """A sine by `jax.custom_vjp`, whose derivative is said to be a multiple of the cosine."""
+    function = jax.custom_vjp(jnp.sin)
+    function.defvjp(lambda x: (jnp.sin(x), x), lambda x, ct: (factor * jnp.cos(x) * ct,))
+    return function
+
+
+@pytest.mark.parametrize("make", [lambda: jax.nn.relu, lambda: jax.nn.softplus, lambda: sine(1.0)])
+def test_eager_solves_reuse_programs_with_rules_of_their_own(make):
+    """`jax.custom_jvp` and `jax.custom_vjp` make a new rule whenever they are traced."""
+    run = lambda: solve(lambda t, x, _: -make()(x), 1.0, solver=FixedStep("euler", 2))
     run()
     before = methods._compiled.cache_info().currsize
     run()
@@ -136,6 +143,9 @@ def test_programs_that_differ_in_a_rule_are_not_mistaken():
         return lambda x: solve(lambda t, x, _: negative(x), x, solver=FixedStep("euler", 1)).x
 
     assert [float(jax.grad(end(factor))(1.0)) for factor in (1.0, 3.0)] == [0.0, -2.0]
+    step = lambda factor: lambda x: solve(lambda t, x, _: sine(factor)(x), x, solver=FixedStep("euler", 1)).x
+    slopes = [float(jax.grad(step(factor))(0.0)) for factor in (1.0, 3.0)]
+    assert slopes == [2.0, 4.0]
 
 
 def test_a_field_with_a_rule_that_fails_can_be_solved_again():
