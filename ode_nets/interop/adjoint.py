@@ -39,6 +39,9 @@ class AdaptiveCheckpointAdjoint(diffrax.AbstractAdjoint):
         nothing is computed twice; at most one more forward pass while n_accepted <= S^2 / 4. `None` keeps
         `max_steps` of them. Times of steps take 16 bytes * max_steps besides.
 
+    Under `jax.vmap` diffrax's loop copies what is recorded at every step, so that `max_steps` costs time there: give no
+    more than are needed, or solve with `ode_nets.solve`, whose loop does not copy, under `DiffraxScheme`.
+
     Reverse mode only; `diffrax.ForwardMode` and `diffrax.DirectAdjoint` have the other. Without
     differentiation nothing is kept, and diffrax does all that it can.
 
