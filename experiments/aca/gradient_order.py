@@ -16,7 +16,7 @@ Then steps sized by a tolerance, under which a scheme of order p with an estimat
 p / (q + 1) in the tolerance, which is 1 for all pairs here: dx/dt = -k sin(x - cos t) to T = 2, whose start decays by
 exp(-k T), with k = 1 and with stiff decay. On the way back that decay is growth: where the tolerance times exp(k T / 2)
 exceeds one, the path that comes back leaves for another equilibrium, and Backsolve has no order at all. A slope is
-fitted to the medians over starts, where they are below 0.1 and above the error of the reference.
+fitted to the medians over starts, where they are below 0.1 and above ten times the error of the reference.
 
 Minutes on two cores. Writes gradient_order.json and gradient_order.png into --out.
 """

@@ -39,7 +39,7 @@ class Options:
     """Of initial states; windows are drawn after them."""
 
     def __post_init__(self) -> None:
-        check_settings(self, ("n", self.n >= 1, "at least 1"))
+        check_settings(self, ("n", self.n >= 1, "at least 1"), ("out", self.out.suffix == ".npz", "a file named .npz"))
 
 
 def generate(n: int, seed: int) -> np.ndarray:

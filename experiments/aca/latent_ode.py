@@ -69,6 +69,11 @@ class Cell(NamedTuple):
         """Its row in the table."""
         return self.gradient if self.net == "latent_ode" else self.net
 
+    @property
+    def folder(self) -> str:
+        """Of its run."""
+        return f"{self.name}_{self.observed:g}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -105,6 +110,11 @@ class Options:
         expand(self, "data", "runs", "out")
         names = ("observed", "gradient", "net")
         check_settings(self, *((name, bool(getattr(self, name)), "at least one") for name in names))
+        folders = [cell.folder for cell in self.cells]
+        check_settings(self, *((name, len(set(folders)) == len(folders), "each once") for name in names))
+        for cell in self.cells:
+            # What is out of range is refused before the first is trained.
+            self.config(*cell)
 
     @property
     def cells(self) -> list[Cell]:
@@ -135,7 +145,7 @@ class Options:
 def trained(options: Options, cell: Cell, arrays: Any, console: Console) -> Row:
     """Train one cell, unless it is there; its row."""
     config, name, observed = options.config(*cell), cell.name, cell.observed
-    folder, series = options.runs / f"{name}_{observed:g}", prepare(arrays, config)
+    folder, series = options.runs / cell.folder, prepare(arrays, config)
     resume = options.resume and read_manifest(folder) is not None
     console.print(f"{name}, {100 * observed:g} % observed")
     results = train(config, series, RunOptions(resume=resume, overwrite=options.overwrite), folder, console)
@@ -145,7 +155,10 @@ def trained(options: Options, cell: Cell, arrays: Any, console: Console) -> Row:
 
 
 def mse_of_means(arrays: Any, config: SeriesConfig) -> float:
-    """Test MSE of the best constant for each trajectory and value: what is below it has learned how they move."""
+    """Test MSE of the best constant for each trajectory and value: what is below it has learned how they move.
+
+    Its unit is that of the config: the range of the values in the training trajectories, which --limit makes smaller.
+    """
     series = prepare(arrays, config)
     values = np.asarray(series.values[series.split(config)["test"]])
     return float(np.mean((values - values.mean(1, keepdims=True)) ** 2))
@@ -201,11 +214,13 @@ def main() -> None:
     config = options.config(*options.cells[0])
     of_means = mse_of_means(arrays, config)
     print_table(rows, of_means, console)
-    record = {"data_sha256": digest, "mse_of_means": of_means, "environment": environment(), "rows": rows}
+    whole = mse_of_means(arrays, dataclasses.replace(config, limit=None))
+    record = {"data_sha256": digest, "mse_of_means": of_means, "mse_of_means_without_limit": whole}
+    record |= {"environment": environment(), "rows": rows}
     write_json(out / "latent_ode.json", record)
     draw_curves(rows).savefig(out / "latent_ode.png", dpi=130)
     series = prepare(arrays, config)
-    params = best_of(options.runs / f"{rows[0]['method']}_{config.observed:g}")
+    params = best_of(options.runs / options.cells[0].folder)
     draw(config, params, series, series.split(config)["test"][:3], beyond=0).savefig(out / "series.png", dpi=110)
     print(f"written: {out}/latent_ode.json, latent_ode.png, series.png")
 

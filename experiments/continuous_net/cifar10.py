@@ -15,6 +15,7 @@ weights move from interval to interval), swap.png (Fig. 9) and front.png, of the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -32,6 +33,8 @@ from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, read_manifest, read_metrics, results_in, write_json
 from experiments.records.swaps import Swapped, read_swap
 from experiments.records.tables import show
+from experiments.training.manifestations import loaded
+from ode_nets.remanifest import Manifestation
 
 Record = dict[str, Any]
 NAMES = ("cifar10_two_cores", "cifar10_two_cores_euler", "cifar10_two_cores_euler16")
@@ -60,14 +63,19 @@ class Options:
 
 
 def swapped(folder: Path) -> Swapped:
-    """The run under other solvers, from its folder if it has been evaluated."""
-    try:
-        return read_swap(folder)
-    except RunError:
-        config = figures.config_of(folder)
-        own = config.model.n_steps * 2 ** config.level(config.epochs - 1)  # type: ignore[attr-defined]
-        steps = tuple(sorted({max(1, round(own * factor)) for factor in FACTORS}))
-        return evaluate_solvers.swap_run(folder, evaluate_solvers.Options(folder, n_steps=steps))
+    """The end of the run under other solvers on the test images, from its folder if it has been evaluated so."""
+    config, net, _, notes = loaded(folder, "latest")
+    trained = Manifestation.of(net.solver).counted
+    steps = tuple(sorted({max(1, round(trained * factor)) for factor in FACTORS}))
+    options = evaluate_solvers.Options(folder, n_steps=steps)
+    grid = {(scheme, n) for scheme in options.schemes for n in steps}
+    with contextlib.suppress(RunError):
+        found = read_swap(folder)
+        same = {"split": "test", "checkpoint": "latest", "step": notes["step"], "seed": config.seed}
+        has = {(row["scheme"], row["n_steps"]) for row in found.rows}
+        if grid <= has and all(found.record[key] == value for key, value in same.items()):
+            return found
+    return evaluate_solvers.swap_run(folder, options)
 
 
 def front_of(folder: Path, console: Console) -> Record:
@@ -152,7 +160,9 @@ def main() -> None:
             ("swap", pictures.draw_swap([swap for _, swap in found])),
         ):
             figure.savefig(out / f"{name}.png", dpi=110)
-        shutil.copy(results_in(options.runs[0], "compressed") / "front.png", out / "front.png")
+        front = results_in(options.runs[0], "compressed") / "front.png"
+        if front.exists():
+            shutil.copy(front, out)
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     records = [record for record, _ in found]

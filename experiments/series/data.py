@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import numpy as np
 from experiments.records.digests import digest
 from experiments.records.files import RunError
 from experiments.series.config import SeriesConfig
+
+FARTHEST = 1e6
+"""Largest scaled value, of which float32 still holds the square of a difference to a few digits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +49,10 @@ class Series:
         n_validation = max(1, round(config.validation_fraction * n_rest))
         n_train = n_rest - n_validation
         if n_train < config.batch_size:
-            raise RunError(
-                f"of {n} series {n_train} are left to train on, fewer than batch_size={config.batch_size}: lower it; a "
-                "long series may be cut into windows"
-            )
+            left = f"of {n} series {max(n_train, 0)} are left to train on"
+            if n_train < 1:
+                raise RunError(f"{left}: give more, or cut a long series into windows, each with times from 0")
+            raise RunError(f"{left}, fewer than batch_size={config.batch_size}: lower it, or give more")
         every = np.arange(n)
         return {"train": every[:n_train], "validation": every[n_train:n_rest], "test": every[n - n_test :]}
 
@@ -64,10 +69,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
       RunError: if it cannot be read, or lacks `times` or `values`.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError) as error:
+        file = np.load(path, allow_pickle=False)
+        arrays = dict(file) if isinstance(file, np.lib.npyio.NpzFile) else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{path} cannot be read as an .npz file: {error}") from error
+    if arrays is None:
+        raise RunError(f"{path} holds a single array: expected an .npz file with times, values and, if any, mask")
     if missing := [name for name in ("times", "values") if name not in arrays]:
         raise RunError(f"{path} has no {' and no '.join(missing)}: expected times, values and, if any, mask")
     return arrays
@@ -84,6 +91,9 @@ def prepare(arrays: dict[str, np.ndarray], config: SeriesConfig) -> Series:
     Raises:
       RunError: for data that nothing can be learned from, or that is not what it should be; it says what is wrong.
     """
+    for name in ("times", "values"):
+        if arrays[name].dtype.kind not in "biuf":
+            raise RunError(f"{name} are {arrays[name].dtype}: expected real numbers, times in a unit of your own")
     times, values = (np.asarray(arrays[name], np.float64) for name in ("times", "values"))
     if values.ndim != 3:
         raise RunError(
@@ -95,8 +105,10 @@ def prepare(arrays: dict[str, np.ndarray], config: SeriesConfig) -> Series:
             f"times have shape {times.shape} beside values {values.shape}: expected [times], or one row a series"
         )
     given = arrays.get("mask")
-    if given is not None and (given.shape != values.shape or not np.isin(given, (0, 1)).all()):
-        raise RunError(f"the mask has shape {given.shape}: expected that of values, {values.shape}, of true and false")
+    if given is not None and given.shape != values.shape:
+        raise RunError(f"the mask has shape {given.shape}: expected that of values, {values.shape}")
+    if given is not None and not np.isin(given, (0, 1)).all():
+        raise RunError("the mask has other entries than true and false, or 1 and 0")
     mask = ~np.isnan(values) & (True if given is None else given.astype(bool))
     check(times, values, mask)
 
@@ -113,11 +125,17 @@ def prepare(arrays: dict[str, np.ndarray], config: SeriesConfig) -> Series:
             "nothing: drop it"
         )
     scale = high - low if config.scale == "range" else high
-    if (scale == 0).any():
-        raise RunError(f"feature {np.flatnonzero(scale == 0).tolist()} has a largest value of 0: use --scale range")
+    if (scale <= 0).any():
+        raise RunError(f"feature {np.flatnonzero(scale <= 0).tolist()} has no value above 0: use --scale range")
     t0 = float(times.min())
     unit = float(times.max() - t0) / config.span
     scaled = np.where(mask, (np.where(mask, values, 0) - low) / scale, 0)
+    if (far := np.abs(scaled) > FARTHEST).any():
+        series, _, feature = np.argwhere(far)[0]
+        raise RunError(
+            f"feature {feature} of series {series} lies more than {FARTHEST:g} times its range in the training series "
+            "away from them: mask what stands for a missing value, or mend it"
+        )
     return Series(((times - t0) / unit).astype(np.float32), scaled.astype(np.float32), mask, low, scale, t0, unit)
 
 
@@ -128,7 +146,8 @@ def check(times: np.ndarray, values: np.ndarray, mask: np.ndarray) -> None:
       RunError: it says what is wrong, and where.
     """
     if times.shape[-1] < 2:
-        raise RunError("there is one time point: expected at least two, as nothing changes at one")
+        n = times.shape[-1] or "no"
+        raise RunError(f"there is {n} time point: expected at least two, as nothing changes at one")
     if not np.isfinite(times).all():
         raise RunError("times are not all finite: pad short series with their last time, and NaN for the values")
     falls = np.argwhere(np.diff(times, axis=-1) < 0)

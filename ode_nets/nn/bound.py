@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Real
 
-from ode_nets.arguments import Rule, Scalar, checked
+from ode_nets.arguments import Rule, Scalar, checked, is_real
+from ode_nets.trees import known
 
+Deviation = Annotated[
+    Any, Rule("a number above 0", lambda x: is_real(x) and not np.ndim(x) and (not known(x) or x > 0))
+]
 Samples = Annotated[Real[Array, "K *shape"], Rule("an array of real numbers [K, ...], K at least 1", len)]
 
 
@@ -18,8 +23,8 @@ Samples = Annotated[Real[Array, "K *shape"], Rule("an array of real numbers [K, 
 def gaussian_log_likelihood(
     x: Real[Array, "... n features"],
     values: Real[Array, "*lanes n features"],
-    mask: Bool[Array, "*lanes n features"] | Real[Array, "*lanes n features"] | None = None,
-    sigma: Scalar = 1.0,
+    mask: Bool[Array, "*lanes n features"] | None = None,
+    sigma: Deviation = 1.0,
 ) -> Float[Array, "..."]:
     """Mean log density of what was observed of each series, under predictions with Gaussian noise.
 
@@ -34,12 +39,17 @@ def gaussian_log_likelihood(
     Returns:
       `[...]`, of the shape of x without its last two axes; 0 for a series of which nothing was observed.
 
+    Raises:
+      ValueError: for x that is not like the values behind the axes of its samples.
+
     Example:
         >>> values = jnp.array([[0.5], [jnp.nan]])  # -1/8 - log(2 pi)/2
         >>> round(float(gaussian_log_likelihood(jnp.zeros((2, 1)), values, ~jnp.isnan(values))), 3)
         -1.044
     """
-    mask = jnp.ones(values.shape, bool) if mask is None else jnp.asarray(mask, bool)
+    if x.shape[max(x.ndim - values.ndim, 0) :] != values.shape:
+        raise ValueError(f"x has shape {x.shape}: expected that of values, {values.shape}, behind axes of samples")
+    mask = jnp.ones(values.shape, bool) if mask is None else mask
     # The difference is masked, and not the density: a NaN times 0 would come back in the gradient.
     scaled = jnp.where(mask, x - jnp.where(mask, values, 0), 0) / sigma
     count = mask.sum((-2, -1))

@@ -220,7 +220,7 @@ class Truth(NamedTuple):
     v: Float[Array, "n_times n 3"]
     """Velocities, likewise."""
     energy_drift: float
-    """Largest |E(t) - E(0)| / |E(0)| at the times asked for."""
+    """Largest |E(t) - E(0)| at the times asked for, beside the sizes of its two parts at 0, as E(0) may be 0."""
     momentum_drift: float
     """Largest |P(t) - P(0)| beside the largest sum_i m_i |v_i|."""
     closest: float
@@ -301,10 +301,11 @@ def _solve(x: Any, masses: jax.Array, ts: jax.Array, tolerance: Any) -> tuple[So
     between = solution.dense
     assert between is not None
     r, v = jax.tree.map(lambda start, asked: jnp.concatenate([start[None], asked]), x, solution.x)
-    energy, impulse = jnp.add(*energies(r, v, masses)), momentum(v, masses)
+    parts, impulse = energies(r, v, masses), momentum(v, masses)
+    energy, size = parts[0] + parts[1], jnp.abs(parts[0][0]) + jnp.abs(parts[1][0])
     largest = jnp.max(momentum(jnp.linalg.norm(v, axis=-1, keepdims=True), masses))
     drifts = (
-        jnp.max(jnp.abs(energy - energy[0])) / jnp.abs(energy[0]),
+        jnp.max(jnp.abs(energy - energy[0])) / size,
         jnp.max(jnp.linalg.norm(impulse - impulse[0], axis=-1)) / largest,
     )
     # Asked times may be far apart.

@@ -66,7 +66,8 @@ def put(index, value):
     [
         (change(times=lambda t: t[::-1]), r"not sorted: they fall after \[0\]"),
         (change(times=put(2, np.nan)), "not all finite: pad short series"),
-        (change(times=lambda t: t[:1], values=lambda v: v[:, :1]), "one time point"),
+        (change(times=lambda t: t[:1], values=lambda v: v[:, :1]), "there is 1 time point"),
+        (change(times=lambda t: t[:0], values=lambda v: v[:, :0]), "there is no time point"),
         (change(times=np.zeros_like), "all times of a series are the same"),
         (change(times=lambda t: t[:3]), r"times have shape \(3,\) beside values"),
         (change(values=lambda v: np.full_like(v, np.nan)), "all values are missing"),
@@ -77,7 +78,11 @@ def put(index, value):
         (change(values=lambda v: v[0]), "cut one long series into windows"),
         (change(values=lambda v: v[:4]), "fewer than batch_size=4"),
         (lambda: arrays() | {"mask": np.ones((12, 6))}, "the mask has shape"),
-        (lambda: arrays() | {"mask": np.full((12, 6, 2), 0.5)}, "of true and false"),
+        (lambda: arrays() | {"mask": np.full((12, 6, 2), 0.5)}, "other entries than true and false"),
+        (change(values=put((11, 0, 1), 1e20)), "feature 1 of series 11 lies more than 1e\\+06 times its range"),
+        (change(times=lambda t: t.astype("datetime64[s]")), r"times are datetime64\[s\]: expected real numbers"),
+        (change(values=lambda v: v + 1j), "values are complex128: expected real numbers"),
+        (change(values=lambda v: v[:1]), "of 1 series 0 are left to train on: give more, or cut"),
     ],
 )
 def test_bad_data_is_named(bad, said):
@@ -93,6 +98,12 @@ def test_a_file_that_is_no_npz_is_named(tmp_path):
     np.savez(path, values=np.zeros(3))
     with pytest.raises(RunError, match="has no times"):
         read(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(RunError, match="cannot be read"):
+        read(path)
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    with pytest.raises(RunError, match="holds a single array"):
+        read(path.with_suffix(".npy"))
 
 
 @pytest.mark.parametrize("scale", ["range", "max"])
