@@ -99,10 +99,14 @@ def train_step(config: SeriesConfig, state: PyTree, data: PyTree, order: jax.Arr
 @partial(jax.jit, static_argnames="config")
 def evaluate_batch(
     config: SeriesConfig, params: PyTree, data: PyTree, index: jax.Array, counts: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Summed squared error over samples and observed values, and how many these are; a series counts where `counts`."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Summed squared error over samples and observed values, and how many these are; a series counts where `counts`.
+
+    Series whose predictions are not finite are left out, and counted: the third.
+    """
     times, values, mask = batch_of(data, index)
     keys = jax.random.split(key)
     x = predict(config, params, times, values, observe(keys[0], mask, config.observed), keys[1]).x
-    wanted = mask & counts[:, None, None]
-    return jnp.sum(jnp.where(wanted, x - values, 0) ** 2), x.shape[0] * wanted.sum()
+    finite = jnp.isfinite(x).all((0, 2, 3))
+    wanted = mask & (counts & finite)[:, None, None]
+    return jnp.sum(jnp.where(wanted, x - values, 0) ** 2), x.shape[0] * wanted.sum(), jnp.sum(counts & ~finite)

@@ -108,7 +108,12 @@ def fit(
                 if inside and time.perf_counter() - clock > options.checkpoint_seconds:
                     save("latest")
             loss = read(metrics) / n_steps
-            error = evaluate(config, state["params"], data, parts["validation"])
+            error, n_failed = evaluate(config, state["params"], data, parts["validation"])
+            if n_failed:
+                raise NonFiniteError(
+                    f"predictions of {n_failed} of {len(parts['validation'])} validation series are not finite: a "
+                    "solve failed; a larger --max-steps may help, with --overwrite or another --run-dir"
+                )
             record = {"step": step, "epoch": epoch + 1, "train_loss": loss, "validation_mse": error}
             record["seconds"] = notes["seconds"] + time.perf_counter() - clock
             notes["history"] = [*notes["history"], record]
@@ -124,8 +129,12 @@ def fit(
                 raise Interrupted(signals.noted, step)
     run.wait()
     params = best_of(run.folder)
+    error, n_failed = evaluate(config, params, data, parts["test"])
+    if n_failed:
+        console.print(f"predictions of {n_failed} of {len(parts['test'])} test series are not finite, and left out")
     return {
-        "test_mse": evaluate(config, params, data, parts["test"]),
+        "test_mse": error,
+        "n_failed": n_failed,
         "validation_mse": notes["best"],
         "best_epoch": notes["best_step"] // n_steps,
         "n_train": len(parts["train"]),
@@ -156,11 +165,13 @@ def read(metrics: PyTree) -> float:
     return float(metrics["loss"])
 
 
-def evaluate(config: SeriesConfig, params: PyTree, data: PyTree, index: np.ndarray) -> float:
+def evaluate(config: SeriesConfig, params: PyTree, data: PyTree, index: np.ndarray) -> tuple[float, int]:
     """Mean squared error over all observed, scaled values of some series and all samples; the same draws every time.
 
+    Series whose solve failed are left out; the second number is how many.
+
     Raises:
-      NonFiniteError: if it is not finite.
+      NonFiniteError: if none is left.
     """
     size, totals = 4 * config.batch_size, []
     for i, start in enumerate(range(0, len(index), size)):
@@ -170,10 +181,10 @@ def evaluate(config: SeriesConfig, params: PyTree, data: PyTree, index: np.ndarr
         # Steps of training are numbered from 0 upwards.
         key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1 - i)
         totals.append(evaluate_batch(config, params, data, padded, counts, key))
-    error, n = np.sum(jax.device_get(totals), axis=0, dtype=np.float64)
-    if not np.isfinite(error):
-        raise NonFiniteError("predictions are not finite: a solve failed; a larger --max-steps may help")
-    return float(error / n)
+    error, n, n_failed = np.sum(jax.device_get(totals), axis=0, dtype=np.float64)
+    if not n:
+        raise NonFiniteError("no prediction is finite: all solves failed; a larger --max-steps may help")
+    return float(error / n), int(n_failed)
 
 
 def best_of(folder: Path) -> PyTree:

@@ -200,8 +200,22 @@ def test_a_filled_up_batch_counts_each_series_once():
 
     params = init_state(SMALL, data)["params"]
     index, counts = np.array([0, 1, 0, 1]), np.array([True, True, False, False])
-    _, n = evaluate_batch(SMALL, params, data, index, counts, jax.random.key(0))
-    assert int(n) == SMALL.n_samples * series.mask[:2].sum()
+    error, n, failed = evaluate_batch(SMALL, params, data, index, counts, jax.random.key(0))
+    assert (int(n), int(failed)) == (SMALL.n_samples * series.mask[:2].sum(), 0)
+    assert np.isfinite(error)
+
+
+def test_a_series_whose_solve_fails_is_left_out_and_counted():
+    """Of series with times of their own: those that share them share a solve."""
+    from experiments.series.steps import init_state
+
+    series, config = prepare(arrays(20, True), SMALL), dataclasses.replace(SMALL, observed=1.0)
+    data = tuple(map(jnp.asarray, (series.times, series.values, series.mask)))
+    params = init_state(config, data)["params"]
+    broken = (data[0], data[1].at[1, *np.argwhere(series.mask[1])[0]].set(jnp.nan), data[2])
+    error, n, failed = evaluate_batch(config, params, broken, np.arange(2), np.ones(2, bool), jax.random.key(0))
+    assert (int(n), int(failed)) == (SMALL.n_samples * series.mask[0].sum(), 1)
+    assert np.isfinite(error)
 
 
 @pytest.mark.slow
