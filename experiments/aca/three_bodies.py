@@ -244,7 +244,7 @@ def main() -> None:
             rows.write({})
             print_table(rows, data.start, console)
             written = draw(rows, data)
-    except ValueError as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"written: {rows.path}, {', '.join(written)}")
 
