@@ -203,11 +203,11 @@ class Adaptive:
         ), accepted
 
     def _smallest(self, problem: Problem, clock: Clock) -> jax.Array:
-        """Size below which a rejected step is given up: two roundings of the clock that matters."""
+        """Size below which a rejected step is given up: four roundings of the clock that matters."""
         if self.min_step is not None:
             return jnp.asarray(self.min_step, clock.tau.dtype)
         seen = jnp.abs(problem.time(clock.tau)) if problem.clocked else clock.tau
-        return 2 * jnp.finfo(clock.tau.dtype).eps * jnp.maximum(seen, clock.tau)
+        return 4 * jnp.finfo(clock.tau.dtype).eps * jnp.maximum(seen, clock.tau)
 
     def passed(self, problem: Problem, j: Any, clock: Clock) -> jax.Array:
         """Whether asked time j lies behind the clock, or at it."""
