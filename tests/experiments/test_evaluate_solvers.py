@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import compress, evaluate_solvers, figures, quickstart
-from experiments.continuous_net import cifar10
+from experiments import cifar10, compress, evaluate_solvers, figures, quickstart
 from experiments.records import pictures
 from experiments.records.files import RunError, read_manifest
 from experiments.records.swaps import read_swap

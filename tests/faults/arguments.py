@@ -389,7 +389,7 @@ def _arrays() -> dict[str, Call]:
         "gaussian_log_likelihood": Call(
             on.gaussian_log_likelihood,
             {"x": jnp.ones((2, 3)), "values": jnp.ones((2, 3))},
-            {"x": reals(2, 3), "values": reals(2, 3), "sigma": scalar},
+            {"x": reals(2, 3), "values": reals(2, 3), "sigma": lambda v: scalar(v) and v > 0},
         ),
         "importance_bound": Call(
             on.importance_bound,

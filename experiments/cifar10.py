@@ -3,7 +3,7 @@
     python -m experiments.train cifar10_two_cores
     python -m experiments.train cifar10_two_cores_euler
     python -m experiments.train cifar10_two_cores_euler16
-    python -m experiments.continuous_net.cifar10
+    python -m experiments.cifar10
 
 Every network is evaluated on the test images under its own solver and others (`experiments.evaluate_solvers`), is
 compressed (`experiments.compress`), and gets its verdict (`experiments.is_ode`); what one of these has left in a run's
@@ -149,7 +149,7 @@ def main() -> None:
     """The command line."""
     console = Console(highlight=False)
     try:
-        options = command_line(Options, "python -m experiments.continuous_net.cifar10", __doc__)
+        options = command_line(Options, "python -m experiments.cifar10", __doc__)
         # runs/cifar10_two_cores is a run.
         out = destination("cifar10_two_cores" if options.record else "two_cores", options.out, options.record)
         found = [measure(folder, options, console) for folder in options.runs]
