@@ -7,7 +7,8 @@
 
 Every network is evaluated on the test images under its own solver and others (`experiments.evaluate_solvers`), is
 compressed (`experiments.compress`), and gets its verdict (`experiments.is_ode`); what one of these has left in a run's
-folder is not computed again. Half an hour of two cores for the three, beside their training.
+folder is not computed again. Estimated from the seconds of a step: an hour and a half of two cores for the three, beside
+their training. Not measured here.
 
 Prints a table with a line a network, and writes cifar10.json, training.png (Fig. 7), weights.png (Fig. 8, with how far
 weights move from interval to interval), swap.png (Fig. 9) and front.png, of the first network, into --out.
@@ -78,22 +79,23 @@ def swapped(folder: Path) -> Swapped:
     return evaluate_solvers.swap_run(folder, options)
 
 
-def front_of(folder: Path, console: Console) -> Record:
-    """What compression found, likewise, or why it found nothing."""
+def front_of(folder: Path, step: int, console: Console) -> Record:
+    """What compression found of the weights of a step, likewise, or why it found nothing."""
     path = results_in(folder, "compressed") / "front.json"
-    if not path.exists():
+    if not path.exists() or json.loads(path.read_text())["step"] != step:
         try:
             compress.compress(compress.Options(folder, scheme=SERVED), console)
         except RunError as error:
+            console.print(f"{folder.name} is not compressed: {error}", soft_wrap=True)
             return {"refused": str(error)}
     front = json.loads(path.read_text())
     found = {key: front[key] for key in ("n_images", "trained", "chosen", "front")}
     return found | {"evaluations_saved": front["trained"]["nfe"] / front["chosen"]["nfe"]}
 
 
-def verdict_of(folder: Path, images: int) -> Record:
-    """The report of is_ode, likewise."""
-    path = results_in(folder, "is_ode") / f"{images}.json"
+def verdict_of(folder: Path, step: int, images: int) -> Record:
+    """The report of is_ode on the weights of a step, likewise."""
+    path = results_in(folder, "is_ode") / f"{step}_{images}.json"
     if not path.exists():
         write_json(path, is_ode.finite(is_ode.examine(is_ode.Options((folder,), images=images), folder)))
     return json.loads(path.read_text())
@@ -109,7 +111,9 @@ def measure(folder: Path, options: Options, console: Console) -> tuple[Record, S
     manifest = read_manifest(folder)
     if manifest is None or manifest["status"] != "finished":
         raise RunError(f"the run in {folder} is not finished: python -m experiments.train {folder.name}")
-    swap, front, verdict = swapped(folder), front_of(folder, console), verdict_of(folder, options.images)
+    swap = swapped(folder)
+    step = swap.record["step"]
+    front, verdict = front_of(folder, step, console), verdict_of(folder, step, options.images)
     record = {
         "name": folder.name,
         "config": manifest["config"],
@@ -124,17 +128,16 @@ def measure(folder: Path, options: Options, console: Console) -> tuple[Record, S
     return record, swap
 
 
-def print_table(records: list[Record], console: Console) -> None:
+def print_table(found: list[tuple[Record, Swapped]], console: Console) -> None:
     """A line a network."""
     table = Table(title="ContinuousNet on CIFAR-10: accuracy in percent of all test images", title_justify="left")
     for name in ("trained", "accuracy", "worst at as many steps or more", "under", "roughness", "verdict", "minutes"):
         table.add_column(name, justify="left" if name == "trained" else "right")
-    for record in records:
-        trained, rows = record["swap"]["trained"], record["swap"]["rows"]
-        own = next(r for r in rows if (r["scheme"], r["n_steps"]) == (trained["scheme"], trained["n_steps"]))
-        worst = min((r for r in rows if r["n_steps"] >= trained["n_steps"]), key=lambda row: row["accuracy"])
+    for record, swap in found:
+        own = swap.own
+        worst = min((row for row in swap.rows if row["n_steps"] >= own["n_steps"]), key=lambda row: row["accuracy"])
         table.add_row(
-            f"{trained['scheme']} {trained['n_steps']}",
+            f"{own['scheme']} {own['n_steps']}",
             f"{100 * own['accuracy']:.2f}",
             f"{100 * worst['accuracy']:.2f}",
             f"{worst['scheme']} {worst['n_steps']}",
@@ -165,9 +168,8 @@ def main() -> None:
             shutil.copy(front, out)
     except (RunError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    records = [record for record, _ in found]
-    print_table(records, console)
-    write_json(out / "cifar10.json", {"environment": environment(), "runs": records})
+    print_table(found, console)
+    write_json(out / "cifar10.json", {"environment": environment(), "runs": [record for record, _ in found]})
     print(f"written: {out}/cifar10.json, training.png, weights.png, swap.png, front.png")
 
 

@@ -110,8 +110,8 @@ class Options:
         expand(self, "data", "runs", "out")
         names = ("observed", "gradient", "net")
         check_settings(self, *((name, bool(getattr(self, name)), "at least one") for name in names))
-        folders = [cell.folder for cell in self.cells]
-        check_settings(self, *((name, len(set(folders)) == len(folders), "each once") for name in names))
+        once = lambda name: len({*getattr(self, name)}) == len(getattr(self, name))
+        check_settings(self, *((name, once(name), "each once") for name in names))
         for cell in self.cells:
             # What is out of range is refused before the first is trained.
             self.config(*cell)

@@ -1,4 +1,4 @@
-"""All of CIFAR-10 on two cores, in about 90 minutes a network: the papers' comparisons at one reduction.
+"""All of CIFAR-10 on two cores, meant for about 90 minutes a network: the papers' comparisons at one reduction.
 
     python -m experiments.train cifar10_two_cores         RK4 refined to M = N_t = 4, and its twins under Euler
     python -m experiments.train node18_two_cores          a narrow NODE18 by ACA, and by the other methods
@@ -44,37 +44,37 @@ SETTINGS: dict[str, tuple[str, Config, str]] = {
     "cifar10_two_cores": (
         "ContinuousNet(RK4-classic) 16-32-64 on CIFAR-10 for 5 epochs, refined to M = N_t = 1, 2, 4",
         RK4,
-        "About 90 minutes on two cores.",
+        "Estimated from the seconds of a step: 90 minutes on two cores. Not measured here.",
     ),
     "cifar10_two_cores_euler": (
         "The same under Euler, with nothing else changed",
         EULER,
-        "About 25 minutes on two cores.",
+        "Estimated from the seconds of a step: 25 minutes on two cores. Not measured here.",
     ),
     "cifar10_two_cores_euler16": (
         "ContinuousNet(Euler) 16-32-64 on CIFAR-10 for 3 epochs, M = N_t = 16, unrefined: a ResNet",
         EULER_16,
-        "About 90 minutes on two cores.",
+        "Estimated from the seconds of a step: 90 minutes on two cores. Not measured here.",
     ),
     "node18_two_cores": (
         "NODE18 of an eighth of its width by ACA, HeunEuler 1e-2, on CIFAR-10 for 5 epochs",
         ACA,
-        "About 90 minutes on two cores.",
+        "Estimated from the seconds of a step: 90 minutes on two cores. Not measured here.",
     ),
     "node18_two_cores_adjoint": (
         "The same by the continuous adjoint",
         ADJOINT,
-        "About 90 minutes on two cores.",
+        "Estimated from the seconds of a step: 90 minutes on two cores. Not measured here.",
     ),
     "node18_two_cores_naive": (
         "The same by the naive method",
         NAIVE,
-        "About 90 minutes on two cores.",
+        "Estimated from the seconds of a step: 90 minutes on two cores. Not measured here.",
     ),
     "resnet18_two_cores": (
         "ResNet18 of an eighth of its width, on CIFAR-10 for 5 epochs",
         RESNET18,
-        "About 15 minutes on two cores.",
+        "Estimated from the seconds of a step: 15 minutes on two cores. Not measured here.",
     ),
 }
 FAMILY = {

@@ -166,8 +166,8 @@ def _backward(
             ct_row = read(ct_rows, started.step)
         if problem.ts is not None:
             carry = (before, ct_x, ct_row, d_ts)
-            end = jnp.where(mine, after.cursor, before)
-            ct_x, ct_row, d_ts = _pull_asked(problem, solver, out[0], out[3], ct_states, end, carry)
+            served = jnp.where(mine, after.cursor, before)
+            ct_x, ct_row, d_ts = _pull_asked(problem, solver, out[0], out[3], ct_states, served, carry)
         (d_parameters, more, d_tau), d_x = pullback((ct_x, ct.tau if timed else (), ct_aux, ct_row))
         new = Cotangents(
             x=d_x,

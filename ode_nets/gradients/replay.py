@@ -46,12 +46,16 @@ def search(problem: Problem, solver: Any) -> Record:
 
 
 class Row(NamedTuple):
-    """What the outputs need of one step."""
+    """What the outputs of a solve need of one step; of all steps, the same with leaves `[max_steps, ...]`.
+
+    Attributes:
+      end: the state after it, like `x0`, where asked times are ends of steps; else `()`.
+      inside: `(tau, h, x, inside)`, where what lies between is needed: where the step begins and its size, scalars, what
+        the scheme carried there, and what its interpolant reads; else `()`.
+    """
 
     end: PyTree
-    """The state after it, where asked times are ends of steps."""
     inside: PyTree
-    """`(tau, h, x, inside)`, where what lies between is needed."""
 
 
 class _Along(NamedTuple):

@@ -16,6 +16,8 @@ from ode_nets.stepping import RungeKutta, Step, all_finite, get_scheme, pad_sche
 from ode_nets.trees import known, pytree
 
 PyTree = Any
+MOST = 4096
+"""Bound on a number of steps that is an array, if no other is given."""
 
 
 class Clock(NamedTuple):
@@ -82,10 +84,10 @@ class FixedStep(KnownSteps):
 
     scheme: Any
     n_steps: Any
-    max_steps: Count = 4096
+    max_steps: Count = MOST
 
     @checked
-    def __init__(self, scheme: Any, n_steps: Any, max_steps: Count = 4096):
+    def __init__(self, scheme: Any, n_steps: Any, max_steps: Count = MOST):
         object.__setattr__(self, "scheme", get_scheme(scheme))
         object.__setattr__(self, "n_steps", _checked_steps(n_steps, max_steps))
         object.__setattr__(self, "max_steps", max_steps)
@@ -217,7 +219,7 @@ def _checked_steps(n_steps: Any, max_steps: int) -> Any:
 
 
 @checked
-def pad(solver: FixedStep, n_stages: Count, max_steps: Count = 4096) -> FixedStep:
+def pad(solver: FixedStep, n_stages: Count, max_steps: Count | None = None) -> FixedStep:
     """A fixed-step solver whose scheme and number of steps are arrays: one program serves all of at most `n_stages`.
 
     Stack several (`jax.tree.map(lambda *v: jnp.stack(v), *padded)`) and map over them: all then run as many steps and
@@ -226,7 +228,8 @@ def pad(solver: FixedStep, n_stages: Count, max_steps: Count = 4096) -> FixedSte
     Args:
       solver: the one that is turned into arrays.
       n_stages: of the scheme that results.
-      max_steps: bound on its number of steps, as of `FixedStep`; solvers that are stacked have the same.
+      max_steps: bound on its number of steps, as of `FixedStep`; solvers that are stacked have the same. The default is
+        4,096, or the solver's own number where that is more.
 
     Raises:
       ValueError: for a scheme that has more stages than that, or is no Runge-Kutta scheme; for more steps.
@@ -240,4 +243,4 @@ def pad(solver: FixedStep, n_stages: Count, max_steps: Count = 4096) -> FixedSte
     """
     if not isinstance(solver.scheme, RungeKutta):
         raise ValueError(f"scheme={solver.scheme!r}: only a Runge-Kutta scheme can be turned into arrays")
-    return FixedStep(pad_scheme(solver.scheme, n_stages), np.asarray(solver.n_steps, np.int32), max_steps)
+    return FixedStep(pad_scheme(solver.scheme, n_stages), np.asarray(solver.n_steps, np.int32), max_steps or max(MOST, solver.bound))
