@@ -7,8 +7,8 @@
 
 Every network is evaluated on the test images under its own solver and others (`experiments.evaluate_solvers`), is
 compressed (`experiments.compress`), and gets its verdict (`experiments.is_ode`); what one of these has left in a run's
-folder is not computed again. Estimated from the seconds of a step: an hour and a half of two cores for the three, beside
-their training. Not measured here.
+folder is not computed again. Estimated from the seconds of a step: an hour and a half of two cores for all three,
+beside their training. Not measured here.
 
 Prints a table with a line a network, and writes cifar10.json, training.png (Fig. 7), weights.png (Fig. 8, with how far
 weights move from interval to interval), swap.png (Fig. 9) and front.png, of the first network, into --out.

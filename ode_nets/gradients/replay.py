@@ -50,8 +50,8 @@ class Row(NamedTuple):
 
     Attributes:
       end: the state after it, like `x0`, where asked times are ends of steps; else `()`.
-      inside: `(tau, h, x, inside)`, where what lies between is needed: where the step begins and its size, scalars, what
-        the scheme carried there, and what its interpolant reads; else `()`.
+      inside: `(tau, h, x, inside)`, where what lies between is needed: where the step begins and its size, scalars,
+        what the scheme carried there, and what its interpolant reads; else `()`.
     """
 
     end: PyTree

@@ -243,4 +243,5 @@ def pad(solver: FixedStep, n_stages: Count, max_steps: Count | None = None) -> F
     """
     if not isinstance(solver.scheme, RungeKutta):
         raise ValueError(f"scheme={solver.scheme!r}: only a Runge-Kutta scheme can be turned into arrays")
-    return FixedStep(pad_scheme(solver.scheme, n_stages), np.asarray(solver.n_steps, np.int32), max_steps or max(MOST, solver.bound))
+    most = max_steps or max(MOST, solver.bound)
+    return FixedStep(pad_scheme(solver.scheme, n_stages), np.asarray(solver.n_steps, np.int32), most)

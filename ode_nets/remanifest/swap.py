@@ -56,7 +56,7 @@ def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lane
 @checked
 def stack_solvers(solvers: Solvers, n_stages: Count) -> Any:
     """Solvers as arrays with a leading axis, padded to `n_stages` stages."""
-    most = max(4096, *(solver.bound for solver in solvers))
+    most = max(pad(solver, n_stages).max_steps for solver in solvers)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(pad(solver, n_stages, most) for solver in solvers))
 
 

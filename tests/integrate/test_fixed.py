@@ -308,3 +308,4 @@ def test_room_for_padded_steps_is_bounded_by_max_steps():
     assert room(64) < 64 * 1000 * 4 * 4
     with pytest.raises(ValueError, match="max_steps"):
         pad(FixedStep("rk4", 65), 4, 64)
+    assert [pad(FixedStep("euler", n), 1).max_steps for n in (4, 5000)] == [4096, 5000]
