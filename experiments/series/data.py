@@ -70,11 +70,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         file = np.load(path, allow_pickle=False)
-        arrays = dict(file) if isinstance(file, np.lib.npyio.NpzFile) else None
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise RunError(f"{path} holds a single array: expected an .npz file with times, values and, if any, mask")
+        with file:
+            arrays = dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{path} cannot be read as an .npz file: {error}") from error
-    if arrays is None:
-        raise RunError(f"{path} holds a single array: expected an .npz file with times, values and, if any, mask")
     if missing := [name for name in ("times", "values") if name not in arrays]:
         raise RunError(f"{path} has no {' and no '.join(missing)}: expected times, values and, if any, mask")
     return arrays
