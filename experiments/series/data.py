@@ -23,10 +23,10 @@ class Series:
     """Series, scaled.
 
     Attributes:
-      times: `[n]`, or `[series, n]` where each has its own; float32, from 0 to the span of the config.
+      times: `[n]`, or `[series, n]` where each has its own; float32, from 0, the longest to the span of the config.
       values: `[series, n, features]`, float32, 0 where nothing was observed. mask: boolean, like `values`.
       low, scale: `[features]`; value = low + scale * scaled.
-      t0, unit: time = t0 + unit * scaled.
+      t0, unit: time = t0 + unit * scaled; t0 is `[1]`, or `[series, 1]` where each has its own times.
     """
 
     times: np.ndarray
@@ -34,7 +34,7 @@ class Series:
     mask: np.ndarray
     low: np.ndarray
     scale: np.ndarray
-    t0: float
+    t0: np.ndarray
     unit: float
 
     def split(self, config: SeriesConfig) -> dict[str, np.ndarray]:
@@ -51,7 +51,7 @@ class Series:
         if n_train < config.batch_size:
             left = f"of {n} series {max(n_train, 0)} are left to train on"
             if n_train < 1:
-                raise RunError(f"{left}: give more, or cut a long series into windows, each with times from 0")
+                raise RunError(f"{left}: give more, or cut a long series into windows")
             raise RunError(f"{left}, fewer than batch_size={config.batch_size}: lower it, or give more")
         every = np.arange(n)
         return {"train": every[:n_train], "validation": every[n_train:n_rest], "test": every[n - n_test :]}
@@ -87,7 +87,8 @@ def prepare(arrays: dict[str, np.ndarray], config: SeriesConfig) -> Series:
     Args:
       arrays: `times`, `[n]` or `[series, n]`; `values`, `[series, n, features]`, NaN where missing; and maybe `mask`,
         like `values`, true or 1 where observed.
-      config: of which scales and the split count: what scales the values are the training series.
+      config: of which scales and the split count. What scales the values are all series that do not test, whatever
+        the limit on those that train, so that errors of different limits are of one unit.
 
     Raises:
       RunError: for data that nothing can be learned from, or that is not what it should be; it says what is wrong.
@@ -113,29 +114,30 @@ def prepare(arrays: dict[str, np.ndarray], config: SeriesConfig) -> Series:
     mask = ~np.isnan(values) & (True if given is None else given.astype(bool))
     check(times, values, mask)
 
-    parts = Series(times, values, mask, *(np.zeros(1),) * 2, 0.0, 1.0).split(config)
-    trained = parts["train"]
-    seen = np.where(mask[trained], values[trained], np.nan)
+    parts = Series(times, values, mask, *(np.zeros(1),) * 3, 1.0).split(config)
+    trained, rest = parts["train"], slice(parts["test"][0])
     missing = ~mask[trained].any((0, 1))
     if missing.any():
         raise RunError(f"feature {np.flatnonzero(missing).tolist()} is never observed in the training series: drop it")
-    low, high = np.nanmin(seen, (0, 1)), np.nanmax(seen, (0, 1))
-    if (constant := low == high).any():
+    extent = lambda part: [f(np.where(mask[part], values[part], np.nan), (0, 1)) for f in (np.nanmin, np.nanmax)]
+    if (constant := np.equal(*extent(trained))).any():
         raise RunError(
             f"feature {np.flatnonzero(constant).tolist()} is constant in the training series, and tells "
             "nothing: drop it"
         )
+    low, high = extent(rest)
     scale = high - low if config.scale == "range" else high
     if (scale <= 0).any():
         raise RunError(f"feature {np.flatnonzero(scale <= 0).tolist()} has no value above 0: use --scale range")
-    t0 = float(times.min())
-    unit = float(times.max() - t0) / config.span
+    # Windows of a long series keep the times of the whole: only what has passed since the first of each counts.
+    t0 = times[..., :1]
+    unit = float((times - t0).max()) / config.span
     scaled = np.where(mask, (np.where(mask, values, 0) - low) / scale, 0)
     if (far := np.abs(scaled) > FARTHEST).any():
         series, _, feature = np.argwhere(far)[0]
         raise RunError(
-            f"feature {feature} of series {series} lies more than {FARTHEST:g} times its range in the training series "
-            "away from them: mask what stands for a missing value, or mend it"
+            f"feature {feature} of series {series} lies more than {FARTHEST:g} times its range away from "
+            "the others: mask what stands for a missing value, or mend it"
         )
     return Series(((times - t0) / unit).astype(np.float32), scaled.astype(np.float32), mask, low, scale, t0, unit)
 

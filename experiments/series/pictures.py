@@ -43,7 +43,8 @@ def draw(config: SeriesConfig, params: PyTree, series: Series, index: np.ndarray
             ts = jnp.linspace(own[0], own[-1] + beyond * (own[-1] - own[0]), 200)
         x = np.asarray(jax.jit(predict, static_argnums=0)(many, params, own, values[one], seen, keys[1], ts).x[:, 0])
         mean, band = x.mean(0), 2 * np.sqrt(x.var(0) + config.sigma**2)
-        clock = lambda t: series.t0 + series.unit * np.asarray(t)
+        t0 = series.t0 if times.ndim == 1 else series.t0[i]
+        clock = lambda t, t0=t0: t0 + series.unit * np.asarray(t)
         for k, axes in enumerate(row):
             place = lambda scaled, k=k: series.low[k] + series.scale[k] * scaled
             axes.fill_between(

@@ -173,7 +173,7 @@ def evaluate(config: SeriesConfig, params: PyTree, data: PyTree, index: np.ndarr
     Raises:
       NonFiniteError: if none is left.
     """
-    size, totals = 4 * config.batch_size, []
+    size, totals = min(4 * config.batch_size, len(index)), []
     for i, start in enumerate(range(0, len(index), size)):
         part = index[start : start + size]
         # The last batch is filled up with its own series again, which do not count.

@@ -108,7 +108,7 @@ def test_a_file_that_is_no_npz_is_named(tmp_path):
 
 @pytest.mark.parametrize("scale", ["range", "max"])
 def test_scaled_values_and_times_come_back(scale):
-    """And the scale is of the training series alone: others may leave it."""
+    """And the scale is of all series but those that test, which may leave it, whatever the limit."""
     found = arrays()
     series = prepare(found, dataclasses.replace(SMALL, scale=scale, span=0.5))
     mask = ~np.isnan(found["values"])
@@ -117,10 +117,23 @@ def test_scaled_values_and_times_come_back(scale):
     np.testing.assert_allclose(back[mask], found["values"][mask], rtol=1e-5)
     np.testing.assert_allclose(series.t0 + series.unit * series.times, found["times"], rtol=1e-5)
     assert (float(series.times[0]), float(series.times[-1])) == (0.0, 0.5)
-    train = series.split(SMALL)["train"]
-    seen = np.where(mask, found["values"], np.nan)[train]
+    seen = np.where(mask, found["values"], np.nan)[: series.split(SMALL)["test"][0]]
     low, high = np.nanmin(seen, (0, 1)), np.nanmax(seen, (0, 1))
     np.testing.assert_allclose(series.scale, high - low if scale == "range" else high)
+    limited = prepare(found, dataclasses.replace(SMALL, scale=scale, span=0.5, limit=6))
+    assert len(limited.split(dataclasses.replace(SMALL, limit=6))["train"]) < len(series.split(SMALL)["train"])
+    np.testing.assert_array_equal(limited.values, series.values)
+
+
+def test_windows_of_a_long_series_each_begin_at_zero():
+    """They are the same series whether their times are those of the whole, or their own."""
+    found = arrays(20, True)
+    later = found | {"times": found["times"] + 100.0 * np.arange(20)[:, None]}
+    one, two = prepare(found, SMALL), prepare(later, SMALL)
+    np.testing.assert_allclose(one.times, two.times, atol=1e-6)
+    assert two.times[:, 0].tolist() == [0.0] * 20
+    assert float(two.times.max()) == SMALL.span
+    np.testing.assert_allclose(two.t0 + two.unit * two.times, later["times"], rtol=1e-5)
 
 
 def test_a_mask_and_nan_say_the_same():
