@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Real
 
 from ode_nets.arguments import Count, checked
@@ -16,6 +17,7 @@ from ode_nets.gradients import GradientMethod, solve
 from ode_nets.integrate import Adaptive
 from ode_nets.nn.linen import as_unit
 from ode_nets.nn.recurrent import NORMAL, Gaussian, GaussianGRU, Mask, OdeRnn, Times, Values
+from ode_nets.trees import known
 
 PyTree = Any
 DOPRI5 = Adaptive("dopri5", rtol=1e-3, atol=1e-4)
@@ -81,13 +83,18 @@ class LatentODE(nn.Module):
     ) -> Float[Array, "*lanes m latent"]:
         """Latent states `[..., m, latent]` at `ts`, `[m]`, from `z0`, `[..., latent]`, at t0, in order of time.
 
-        NaN where a solve fails, as for times that are not in order or before t0.
+        NaN where a solve fails, as under jit for times that are not in order or before t0.
+
+        Raises:
+          ValueError: for such times where they are known.
         """
         unit = as_unit(self.unit, z0.reshape(-1, z0.shape[-1]))
         theta = self.param("field", unit.init)
         field = lambda t, z, theta: unit.apply(theta, z, t, {})[0]
         options: dict[str, Any] = {"solver": self.solver, "gradient": self.gradient}
-        solution = solve(field, z0, theta, t0=t0, t1=ts[-1], ts=ts, **options)
+        # Times before t0 must not turn the direction round.
+        latest = np.maximum if known((t0, ts)) else jnp.maximum
+        solution = solve(field, z0, theta, t0=t0, t1=latest(ts[-1], t0), ts=ts, **options)
         for name in ("nfe", "n_accepted", "n_rejected", "result"):
             self.sow("solution", name, getattr(solution, name), init_fn=lambda: None, reduce_fn=lambda _, new: new)
         return jnp.moveaxis(solution.x, 0, -2)
@@ -106,7 +113,8 @@ class LatentODE(nn.Module):
         Args:
           times: of the observations, `[n]`, ascending, equal ones allowed.
           values: `[..., n, features]`. mask: boolean, like `values`: what was observed.
-          ts: asked times, `[m]`, ascending, from `times[0]` on; `None` for `times`.
+          ts: asked times, `[m]`, ascending, from `times[0]` on; `None` for `times`. Others give NaN, or raise where
+            they are known.
           n_samples: how many samples of each series.
 
         Raises:

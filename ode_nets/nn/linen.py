@@ -28,7 +28,7 @@ class LinenUnit:
     `train`, or `deterministic` and `use_running_average`, its opposites.
 
     What it calls `batch_stats` are averages, new = m * old + (1 - m) * batch, as those of `flax.linen.BatchNorm` are.
-    In training the statistics of the batch are reported, like those of the library's own units, whatever m.
+    In training the statistics of the batch are reported, like those of the library's own units, whatever m below 1.
 
     Args:
       module: keeps shape and dtype of the state.
@@ -36,7 +36,7 @@ class LinenUnit:
 
     Raises:
       ValueError: when initialized, for variables in other collections than `params` and `batch_stats`; in training,
-        for a module that draws random numbers, as one with dropout does.
+        for a module that draws random numbers, as one with dropout does, or whose statistics do not move.
 
     Example:
         >>> import flax.linen as nn
@@ -79,6 +79,8 @@ class LinenUnit:
             y: Any = self.module.apply(variables, x, **self._options(t, False))
             return y, stats
 
+        self._check_moving()
+
         def trained(old: PyTree) -> tuple[PyTree, Any]:
             variables = {"params": params} | ({"batch_stats": old} if old else {})
             try:
@@ -96,8 +98,32 @@ class LinenUnit:
         )
         # From zero a running average goes to its share of the batch, and its derivative is the share of the past.
         new, past, y = jax.jvp(trained, (full(0),), (full(1),), has_aux=True)
-        used = jax.tree.map(lambda share, m: share / jnp.where(m < 1, 1 - m, 1), new, past)
-        return y, used
+        return y, jax.tree.map(lambda share, m: share / (1 - m), new, past)
+
+    def _check_moving(self) -> None:
+        """Statistics that training leaves as they are would be taken for those of the batch.
+
+        Raises:
+          ValueError: for such; it names them.
+        """
+        with jax.ensure_compile_time_eval():
+            variables = self._variables(jax.random.key(0))
+            if not (zeros := jax.tree.map(jnp.zeros_like, variables.pop("batch_stats", {}))):
+                return
+            x = jnp.zeros(self.shape, self.dtype)
+
+            def after(old: PyTree) -> PyTree:
+                options = self._options(0.0, True)
+                given: Any = variables | {"batch_stats": old}
+                return self.module.apply(given, x, **options, mutable=["batch_stats"])[1]["batch_stats"]
+
+            _, past = jax.jvp(after, (zeros,), (jax.tree.map(jnp.ones_like, zeros),))
+            fixed = [jax.tree_util.keystr(path) for path, m in jax.tree.leaves_with_path(past) if jnp.any(m == 1)]
+        if fixed:
+            raise ValueError(
+                f"unit={type(self.module).__name__} keeps its running statistics in training ({', '.join(fixed)}): "
+                "expected averages that move, momentum below 1; what is frozen is a parameter of a scale and a shift"
+            )
 
 
 def as_unit(unit: Any, x: jax.Array) -> Unit:

@@ -72,12 +72,15 @@ def recur(
     seen = mask.any(-1, keepdims=True)
     before = jnp.concatenate([times[:1], times[:-1]]) if not backward else jnp.concatenate([times[1:], times[-1:]])
     rows = (before, times - before, jnp.moveaxis(inputs, -2, 0), jnp.moveaxis(seen, -2, 0))
+    # Values in half or double precision make states of another dtype than the first.
+    after = jax.eval_shape(lambda s, x: update(s, x), state, inputs[..., 0, :])
+    state = jax.tree.map(lambda s, new: s.astype(jnp.promote_types(s.dtype, new.dtype)), state, after)
 
     def body(state: PyTree, row: Any) -> tuple[PyTree, PyTree]:
         t, gap, x, seen = row
         state = flow(state, t, gap)
         updated = update(state, x)
-        return jax.tree.map(lambda new, old: jnp.where(seen, new, old), updated, state), state
+        return jax.tree.map(lambda new, old: jnp.where(seen, new, old).astype(old.dtype), updated, state), state
 
     end, arrived = jax.lax.scan(body, state, rows, reverse=backward)
     return end, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), arrived)

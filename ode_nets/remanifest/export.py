@@ -106,7 +106,8 @@ def padded(function: Callable[[np.ndarray], Any], sizes: Sequence[Count] = (1, 8
     """A function of batches of any size, from one that is called at a few sizes alone.
 
     A batch is padded with zeros to the next size; one beyond the largest is cut into pieces of that size. Rows must
-    not depend on each other, as in a trained network they do not.
+    not depend on each other. In a trained network they do not, under fixed steps; an adaptive solver chooses its steps
+    for the batch as a whole, so that other rows, zeros too, move the result within its tolerance.
 
     Args:
       function: from images `[batch, ...]` to rows `[batch, ...]`, compiled for each size it meets.

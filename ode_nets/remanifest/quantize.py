@@ -33,6 +33,9 @@ def quantize(variables: WithParams) -> PyTree:
 
         scale = max |w| / 127,  values = round(w / scale)          so that |w - values * scale| <= scale / 2
 
+    to the rounding of the weights' own dtype, in which the scale is rounded upwards. A channel that is not finite has a
+    scale that is not, and comes back as NaN.
+
     The maximum is over all but the last axis, the channels that a kernel gives out, and, where weights are stacked by
     basis function, over each function's own: every coefficient of theta(t) has scales of its own.
 
@@ -60,7 +63,14 @@ def quantize(variables: WithParams) -> PyTree:
 @checked
 def dequantize(variables: Variables) -> PyTree:
     """The variables that a network takes, from those of `quantize`; others as they are."""
-    wide = lambda leaf: leaf.values.astype(leaf.scale.dtype) * leaf.scale if isinstance(leaf, Quantized) else leaf
+
+
+    def wide(leaf: Any) -> Any:
+        if not isinstance(leaf, Quantized):
+            return leaf
+        product = leaf.values.astype(_exact(leaf.scale)) * leaf.scale.astype(_exact(leaf.scale))
+        return product.astype(leaf.scale.dtype)
+
     return jax.tree.map(wide, variables, is_leaf=lambda leaf: isinstance(leaf, Quantized))
 
 
@@ -69,5 +79,14 @@ def _quantized(leaf: jax.Array, role: str) -> jax.Array | Quantized:
     if leaf.ndim - stacked < 2 or role == "p":
         return leaf
     largest = jnp.abs(leaf).max(axis=tuple(range(stacked, leaf.ndim - 1)), keepdims=True)
-    scale = jnp.where(largest > 0, largest, _LARGEST) / _LARGEST
-    return Quantized(jnp.round(leaf / scale).astype(jnp.int8), scale)
+    exact = jnp.where(largest == 0, _LARGEST, largest).astype(_exact(leaf)) / _LARGEST
+    scale = exact.astype(leaf.dtype)
+    # One that is rounded down would put the largest weight beyond 127.
+    scale = jnp.where(scale.astype(exact.dtype) < exact, jnp.nextafter(scale, jnp.full_like(scale, jnp.inf)), scale)
+    values = jnp.round(leaf.astype(exact.dtype) / scale.astype(exact.dtype))
+    return Quantized(jnp.where(jnp.isfinite(values), values, 0).astype(jnp.int8), scale)
+
+
+def _exact(leaf: jax.Array) -> Any:
+    """The dtype to compute scales in: half precision has too few digits for them."""
+    return jnp.promote_types(leaf.dtype, jnp.float32)

@@ -28,8 +28,11 @@ from ode_nets.weights import (
 )
 
 PyTree = Any
-SECOND_MOMENTS = ("nu", "nu_max", "sum_of_squares", "v", "v_row", "v_col")
+Fields = dict[tuple[Any, ...], set[Any]]
+SECOND_MOMENTS = frozenset({"nu", "nu_max", "sum_of_squares", "v", "v_row", "v_col", "e_g", "e_x", "exp_avg_sq"})
 """What optax calls means of squared gradients in its states, which must never be negative."""
+ADAN = frozenset({"m", "v", "n", "g"})
+"""Means in the state of Adan, of which `n` is the one of squares, and `v` one of signed differences."""
 
 
 @checked
@@ -141,14 +144,17 @@ def _rebased(net: nn.Module, variables: PyTree, basis: Basis, matrix: np.ndarray
     intervals = projection_matrix(PiecewiseConstant(_basis_of(net).n_basis), PiecewiseConstant(basis.n_basis))
     changed = {}
     for name, tree in variables.items():
-        if name == "batch_stats":
+        if name == "params":
+            changed[name] = map_coefficients(tree, partial(transform, matrix=matrix))
+        elif name == "batch_stats":
             changed[name] = map_coefficients(tree, partial(transform, matrix=intervals))
         else:
-            changed[name] = jax.tree_util.tree_map_with_path(partial(_changed, matrix), tree, weight_roles(tree))
+            change = partial(_changed, matrix, _fields(tree))
+            changed[name] = jax.tree_util.tree_map_with_path(change, tree, weight_roles(tree))
     return net.clone(basis=basis), changed
 
 
-def _changed(matrix: np.ndarray, path: tuple[Any, ...], leaf: Any, role: str) -> Any:
+def _changed(matrix: np.ndarray, fields: Fields, path: tuple[Any, ...], leaf: Any, role: str) -> Any:
     """One array in the new basis; second moments stay at least 0.
 
     Gradients g that are mapped like the coefficients have a second moment of at most
@@ -159,7 +165,7 @@ def _changed(matrix: np.ndarray, path: tuple[Any, ...], leaf: Any, role: str) ->
     """
     if role != "expansion":
         return leaf
-    if not _is_second_moment(path):
+    if not _is_second_moment(path, fields):
         return transform(leaf, matrix)
     # Adafactor has one number in the place of moments that it does not keep.
     if np.shape(leaf) == (1,) and matrix.shape[1] != 1:
@@ -168,10 +174,23 @@ def _changed(matrix: np.ndarray, path: tuple[Any, ...], leaf: Any, role: str) ->
     return transform(leaf, weights.sum(1, keepdims=True) * weights)
 
 
-def _is_second_moment(path: tuple[Any, ...]) -> bool:
-    fields = {key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)}
-    if not fields:
+def _is_second_moment(path: tuple[Any, ...], fields: Fields) -> bool:
+    own = [i for i, key in enumerate(path) if isinstance(key, jax.tree_util.GetAttrKey)]
+    if not own:
         # A checkpoint restored without a template has dictionaries in place of optax's tuples.
-        names = [getattr(key, "key", None) for key in path]
-        fields = set(names[: names.index(COEFFICIENTS)]) if COEFFICIENTS in names else set()
-    return not fields.isdisjoint(SECOND_MOMENTS)
+        names = [_name(key) for key in path]
+        own = [*range(names.index(COEFFICIENTS))] if COEFFICIENTS in names else []
+    return any(_name(path[i]) in ({"n"} if fields[path[:i]] >= ADAN else SECOND_MOMENTS) for i in own)
+
+
+def _fields(tree: PyTree) -> Fields:
+    """The names side by side at each place of a tree."""
+    found: Fields = {}
+    for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        for i, key in enumerate(path):
+            found.setdefault(path[:i], set()).add(_name(key))
+    return found
+
+
+def _name(key: Any) -> Any:
+    return getattr(key, "name", getattr(key, "key", None))

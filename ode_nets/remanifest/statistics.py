@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -50,7 +51,7 @@ def unmet_intervals(net: nn.Module, variables: Variables, images: jax.Array) -> 
     """
     _check(net)
     blank = _where_stacked(lambda leaf: jnp.full_like(leaf, _UNTOUCHED), variables[STATS])
-    after = jax.device_get(_estimated(net, variables | {STATS: blank}, images))
+    after = jax.device_get(_estimated(net, {**variables, STATS: blank}, images))
     found: dict[str, tuple[int, ...]] = {}
     for block, leaves in _by_block(after).items():
         untouched = np.all([(leaf == _UNTOUCHED).reshape(len(leaf), -1).all(1) for leaf in leaves], axis=0)
@@ -88,13 +89,13 @@ def restat(net: nn.Module, variables: Variables, images: jax.Array) -> PyTree:
       logits = small.apply(restat(small, coarse, x_train[:512]), images)
     """
     _check(net)
-    return variables | {STATS: _estimated(net, variables, images)}
+    return {**variables, STATS: _estimated(net, variables, images)}
 
 
 @checked
 def has_intervals(net: nn.Module, variables: PyTree) -> bool:
     """Whether a model keeps statistics by several intervals, and can be asked which of them its solver meets."""
-    stacked = _by_block(variables.get(STATS, {})) if isinstance(variables, dict) else {}
+    stacked = _by_block(variables.get(STATS, {})) if isinstance(variables, Mapping) else {}
     several = any(len(leaf) > 1 for leaves in stacked.values() for leaf in leaves)
     trains = hasattr(net, "momentum") and "train" in inspect.signature(type(net).__call__).parameters
     return several and trains and isinstance(getattr(net, "solver", None), Solver)

@@ -54,9 +54,9 @@ def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lane
 
 
 @checked
-def stack_solvers(solvers: Solvers, n_stages: Count) -> Any:
-    """Solvers as arrays with a leading axis, padded to `n_stages` stages."""
-    most = max(pad(solver, n_stages).max_steps for solver in solvers)
+def stack_solvers(solvers: Solvers, n_stages: Count, max_steps: Count | None = None) -> Any:
+    """Solvers as arrays with a leading axis, padded to `n_stages` stages; `max_steps` by default what they need."""
+    most = max_steps or max(pad(solver, n_stages).max_steps for solver in solvers)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(pad(solver, n_stages, most) for solver in solvers))
 
 
@@ -67,13 +67,14 @@ class Swap:
     Attributes:
       program: `program(variables, images, batch, solvers) -> scores`, leaves `[lanes, ...]`.
       lanes: solvers a call takes.
-      n_stages: stages that each solver is padded to.
+      n_stages: stages that each solver is padded to; max_steps: the most steps that it may have.
       temporary_bytes: memory the program needs beside its arguments and results.
     """
 
     program: Callable[..., PyTree]
     lanes: int
     n_stages: int
+    max_steps: int
     temporary_bytes: int
 
 
@@ -94,7 +95,7 @@ def compile_swap(
       net, variables: a trained model.
       example: `(images, batch)`, arrays or their shapes; all batches to come must have these shapes.
       score: `score(logits, batch) -> pytree` of sums.
-      solvers: the grid, or any solvers with as many stages.
+      solvers: the grid, or any solvers with as many stages and as many steps at least.
       lanes: solvers side by side; `None` for as many as `bytes_available` allows.
       bytes_available: bound of the temporary memory where `lanes` is `None`; `None` for no bound.
 
@@ -106,14 +107,15 @@ def compile_swap(
       ValueError: for an empty grid, fewer than one lane, or a net as `make_swap` refuses.
     """
     n_stages = max(solver.scheme.n_evaluations or 0 for solver in solvers)
+    most = max(pad(solver, n_stages).max_steps for solver in solvers)
     bound = math.inf if lanes is not None or bytes_available is None else bytes_available
     lanes = min(lanes or len(solvers), len(solvers))
     while True:
-        stacked = stack_solvers([solvers[0]] * lanes, n_stages)
+        stacked = stack_solvers([solvers[0]] * lanes, n_stages, most)
         program = jax.jit(make_swap(net, score, lanes)).lower(variables, *example, stacked).compile()
         used = int(getattr(program.memory_analysis(), "temp_size_in_bytes", 0))
         if lanes == 1 or used <= bound:
-            return Swap(program, lanes, n_stages, used)
+            return Swap(program, lanes, n_stages, most, used)
         lanes = lanes_within(int(bound), -(-used // lanes), lanes - 1)
 
 
@@ -156,7 +158,7 @@ def run_swap(
     seconds = [0.0] * len(solvers)
     for number, chunk in enumerate(chunks):
         padded = chunk + [chunk[-1]] * (swap.lanes - len(chunk))
-        stacked = stack_solvers([solvers[i] for i in padded], swap.n_stages)
+        stacked = stack_solvers([solvers[i] for i in padded], swap.n_stages, swap.max_steps)
         if timer is not None and number == 0:
             jax.block_until_ready(swap.program(variables, *next(iter(batches())), stacked))
         total, elapsed = None, 0.0

@@ -39,7 +39,7 @@ class Crossings:
       members: int `[count, 4]`: trajectory and step of the one, and of the other; beyond two dimensions
         (n, k, n, k) of the step that folds.
       examined: number of pairs of steps, or of steps, that were tested; not counting steps that left the finite
-        numbers.
+        numbers, of which nothing is said.
       reason: why nothing was examined; empty where something was.
     """
 
@@ -71,16 +71,19 @@ def order_changes(
     """
     x = np.asarray(states, float)
     first, second = np.triu_indices(len(x), 1)
-    gap = x[first] - x[second]
-    side = np.where(np.abs(gap) > margin, np.sign(gap), 0)
+    with np.errstate(invalid="ignore"):
+        gap = x[first] - x[second]
+        side = np.where(np.abs(gap) > margin, np.sign(gap), 0)
+    finite = np.isfinite(x)
+    tested = (finite[first] & finite[second])[:, :-1] & (finite[first] & finite[second])[:, 1:]
     for i in range(1, len(t)):
         side[:, i] = np.where(side[:, i] == 0, side[:, i - 1], side[:, i])
-    pair, k = np.nonzero(side[:, :-1] * side[:, 1:] < 0)
+    pair, k = np.nonzero((side[:, :-1] * side[:, 1:] < 0) & tested)
     n, m = first[pair], second[pair]
     before, after = x[n, k] - x[m, k], x[n, k + 1] - x[m, k + 1]
     tau = np.clip(before / (before - after), 0.0, 1.0)
     places = np.stack([t[k] + tau * (t[k + 1] - t[k]), x[n, k] + tau * (x[n, k + 1] - x[n, k])], axis=-1)
-    return Crossings("order", len(k), places, np.stack([n, k, m, k], axis=-1), side[:, 1:].size)
+    return Crossings("order", len(k), places, np.stack([n, k, m, k], axis=-1), int(tested.sum()), _why_none(tested))
 
 
 @checked
@@ -133,7 +136,14 @@ def segment_crossings(states: Real[np.ndarray, "n n_points 2"], margin: Margin =
         tau = cross(start[j] - start[i], other) / cross(move, other)
     places = start[i] + np.clip(np.nan_to_num(tau, nan=0.5), 0, 1)[:, None] * move
     members = np.stack([n[i], k[i], n[j], k[j]], axis=-1)
-    return Crossings("segments", len(i), places, members, len(n) * (len(n) - 1) // 2)
+    finite = np.isfinite(start).all(-1) & np.isfinite(end).all(-1)
+    m = int(finite.sum())
+    return Crossings("segments", len(i), places, members, m * (m - 1) // 2, _why_none(finite))
+
+
+def _why_none(tested: np.ndarray) -> str:
+    """Why nothing was examined, of which steps or pairs of them are finite."""
+    return "" if tested.any() or not tested.size else "no step stays in the finite numbers"
 
 
 @checked
@@ -221,6 +231,8 @@ def folds(
     def sign_of(x: jax.Array, t: jax.Array, tau: jax.Array) -> jax.Array:
         one = lambda flat: step(flat.reshape(1, *shape), t, tau).ravel()
         jacobian = jax.jacfwd(one)(x)
+        # No factorization is known in half precision.
+        jacobian = jacobian.astype(jnp.promote_types(jacobian.dtype, jnp.float32))
         return jnp.where(jnp.isfinite(jacobian).all(), jnp.linalg.slogdet(jacobian)[0], jnp.nan)
 
     x = jnp.asarray(states[:, ks].reshape(-1, states.shape[-1]), problem.x0.dtype)

@@ -31,13 +31,14 @@ def orientation(a: Points, b: Points, c: Points, margin: PointMargin = 0.0) -> I
     fractions.
 
     Args:
-      a, b, c: `[n, 2]`, finite.
+      a, b, c: `[n, 2]`, finite; of integers what float64 makes of them.
       margin: distance from the line up to which a point counts as on it, a number or `[n]`; that distance is
         rounded.
 
     Returns:
       int `[n]`.
     """
+    a, b, c = (np.asarray(points, np.float64) for points in (a, b, c))
     with np.errstate(over="ignore", invalid="ignore"):
         left = (a[:, 0] - c[:, 0]) * (b[:, 1] - c[:, 1])
         right = (a[:, 1] - c[:, 1]) * (b[:, 0] - c[:, 0])

@@ -27,7 +27,9 @@ from ode_nets.integrate import (
     make_problem,
     pad,
 )
+from ode_nets.nn import OdeBlock
 from ode_nets.remanifest import check_exchangeable, has_intervals, restat, unmet_intervals
+from ode_nets.tableaus import SCHEMES
 from ode_nets.validity.convergence import distance, rounding
 from ode_nets.validity.quality import TOLERANCES
 
@@ -124,7 +126,8 @@ def of_model(
       **kwargs: handed on to `net.apply`.
 
     Raises:
-      ValueError: for a model without a solver and a gradient method to exchange, or an empty batch.
+      ValueError: for a model without a solver and a gradient method to exchange, whose blocks have spans of different
+        lengths, or an empty batch; for a scheme that is not of the catalogue, with whose others it is compared.
     """
     check_exchangeable(net, "solver", "gradient")
     model: Any = net
@@ -164,7 +167,26 @@ def of_model(
         apply(_Probe(other, found), (weights, inputs))
         return found
 
-    return Subject(run, solver, problems, statistics=statistics)
+    return Subject(run, solver, problems, _span_of(net, variables, inputs, kwargs), statistics=statistics)
+
+
+def _span_of(net: nn.Module, variables: PyTree, inputs: jax.Array, kwargs: dict[str, Any]) -> float:
+    """|t1 - t0| of the blocks that a model calls."""
+    spans: set[float] = set()
+
+    def note(call: Any, args: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, OdeBlock) and context.method_name == "__call__":
+            spans.add(abs(float(context.module.t1) - float(context.module.t0)))
+        return call(*args, **options)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda variables, inputs: net.apply(variables, inputs, **kwargs), variables, inputs)
+    if len(spans) > 1:
+        raise ValueError(
+            f"blocks of {type(net).__name__} have spans {sorted(spans)}: expected one, which steps are parts of; "
+            "examine each block by itself"
+        )
+    return spans.pop() if spans else 1.0
 
 
 @checked
@@ -199,8 +221,8 @@ def of_field(
       readout: of the final state, e.g. a classifier.
 
     Raises:
-      ValueError: for another kind of solver, an empty batch, a time span other than the domain of a weight function,
-        and what `solve` refuses.
+      ValueError: for another kind of solver, a scheme that is not of the catalogue, with whose others it is compared,
+        an empty batch, a time span other than the domain of a weight function, and what `solve` refuses.
     """
     check_batch(x0)
     solver = _counted(solver)
@@ -226,14 +248,23 @@ def _counted(solver: FixedStep | Adaptive) -> FixedStep | Adaptive:
     """The solver with a number of steps, or tolerances, that can be compared and looked up.
 
     Raises:
-      ValueError: for a tolerance that is not one number.
+      ValueError: for a tolerance that is not one number, or a scheme of another name or tableau than the catalogue's.
     """
+    scheme = solver.scheme
+    if getattr(scheme, "tableau", None) is None or SCHEMES.get(scheme.name) != scheme.tableau:
+        other = f" ({scheme.name!r} there is another tableau)" if scheme.name in SCHEMES else ""
+        raise ValueError(
+            f"solver={solver!r}: expected a scheme of the catalogue, with whose others it is compared: "
+            f"{', '.join(sorted(SCHEMES))}{other}"
+        )
     if not solver.estimates:
         return solver if solver.length is not None else FixedStep(solver.scheme, int(solver.n_steps))
     for name in ("rtol", "atol"):
         if not is_real(value := getattr(solver, name)) or np.ndim(value):
             raise ValueError(f"{name}={shown(value)}: expected one number, which smaller ones are compared with")
-    return solver
+    # A number that is an array cannot be the key of a program.
+    sizes = ((name, getattr(solver, name)) for name in ("first_step", "min_step"))
+    return dataclasses.replace(solver, **{name: float(size) for name, size in sizes if size is not None})
 
 
 def scale_of(subject: Subject, reference: jax.Array, solver: FixedStep) -> float:

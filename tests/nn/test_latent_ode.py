@@ -253,8 +253,20 @@ def test_asked_times_before_the_first_give_no_plausible_answer():
     net, (values, mask) = latent_ode(2, **SIZES), series()
     variables = make(net, TIMES, values, mask)
     apply = jax.jit(lambda ts: net.apply(variables, TIMES, values, mask, ts, rngs={"latent": jax.random.key(3)}))
-    for asked in ([-0.5, 0.2, 0.3], [0.3, 0.1, 0.5]):
+    # The last one decides which way a solve goes.
+    for asked in ([-0.5, 0.2, 0.3], [0.3, 0.1, 0.5], [-0.1, -0.2, -0.5], [-0.5, -0.4, -0.1]):
         assert np.isnan(apply(jnp.array(asked)).x).any()
+        with pytest.raises(ValueError, match=r"leaves the interval|is not sorted"):
+            net.apply(variables, TIMES, values, mask, jnp.array(asked), rngs={"latent": jax.random.key(3)})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("name", ["ode_rnn", "gru_decay_baseline"])
+def test_values_in_other_precisions_make_states_of_theirs(x64, name, dtype):
+    net, (values, mask) = encoders()[name], series()
+    values = values.astype(dtype)
+    found = net.apply(make(net, TIMES, values, mask), TIMES, values, mask)
+    assert all(np.isfinite(np.asarray(leaf, float)).all() for leaf in jax.tree.leaves(found))
 
 
 @pytest.mark.slow

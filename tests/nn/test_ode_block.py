@@ -249,3 +249,18 @@ def test_a_module_that_draws_random_numbers_is_refused_in_training_whatever_it_i
     assert block.apply(variables, x).shape == x.shape
     with pytest.raises(ValueError, match="unit=Dropping draws random numbers in training"):
         block.apply(variables, x, True, mutable=["batch_stats"], rngs={"dropout": keys})
+
+
+def test_statistics_that_training_leaves_as_they_are_are_refused():
+    """They would be taken for those of the batch."""
+
+    class Frozen(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=True)(x)
+
+    block, x = OdeBlock(Frozen(), PiecewiseConstant(1), FixedStep("euler", 1)), jnp.array([[1.0], [2.0]])
+    variables = block.init(jax.random.key(0), x)
+    np.testing.assert_allclose(block.apply(variables, x), 2 * x, rtol=1e-4)
+    with pytest.raises(ValueError, match="Frozen keeps its running statistics in training"):
+        block.apply(variables, x, train=True, mutable=["batch_stats"])

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ode_nets import remanifest
 from ode_nets.weights import PiecewiseConstant
@@ -68,3 +69,22 @@ def test_an_exported_net_holds_the_eight_bits_and_computes_with_what_they_stand_
 
 def _is_quantized(leaf):
     return isinstance(leaf, remanifest.Quantized)
+
+
+def test_a_channel_that_is_not_finite_comes_back_as_nan_and_no_other():
+    kernel = jnp.array([[0.4, 2.0], [jnp.nan, 0.3], [-0.3, -5.0]])
+    back = remanifest.dequantize(remanifest.quantize({"params": {"k": kernel}}))["params"]["k"]
+    assert np.isnan(back[:, 0]).all()
+    np.testing.assert_allclose(back[:, 1], kernel[:, 1], atol=2.5 / 127)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_small_kernels_in_half_precision_keep_the_bound_to_their_own_rounding(dtype):
+    kernel = (1e-4 * np.random.default_rng(0).normal(size=(64, 32))).astype(jnp.dtype(dtype))
+    small = remanifest.quantize({"params": {"k": jnp.asarray(kernel)}})
+    values, scale = map(np.asarray, small["params"]["k"])
+    assert scale.dtype == jnp.dtype(dtype)
+    assert int(np.abs(values.astype(int)).max()) == 127
+    exact, scale = values.astype(np.float64), np.asarray(scale, np.float64)
+    assert (np.abs(kernel.astype(np.float64) - exact * scale) <= scale / 2 * (1 + 1e-5)).all()
+    np.testing.assert_array_equal(remanifest.dequantize(small)["params"]["k"], (exact * scale).astype(kernel.dtype))

@@ -1,5 +1,6 @@
 """Batch statistics of intervals that training did not meet, and second moments that stay second moments."""
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -129,3 +130,32 @@ def test_moments_that_adafactor_does_not_keep_are_left_alone():
     assert shapes(small["opt_state"]) == shapes(optimizer.init(small["params"]))
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, small["params"]), small["opt_state"], small["params"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize(("optimizer", "signed"), [(optax.adadelta(1.0), ()), (optax.adan(1e-2), ("m", "v", "g"))])
+def test_second_moments_are_known_by_the_optimizer_that_names_them(optimizer, signed):
+    """`v` is one of Adafactor, and a mean of signed differences in Adan."""
+    net, variables = model(PiecewiseConstant(8), dtype="float32")
+    params = {"params": variables["params"]}
+    state, rng = optimizer.init(params["params"]), np.random.default_rng(0)
+    for _ in range(3):
+        gradients = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), "float32"), params["params"])
+        _, state = optimizer.update(gradients, state, params["params"])
+    _, mapped = remanifest.project(net, params | {"opt_state": state, "plain": state[0]._asdict()}, Legendre(4))
+    linear = lambda tree: remanifest.project(net, {"params": tree}, Legendre(4))[1]["params"]
+    for name in set(state[0]._fields) - {"t"}:
+        old, new = getattr(state[0], name), getattr(mapped["opt_state"][0], name)
+        if name in signed:
+            equal(new, linear(old))
+        else:
+            assert min(float(leaf.min()) for leaf in jax.tree.leaves(new)) >= 0
+        equal(new, mapped["plain"][name])
+
+
+def test_frozen_variables_are_like_others():
+    net, variables = euler_on_four_intervals()
+    images, frozen = jnp.asarray(IMAGES, "float32"), flax.core.freeze(variables)
+    assert remanifest.has_intervals(net, frozen)
+    assert remanifest.unmet_intervals(net, frozen, images) == remanifest.unmet_intervals(net, variables, images)
+    found, expected = (remanifest.restat(net, given, images)["batch_stats"] for given in (frozen, variables))
+    equal(found, expected)

@@ -96,3 +96,15 @@ def test_lanes_within_a_bound():
     assert remanifest.lanes_within(10, 30, 8) == 1
     assert remanifest.lanes_within(1000, 30, 8) == 8
     assert remanifest.lanes_within(1000, 0, 8) == 8
+
+
+def test_numbers_of_steps_on_both_sides_of_the_bound_go_into_one_program():
+    net, variables = model(PiecewiseConstant(1), dtype="float32")
+    grid = [FixedStep("euler", 2), FixedStep("euler", 4100)]
+    images = jnp.asarray(IMAGES[:1], "float32")
+    swap = remanifest.compile_swap(net, variables, (images, LABELS[:1]), score, grid, lanes=1)
+    assert swap.max_steps == 4100
+    scores, _ = remanifest.run_swap(swap, variables, grid[:1], lambda: [(images, LABELS[:1])])
+    np.testing.assert_allclose(scores[0]["sum"], logits(net.clone(solver=grid[0]), variables)[0].sum(), rtol=1e-4)
+    with pytest.raises(ValueError, match="from 1 to max_steps=4100"):
+        remanifest.run_swap(swap, variables, [FixedStep("euler", 5000)], lambda: [(images, LABELS[:1])])

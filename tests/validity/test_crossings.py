@@ -186,3 +186,26 @@ def test_bad_shapes_are_named():
     with pytest.raises(ValueError, match=r"t=<float64\[2\]>: .* n_times=3 as in states=<float64\[2, 3\]>"):
         validity.order_changes(np.zeros((2, 3)), np.zeros(2))
     assert jax.config.jax_enable_x64 is False
+
+
+def test_sides_are_exact_whatever_the_dtype_of_the_points():
+    column = lambda *point, dtype: np.array([point], dtype)
+    for dtype, far in (("uint8", 10), ("int32", 60_000), ("int64", 2**33)):
+        a, b, c = (column(*p, dtype=dtype) for p in ((far, 0), (0, 0), (far // 2, far // 2)))
+        assert validity.orientation(a, b, c).tolist() == [-1]
+    points = np.random.default_rng(0).uniform(size=(3, 2000, 2)).astype("float32")
+    points[2] = (points[0] + points[1]) / 2
+    wide = points.astype("float64")
+    np.testing.assert_array_equal(validity.orientation(*points), validity.orientation(*wide))
+
+
+def test_steps_that_leave_the_finite_numbers_are_not_counted():
+    gone = np.array([[0.0, np.nan, 1.0], [1.0, 0.5, 0.0], [2.0, 2.0, 3.0]])
+    found = validity.order_changes(gone, np.arange(3.0))
+    assert (found.count, found.examined, found.reason) == (0, 2, "")
+    nothing = validity.order_changes(np.full((3, 5), np.nan), np.arange(5.0))
+    assert (nothing.examined, nothing.reason) == (0, "no step stays in the finite numbers")
+    plane = np.array([[[0.0, 0.0], [1.0, 1.0], [np.inf, 0.0]], [[0.0, 1.0], [1.0, 0.0], [2.0, 0.0]]])
+    found = validity.segment_crossings(plane)
+    assert (found.count, found.examined) == (1, 3)
+    assert validity.segment_crossings(np.full((2, 3, 2), np.nan)).reason

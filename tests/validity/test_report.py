@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from ode_nets import (
+    MLP,
     Adaptive,
     BasisExpansion,
     ContinuousNet,
     Direct,
     FixedStep,
+    OdeBlock,
     PiecewiseConstant,
     Result,
+    get_tableau,
     solve,
     validity,
 )
@@ -391,3 +394,34 @@ def test_subjects_that_cannot_be_examined_are_named():
 def test_a_quality_that_cannot_be_compared_is_named(changes, match):
     with pytest.raises(ValueError, match=match):
         Quality(**({"values": {euler(4): 0.9}, "measure": "accuracy"} | changes))
+
+
+def test_a_block_has_the_span_that_it_says():
+    net = OdeBlock(MLP(2, (4,)), PiecewiseConstant(1), FixedStep("rk4", 2), t1=4.0)
+    inputs = jax.random.normal(jax.random.key(0), (4, 2))
+    assert validity.of_model(net, net.init(jax.random.key(1), inputs), inputs).span == 4.0
+
+    class Two(nn.Module):
+        solver: FixedStep = FixedStep("euler", 1)
+        gradient: Direct = Direct()
+
+        @nn.compact
+        def __call__(self, x):
+            for t1 in (1.0, 2.0):
+                x = OdeBlock(MLP(2), PiecewiseConstant(1), self.solver, self.gradient, t1=t1)(x)
+            return x
+
+    with pytest.raises(ValueError, match=r"spans \[1\.0, 2\.0\]: expected one"):
+        validity.of_model(Two(), Two().init(jax.random.key(1), inputs), inputs)
+
+
+@pytest.mark.parametrize("name", ["mine", "rk4"])
+def test_schemes_that_are_not_of_the_catalogue_are_refused_by_name(name):
+    scheme = dataclasses.replace(get_tableau("euler"), name=name)
+    with pytest.raises(ValueError, match="expected a scheme of the catalogue"):
+        validity.of_field(lambda t, x, k: -x, 0.0, jnp.ones((2, 1)), FixedStep(scheme, 4))
+
+
+def test_a_first_step_may_be_an_array():
+    solver = Adaptive("bosh3", 1e-2, 1e-3, first_step=jnp.asarray(0.1))
+    assert validity.of_field(lambda t, x, k: -x, 0.0, jnp.ones((2, 1)), solver).solver.first_step == pytest.approx(0.1)
