@@ -16,7 +16,6 @@ weights move from interval to interval), swap.png (Fig. 9) and front.png, of the
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -32,7 +31,7 @@ from experiments.records import pictures
 from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, destination, expand, read_manifest, read_metrics, results_in, write_json
-from experiments.records.swaps import Swapped, read_swap
+from experiments.records.swaps import Swapped
 from experiments.records.tables import show
 from experiments.training.manifestations import loaded
 from ode_nets.remanifest import Manifestation
@@ -65,26 +64,19 @@ class Options:
 
 def swapped(folder: Path) -> Swapped:
     """The end of the run under other solvers on the test images, from its folder if it has been evaluated so."""
-    config, net, _, notes = loaded(folder, "latest")
+    _, net, _, _ = loaded(folder, "latest")
     trained = Manifestation.of(net.solver).counted
     steps = tuple(sorted({max(1, round(trained * factor)) for factor in FACTORS}))
-    options = evaluate_solvers.Options(folder, n_steps=steps)
-    grid = {(scheme, n) for scheme in options.schemes for n in steps}
-    with contextlib.suppress(RunError):
-        found = read_swap(folder)
-        same = {"split": "test", "checkpoint": "latest", "step": notes["step"], "seed": config.seed}
-        has = {(row["scheme"], row["n_steps"]) for row in found.rows}
-        if grid <= has and all(found.record[key] == value for key, value in same.items()):
-            return found
-    return evaluate_solvers.swap_run(folder, options)
+    return evaluate_solvers.swap_or_read(folder, evaluate_solvers.Options(folder, n_steps=steps))[0]
 
 
 def front_of(folder: Path, step: int, console: Console) -> Record:
     """What compression found of the weights of a step, likewise, or why it found nothing."""
-    path = results_in(folder, "compressed") / "front.json"
-    if not path.exists() or json.loads(path.read_text())["step"] != step:
+    path, options = results_in(folder, "compressed") / "front.json", compress.Options(folder, scheme=SERVED)
+    asked = {"step": step, "searched": compress.searched(options)}
+    if not path.exists() or {key: json.loads(path.read_text())[key] for key in asked} != asked:
         try:
-            compress.compress(compress.Options(folder, scheme=SERVED), console)
+            compress.compress(dataclasses.replace(options, overwrite=True), console)
         except RunError as error:
             console.print(f"{folder.name} is not compressed: {error}", soft_wrap=True)
             return {"refused": str(error)}

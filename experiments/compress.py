@@ -40,6 +40,7 @@ from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import (
     RunError,
+    absolute,
     check_place,
     check_writable,
     expand,
@@ -156,6 +157,11 @@ def check_free(out: Path, options: Options) -> None:
       RunError: if it may not.
     """
     check_place(out)
+    run = absolute(options.run_dir)
+    if absolute(out) in (run, *run.parents):
+        raise RunError(f"{out} holds the run that is compressed: --out writes elsewhere")
+    if out.exists() and (read_manifest(out) or {"parent": None}).get("parent", "") == "":
+        raise RunError(f"{out} holds a run that was trained, not compressed: --out writes elsewhere")
     if not options.overwrite and out.exists() and any(out.iterdir()):
         raise RunError(f"{out} is there already: --overwrite replaces it, --out writes elsewhere")
 
@@ -266,7 +272,8 @@ def compressed(config: Config, chosen: Row) -> Config:
     model: Any = config.model
     if getattr(model, "evolution", "none") != "none":
         changes["evolution_steps"] = model.evolution_steps or model.n_steps
-    return dataclasses.replace(config, refine_epochs=(), model=dataclasses.replace(model, **changes))
+    # What is compressed is the average, where one was kept.
+    return dataclasses.replace(config, refine_epochs=(), ema_decay=0.0, model=dataclasses.replace(model, **changes))
 
 
 def save(

@@ -13,6 +13,7 @@ not finite counts as a miss and in `diverged`; a manifestation with any has no l
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import sys
@@ -29,7 +30,7 @@ from experiments.records.command import check_settings, command_line
 from experiments.records.environment import environment
 from experiments.records.files import RunError, check_writable, expand, place, results_in, write_json
 from experiments.records.progress import working
-from experiments.records.swaps import Row, Swapped, outcome
+from experiments.records.swaps import Row, Swapped, outcome, read_swap
 from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
 from experiments.training.manifestations import default_steps, evaluate_grid, loaded, make_batches, restat_of
@@ -81,6 +82,19 @@ class Options:
             ("lanes", self.lanes is None or self.lanes >= 1, "at least 1"),
             ("memory_gib", self.memory_gib is None or self.memory_gib > 0, "more than 0"),
         )
+
+
+def swap_or_read(folder: Path, options: Options) -> tuple[Swapped, bool]:
+    """The grid of one run, from its folder if it has been evaluated so, on the same images; and whether it has."""
+    config, _, _, notes = loaded(folder, options.checkpoint)
+    asked = {"split": options.split, "checkpoint": options.checkpoint, "step": notes["step"], "seed": config.seed}
+    with contextlib.suppress(RunError):
+        found = read_swap(folder)
+        has = {(row["scheme"], row["n_steps"]) for row in found.rows}
+        whole = {(scheme, n) for scheme in options.schemes for n in options.n_steps} <= has
+        if whole and all(found.record[key] == value for key, value in asked.items()):
+            return found, True
+    return swap_run(folder, options), False
 
 
 def swap_run(folder: Path, options: Options) -> Swapped:

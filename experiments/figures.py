@@ -23,7 +23,7 @@ from experiments.records import pictures
 from experiments.records.command import command_line
 from experiments.records.files import RunError, expand, place, reached, read, read_manifest, read_metrics, results_in
 from experiments.records.swaps import read_swap
-from experiments.training import models
+from experiments.training import models, own
 from experiments.training.config import Config
 from ode_nets.remanifest import check_exchangeable
 from ode_nets.weights import Basis
@@ -81,7 +81,9 @@ def snapshots(folder: Path) -> dict[str, list[tuple[Basis, np.ndarray]]]:
         raise RunError(f"{folder} holds no snapshots: train it to its end, or to its first refinement")
     levels = [dict(np.load(io.BytesIO(read(path)))) for path in paths]
     # What depends on the number of classes is not looked at.
-    net: Any = models.build(config_of(folder), 10)
+    config = config_of(folder)
+    own.find(config, (read_manifest(folder) or {}).get("source"))
+    net: Any = models.build(config, 10)
     if levels[0]:
         check_exchangeable(net, "basis")
     return {

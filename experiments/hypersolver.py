@@ -39,7 +39,7 @@ from experiments.records.files import RunError, destination, expand, place, writ
 from experiments.records.progress import told
 from experiments.records.tables import show
 from experiments.training.fingerprint import data_of_run
-from experiments.training.manifestations import loaded
+from experiments.training.manifestations import loaded, restat_of
 from ode_nets import FixedStep, Hyper, hyper_loss, solve, validity
 from ode_nets.fields import convolution
 from ode_nets.integrate import Problem
@@ -151,14 +151,21 @@ def fit(options: Options, scheme: Hyper, n_steps: int, problems: list[Problem]) 
 def compare(options: Options) -> dict[str, Any]:
     """A row for every scheme and number of steps, plain and corrected."""
     config, net, variables, notes = loaded(options.run, "latest")
-    if len(set(config.model.widths)) != len(config.model.widths):
-        raise RunError(f"widths {config.model.widths} of {options.run}: expected blocks that differ in their channels")
     dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
     scaled = lambda images: data.normalize(jnp.asarray(images), dataset.mean, dataset.std)
     seen, images = scaled(dataset.x_train[: options.images]), scaled(dataset.x_test)
     problems = validity.of_model(net, variables, seen).problems(FINE)
     widths = [problem.x0.shape[-1] for problem in problems]
-    logits = jax.jit(lambda solver: net.clone(solver=solver).apply(variables, images))
+    if len(set(widths)) != len(widths):
+        raise RunError(f"blocks of {options.run} have states of {widths} channels: expected ones that differ")
+    restat = restat_of(net, variables, dataset)
+
+    apply = jax.jit(lambda solver, variables: net.clone(solver=solver).apply(variables, images))
+
+    def logits(solver: Any) -> jax.Array:
+        found: jax.Array = apply(solver, restat(net.clone(solver=solver), variables) if restat else variables)
+        return found
+
     exact = np.asarray(logits(FINE))
 
     def row(scheme: Any, name: str, n: int, losses: list[float] | None = None) -> dict[str, Any]:
@@ -184,7 +191,9 @@ def compare(options: Options) -> dict[str, Any]:
             rows.append(row(corrected, name, n, losses))
     trained = float(np.mean(np.asarray(logits(net.solver)).argmax(-1) == dataset.y_test))
     fine = float(np.mean(exact.argmax(-1) == dataset.y_test))
-    return {"rows": rows, "accuracy": {"as trained": trained, "fine": fine}, "n_images": len(images)}
+    accuracy = {"as trained": trained, "fine": fine}
+    statistics = "" if restat is None else restat.sentence
+    return {"rows": rows, "accuracy": accuracy, "n_images": len(images), "statistics": statistics}
 
 
 def print_table(found: dict[str, Any], console: Console) -> None:

@@ -22,10 +22,10 @@ from rich.markup import escape
 from experiments import configs, evaluate_solvers, figures, train
 from experiments.records import pictures
 from experiments.records.command import command_line
-from experiments.records.files import RunError, read_manifest
-from experiments.records.swaps import Swapped, read_swap
+from experiments.records.files import RunError, read_manifest, say
+from experiments.records.swaps import Swapped
 from experiments.training.config import Config
-from experiments.training.manifestations import loaded
+from experiments.training.progress import Interrupted
 
 NAMES = ("digits", "digits_euler")
 N_STEPS = (1, 2, 3, 4, 5, 6, 8, 11)
@@ -63,16 +63,10 @@ def train_or_resume(config: Config, folder: Path, overwrite: bool, console: Cons
 
 def swap_or_read(folder: Path, console: Console) -> Swapped:
     """The solver swaps of a finished run, read if they were measured on this checkpoint already."""
-    options = evaluate_solvers.Options(folder, n_steps=N_STEPS)
-    _, _, _, notes = loaded(folder, options.checkpoint)
-    try:
-        found = read_swap(folder)
-        if found.record["step"] == notes["step"] and {row["n_steps"] for row in found.rows} >= set(N_STEPS):
-            console.print(f"[bold]{escape(folder.name)}[/]: solver swaps were evaluated earlier, skipped")
-            return found
-    except RunError:
-        pass
-    return evaluate_solvers.swap_run(folder, options)
+    found, earlier = evaluate_solvers.swap_or_read(folder, evaluate_solvers.Options(folder, n_steps=N_STEPS))
+    if earlier:
+        console.print(f"[bold]{escape(folder.name)}[/]: solver swaps were evaluated earlier, skipped")
+    return found
 
 
 def largest_loss(swapped: Swapped, least_steps: int) -> tuple[float, str]:
@@ -121,6 +115,9 @@ def main() -> None:
         options = command_line(Options, "python -m experiments.quickstart", __doc__)
         chosen = {name: dataclasses.replace(configs.CONFIGS[name], seed=options.seed) for name in NAMES}
         quickstart(chosen, options.out, options.overwrite, console)
+    except Interrupted as stop:
+        say(f"\nstopped by {stop.name} at step {stop.step}; the same command goes on from there")
+        sys.exit(128 + stop.signum)
     except (RunError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     console.print(f"{time.perf_counter() - began:.0f} s in all")

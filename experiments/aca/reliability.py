@@ -242,10 +242,10 @@ def reliability(config: Config, options: Options, folder: Path, console: Console
     """All runs and their report, written into `folder`.
 
     Raises:
-      RunError: for a config with refinement or adaptation, a folder with runs of another config, or data that cannot
-        be had.
+      RunError: for a config with refinement, adaptation or averaged weights, a folder with runs of another config, or
+        data that cannot be had.
     """
-    for name, none in (("refine_epochs", ()), ("adapt", "none")):
+    for name, none in (("refine_epochs", ()), ("adapt", "none"), ("ema_decay", 0.0)):
         if getattr(config, name) != none:
             raise RunError(f"{name}={getattr(config, name)!r}: expected {none!r} for runs side by side")
     beside = None if options.beside is None else stored_predictions(options.beside)

@@ -267,7 +267,8 @@ def draw_all(folder: Path, console: Console) -> None:
     for task, record in grids.items():
         if (path := folder / f"grid_{task}.npz").exists():
             with np.load(path) as kept:
-                if any(name.startswith("euler") for name in kept.files):
+                # Arrays are written row by row, what is drawn of them when a grid is whole.
+                if any(name.startswith("euler") for name in kept.files) and rows_of(record, "euler"):
                     drawn[f"trajectories_{task}"] = draw_trajectories(record, kept)
     drawn |= {f"adapt_{task}": draw_adaptation(record) for task, record in adaptations.items()}
     drawn |= {f"tolerance_{task}": draw_tolerances(record) for task, record in tolerances.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ class Rows:
           overwrite: whether to start anew.
 
         Raises:
-          ValueError: where there are rows of other settings, without `overwrite`.
+          ValueError: where there are rows of other settings, or their arrays cannot be read, without `overwrite`.
         """
         here = head.get("environment", {})
         if overwrite or not path.exists():
@@ -52,8 +54,14 @@ class Rows:
         head = head | {"environment": found.get("environment", here)}
         if not path.with_suffix(".npz").exists():
             return cls(path, head, found["rows"], {}, here)
-        with np.load(path.with_suffix(".npz")) as arrays:
-            return cls(path, head, found["rows"], dict(arrays), here)
+        try:
+            with np.load(path.with_suffix(".npz")) as arrays:
+                return cls(path, head, found["rows"], dict(arrays), here)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path.with_suffix('.npz')} cannot be read ({error}): put back a copy, or measure all rows anew with "
+                "--overwrite"
+            ) from error
 
     def fill(self, key: str, measure: Callable[[], tuple[Row, dict[str, np.ndarray]]], console: Console) -> Row:
         """A row, measured and written unless it is there.
@@ -80,6 +88,8 @@ class Rows:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.arrays:
             arrays: dict[str, Any] = self.arrays
-            np.savez_compressed(self.path.with_suffix(".npz"), **arrays)
+            part = self.path.with_suffix(".part.npz")
+            np.savez_compressed(part, **arrays)
+            part.replace(self.path.with_suffix(".npz"))
         seconds = sum(row["seconds"] for row in self.rows.values())
         write_json(self.path, self.head | summary | {"rows": self.rows, "seconds": seconds})

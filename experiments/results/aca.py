@@ -147,7 +147,7 @@ ROWS = (
         "Table 3",
         "reliability of training, CIFAR-10",
         "ICC1 of NODE18 .943-.945, of ResNet18 .932-.935; ICC1k .993-.994, .992-.993",
-        "python -m experiments.aca.reliability node18_small --n-runs 5",
+        "python -m experiments.aca.reliability node18_small --limit 1000 --epochs 3 --decay-epochs 2 --n-runs 5",
         "results/node18_small/reliability.json",
         "NODE18 ICC1 {all/icc1:.3f}, ICC1k {all/icc1k:.3f}; not beside ResNet18",
         SHORT,

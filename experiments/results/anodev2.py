@@ -43,7 +43,7 @@ ROWS = (
         "pictures at three times",
         "python -m experiments.anodev2.rda",
         "results/anodev2_rda/anodev2_rda.json",
-        "a picture; the exact step is within {linear/*/diffrax|max:.1e} of a fine solve and {linear/*/closed_form|max:.1e} of "
+        "the exact step is within {linear/*/diffrax|max:.1e} of a fine solve and {linear/*/closed_form|max:.1e} of "
         "the closed form",
     ),
     Row(

@@ -31,8 +31,8 @@ class Interrupted(RunError):  # noqa: N818 - it is no fault
     def __init__(self, noted: list[int], step: int):
         # Where there are several processes, another one may have been told.
         self.signum = noted[0] if noted else signal.SIGTERM
-        name = signal.Signals(self.signum).name
-        super().__init__(f"stopped by {name} at step {step}; --resume goes on from there")
+        self.name, self.step = signal.Signals(self.signum).name, step
+        super().__init__(f"stopped by {self.name} at step {step}; --resume goes on from there")
 
 
 class _Unfailing:

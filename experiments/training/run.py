@@ -25,7 +25,8 @@ from experiments.training.snapshots import pick_weights
 
 PyTree = Any
 
-FOLDERS = ("checkpoints", "tensorboard", "snapshots", "swap")
+FOLDERS = ("checkpoints", "tensorboard", "snapshots", "swap", "compressed", "is_ode")
+"""What training writes into the folder of a run, and what other commands write about its weights."""
 
 
 class Run:
@@ -266,10 +267,11 @@ def check_start(folder: Path, config: Any, *, resume: bool, overwrite: bool, loc
         if hasattr(before, "data_dir"):
             after = dataclasses.replace(after, data_dir=before.data_dir)
         if differences(before, after):
+            alone = f"`--resume {folder}` alone" if isinstance(config, Config) else "none of these"
             raise RunError(
                 f"--resume: the run in {folder} has another config: {'; '.join(differences(before, config))}. Give "
-                f"`--resume {folder}` alone, which takes those it was started with (beside it --epochs may be more), "
-                "or start another run with --run-dir"
+                f"{alone}, which takes those it was started with (beside it --epochs may be more), or start another "
+                "run with --run-dir"
             )
         if not files.is_folder(folder / "checkpoints"):
             raise RunError(_gone(folder))

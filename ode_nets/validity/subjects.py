@@ -263,8 +263,8 @@ def _counted(solver: FixedStep | Adaptive) -> FixedStep | Adaptive:
         if not is_real(value := getattr(solver, name)) or np.ndim(value):
             raise ValueError(f"{name}={shown(value)}: expected one number, which smaller ones are compared with")
     # A number that is an array cannot be the key of a program.
-    sizes = ((name, getattr(solver, name)) for name in ("first_step", "min_step"))
-    return dataclasses.replace(solver, **{name: float(size) for name, size in sizes if size is not None})
+    as_number = lambda size: None if size is None else float(size)
+    return dataclasses.replace(solver, first_step=as_number(solver.first_step), min_step=as_number(solver.min_step))
 
 
 def scale_of(subject: Subject, reference: jax.Array, solver: FixedStep) -> float:

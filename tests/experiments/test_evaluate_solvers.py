@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -240,6 +241,30 @@ ROWS = [
     for m, s, n, nfe, a in [(4, "rk4", 4, 32, 0.98), (2, "rk4", 2, 16, 0.975), (1, "rk4", 2, 16, 0.975),
                             (2, "euler", 4, 8, 0.93), (4, "euler", 8, 16, 0.96)]
 ]  # fmt: skip
+
+
+def test_a_run_that_was_trained_is_never_replaced_by_one_that_is_compressed(out):
+    own = "holds the run that is compressed"
+    for target, said in ((out / "refined", own), (out, own), (out / "twin", "was trained, not compressed")):
+        options = compress.Options(out / "refined", out=target, overwrite=True)
+        with pytest.raises(RunError, match=said):
+            compress.check_free(target, options)
+
+
+def test_what_is_compressed_of_an_averaged_run_is_the_average(out):
+    config = dataclasses.replace(Config(), ema_decay=0.9)
+    chosen = {"basis": "piecewise_constant", "n_basis": 1, "scheme": "euler", "n_steps": 1}
+    assert compress.compressed(config, chosen).ema_decay == 0
+
+
+def test_a_swap_is_read_again_on_the_same_images_alone(out, tmp_path):
+    run = shutil.copytree(out / "refined", tmp_path / "refined")
+    options = evaluate_solvers.Options(run, schemes=("euler",), n_steps=(1,))
+    found, earlier = evaluate_solvers.swap_or_read(run, options)
+    assert (earlier, found.record["split"]) == (True, "test")
+    found, earlier = evaluate_solvers.swap_or_read(run, dataclasses.replace(options, split="validation"))
+    assert (earlier, found.record["split"]) == (False, "validation")
+    assert not evaluate_solvers.swap_or_read(run, options)[1]
 
 
 def test_the_cheapest_within_the_drop_is_chosen():

@@ -14,12 +14,14 @@ import pytest
 
 from agreement import assert_agree
 from experiments.aca import hopper
+from experiments.latent_ode import settings_of
 from experiments.records.files import RunError, read_manifest, read_metrics
 from experiments.series.config import SeriesConfig
 from experiments.series.data import prepare, read
 from experiments.series.steps import evaluate_batch, observe
 from experiments.series.training import Options, best_of, train
 from experiments.training.progress import Interrupted, unfailing_console
+from experiments.training.run import Run, check_start
 
 ROOT = Path(__file__).parents[2]
 SMALL = SeriesConfig(latent=2, size=2, width=4, depth=1, units=3, epochs=2, batch_size=4, kl_wait=0, sigma=0.1)
@@ -229,6 +231,15 @@ def test_a_series_whose_solve_fails_is_left_out_and_counted():
     error, n, failed = evaluate_batch(config, params, broken, np.arange(2), np.ones(2, bool), jax.random.key(0))
     assert (int(n), int(failed)) == (SMALL.n_samples * series.mask[0].sum(), 1)
     assert np.isfinite(error)
+
+
+def test_a_run_goes_on_with_the_settings_that_it_was_started_with(tmp_path):
+    Run.start(tmp_path, SMALL, resume=False, overwrite=False).close()
+    assert settings_of(tmp_path, SeriesConfig()) == SMALL
+    assert settings_of(tmp_path, SeriesConfig(epochs=9)) == dataclasses.replace(SMALL, epochs=9)
+    assert settings_of(tmp_path / "none", SeriesConfig(width=7)) == SeriesConfig(width=7)
+    with pytest.raises(RunError, match=r"has another config: width was 4, is 7\. Give none of these"):
+        check_start(tmp_path, settings_of(tmp_path, SeriesConfig(width=7)), resume=True, overwrite=False)
 
 
 @pytest.mark.slow

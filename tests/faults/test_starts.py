@@ -290,3 +290,15 @@ def test_output_that_nobody_takes_does_not_end_a_process():
 def test_the_console_prints_where_it_can(capsys):
     unfailing_console().print("epoch 1")
     assert capsys.readouterr().out == "epoch 1\n"
+
+
+def test_a_run_that_is_overwritten_leaves_nothing_that_was_said_of_its_weights(started):
+    for name in ("compressed", "is_ode"):
+        (started / name).mkdir()
+        (started / name / "found.json").write_text("{}")
+    (started / "manifest.json").rename(started / "away.json")
+    with pytest.raises(RunError, match=r"holds .*compressed, is_ode without a manifest\.json"):
+        check_start(started, CONFIG, resume=False, overwrite=False)
+    Run.start(started, CONFIG, resume=False, overwrite=True).close()
+    assert not (started / "compressed").exists()
+    assert not (started / "is_ode").exists()

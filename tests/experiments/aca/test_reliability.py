@@ -109,6 +109,7 @@ def test_side_by_side_and_one_after_another_are_the_same_runs_and_none_is_repeat
         ({"seed": 7}, "another config"),
         ({"model": ContinuousNetSettings(), "refine_epochs": (1,)}, "refine_epochs"),
         ({"model": ContinuousNetSettings(), "adapt": "step"}, "adapt='step'"),
+        ({"ema_decay": 0.9}, "ema_decay=0.9"),
     ):
         with pytest.raises(RunError, match=says):
             reliability(dataclasses.replace(CONFIG, **changes), Options(n_runs=2), tmp_path / "1", quiet)

@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+import pytest
 from rich.console import Console
 
 from experiments.records.rows import Rows
@@ -24,3 +26,16 @@ def test_the_environment_told_is_that_of_what_was_measured(tmp_path):
     assert told("one", "a") == ("one", {"a": "one"})
     assert told("two", "a") == ("one", {"a": "one"})
     assert told("three", "a", "b") == ("three", {"a": "one", "b": "three"})
+
+
+def test_arrays_are_written_whole_and_damaged_ones_are_named(tmp_path):
+    path, head = tmp_path / "rows.json", {"settings": {}}
+    rows = Rows.open(path, head)
+    rows.fill("a", lambda: ({"seconds": 1.0, "said": ""}, {"x": np.ones(1000)}), Console(quiet=True))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["rows.json", "rows.npz"]
+    np.testing.assert_array_equal(Rows.open(path, head).arrays["x"], 1)
+    arrays = path.with_suffix(".npz")
+    arrays.write_bytes(arrays.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"rows\.npz cannot be read .*put back a copy, or .*--overwrite"):
+        Rows.open(path, head)
+    assert not Rows.open(path, head, overwrite=True).rows
