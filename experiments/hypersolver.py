@@ -206,6 +206,8 @@ def print_table(found: dict[str, Any], console: Console) -> None:
         cells = (f"{row['evaluations']:.1f}", f"{100 * row['accuracy']:.2f}", f"{row['distance']:.3g}")
         table.add_row(name, str(row["n_steps"]), *cells)
     show(table, console)
+    if found.get("statistics"):
+        console.print(found["statistics"], soft_wrap=True)
 
 
 def draw(found: dict[str, Any]) -> Figure:
