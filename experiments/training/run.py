@@ -267,11 +267,11 @@ def check_start(folder: Path, config: Any, *, resume: bool, overwrite: bool, loc
         if hasattr(before, "data_dir"):
             after = dataclasses.replace(after, data_dir=before.data_dir)
         if differences(before, after):
-            alone = f"`--resume {folder}` alone" if isinstance(config, Config) else "none of these"
+            alone = f"Give `--resume {folder}` alone" if isinstance(config, Config) else "Leave these out"
             raise RunError(
-                f"--resume: the run in {folder} has another config: {'; '.join(differences(before, config))}. Give "
-                f"{alone}, which takes those it was started with (beside it --epochs may be more), or start another "
-                "run with --run-dir"
+                f"--resume: the run in {folder} has another config: {'; '.join(differences(before, config))}. "
+                f"{alone}, and those it was started with are taken (--epochs may be more), or start another run with "
+                "--run-dir"
             )
         if not files.is_folder(folder / "checkpoints"):
             raise RunError(_gone(folder))

@@ -238,7 +238,7 @@ def test_a_run_goes_on_with_the_settings_that_it_was_started_with(tmp_path):
     assert settings_of(tmp_path, SeriesConfig()) == SMALL
     assert settings_of(tmp_path, SeriesConfig(epochs=9)) == dataclasses.replace(SMALL, epochs=9)
     assert settings_of(tmp_path / "none", SeriesConfig(width=7)) == SeriesConfig(width=7)
-    with pytest.raises(RunError, match=r"has another config: width was 4, is 7\. Give none of these"):
+    with pytest.raises(RunError, match=r"has another config: width was 4, is 7\. Leave these out"):
         check_start(tmp_path, settings_of(tmp_path, SeriesConfig(width=7)), resume=True, overwrite=False)
 
 
