@@ -116,3 +116,10 @@ def test_parameters_are_constants_of_a_solve_and_a_correction_of_another_shape_i
         hyper_loss(0.0, scheme, lambda t, x: x, 0.5, jnp.ones(2))
     with pytest.raises(ValueError, match="expected one row a time, 3 of them"):
         hyper_loss(0.0, scheme, lambda t, x: x, jnp.arange(3.0), jnp.ones((2, 2)))
+
+
+def test_times_may_be_integers():
+    scheme = Hyper("euler", lambda c, t, x, dx: c * x, 0.0)
+    xs = jnp.exp(jnp.arange(5.0))
+    loss = lambda ts: hyper_loss(0.5, scheme, lambda t, x: x, ts, xs)
+    np.testing.assert_array_equal(loss(jnp.arange(5)), loss(jnp.arange(5.0)))

@@ -123,8 +123,8 @@ def _on_cpu(x: Array, kernel: Array, *, layout: Layout) -> Array:
         return _matrix_product(x, kernel, layout)
     if kernel.shape[2] == 1:
         return _depthwise(x, kernel, layout)
-    by_group = x.reshape(*x.shape[:3], layout.groups, -1), kernel.reshape(*kernel.shape[:3], layout.groups, -1)
-    y = jax.vmap(partial(_matrix_product, layout=layout), in_axes=3, out_axes=3)(*by_group)
+    split = lambda a: a.reshape(*a.shape[:3], layout.groups, a.shape[3] // layout.groups)
+    y = jax.vmap(partial(_matrix_product, layout=layout), in_axes=3, out_axes=3)(split(x), split(kernel))
     return y.reshape(*y.shape[:3], kernel.shape[3])
 
 

@@ -54,7 +54,7 @@ class MLP:
     layer: LayerInit = uniform_layer
 
     def init(self, key: jax.Array) -> PyTree:
-        """Parameters: a tuple, `{"kernel": [inputs, outputs], "bias": [outputs]}` a layer, float32."""
+        """Parameters: a tuple, `{"kernel": [inputs, outputs], "bias": [outputs]}` a layer, of the default dtype."""
         sizes = (self.size + self.time_aware, *self.hidden, self.size)
         keys = jax.random.split(key, len(sizes) - 1)
         return tuple(self.layer(k, shape) for k, shape in zip(keys, itertools.pairwise(sizes), strict=True))
@@ -70,7 +70,7 @@ class MLP:
             y = y @ layer["kernel"] + layer["bias"]
             if i < len(params) - 1:
                 y = self.activation(y)
-        return y, {}
+        return y.astype(x.dtype), {}
 
     def __call__(self, t: Any, x: jax.Array, theta: PyTree) -> jax.Array:
         """The field itself, `field(t, x, theta) -> dx`."""

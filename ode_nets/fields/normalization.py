@@ -55,8 +55,8 @@ def batch_norm(
         >>> y.round(3).tolist(), used["mean"].tolist(), used["var"].tolist()
         ([[-1.0], [1.0]], [2.0], [1.0])
     """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if stats is None:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(x.ndim - 1))
         mean = jnp.mean(wide, axes)
         if axis_name is None:
@@ -66,4 +66,6 @@ def batch_norm(
             stats = {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0)}
     factor = params["scale"] * jax.lax.rsqrt(stats["var"] + EPSILON)
     shift = params["bias"] - stats["mean"] * factor
-    return x * factor.astype(x.dtype) + shift.astype(x.dtype), stats
+    # Rounded to half precision, two large numbers would not cancel.
+    y = wide * factor.astype(wide.dtype) + shift.astype(wide.dtype)
+    return y.astype(x.dtype), stats

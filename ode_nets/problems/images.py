@@ -48,7 +48,7 @@ def field(t: Numbers, x: Images, kernel: Kernel) -> Images:
     Returns:
       Like `x`.
     """
-    pad = kernel.shape[0] // 2
+    pad = _reach(kernel)
     around = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="wrap")
     return convolution(around, kernel, padding="VALID")
 
@@ -69,7 +69,7 @@ def spectrum(kernel: Kernel, height: Count, width: Count) -> Complex[Array, "hei
       `[height, width, channels, channels]`, complex. Real parts of the eigenvalues are growth rates: a mode
       that the flow damps by exp(-r T) comes back with its errors multiplied by exp(r T).
     """
-    pad = kernel.shape[0] // 2
+    pad = _reach(kernel)
     image = jnp.zeros((height, width, *kernel.shape[2:]), kernel.dtype)
     rows = jnp.arange(-pad, pad + 1) % height
     columns = jnp.arange(-pad, pad + 1) % width
@@ -95,3 +95,10 @@ def solution(t: Numbers, x0: Images, kernel: Kernel) -> Images:
     flow = jax.vmap(jax.vmap(jax.scipy.linalg.expm))(spectrum(kernel, *x0.shape[1:3]) * t)
     modes = jnp.fft.fft2(x0, axes=(1, 2))
     return jnp.fft.ifft2(jnp.einsum("bhwc,hwcd->bhwd", modes, flow), axes=(1, 2)).real.astype(x0.dtype)
+
+
+def _reach(kernel: jax.Array) -> int:
+    """How far a kernel reaches from its middle."""
+    if kernel.shape[0] % 2 == 0 or kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(f"kernel has shape {kernel.shape}: expected [size, size, channels, channels] of odd size")
+    return int(kernel.shape[0] // 2)

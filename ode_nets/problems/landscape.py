@@ -237,7 +237,9 @@ def simulate(
         return Rest(x, v, jnp.argmin(distance, 1).astype(jnp.int32), slow & (distance.min(1) < reach))
 
     def going(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return (carry[0] < sections) & ~rest(carry[1]).at_rest.all() & all_finite(carry[1])
+        # One that runs away never rests, and the others do not wait for it.
+        done = rest(carry[1]).at_rest | ~jnp.isfinite(carry[1]).all(-1)
+        return (carry[0] < sections) & ~done.all()
 
     def section(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return carry[0] + 1, jax.vmap(one)(carry[1])

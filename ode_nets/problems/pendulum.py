@@ -57,7 +57,12 @@ def elliptic(u: Numbers, k: Numbers) -> tuple[jax.Array, jax.Array, jax.Array, j
     Returns:
       sn(u), cn(u), dn(u), each like `u`, and the scalar K.
     """
-    a, b, c = jnp.ones_like(k), jnp.sqrt(1 - k**2), k
+    return _elliptic(u, k, jnp.sqrt((1 - k) * (1 + k)))
+
+
+def _elliptic(u: Any, k: Any, complementary: Any) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The same, with the complementary modulus sqrt(1 - k^2), whose digits are lost where k is near 1."""
+    a, b, c = jnp.ones_like(k), complementary, k
     ratios = []
     for _ in range(_HALVINGS):
         a, b, c = (a + b) / 2, jnp.sqrt(a * b), (a - b) / 2
@@ -73,8 +78,8 @@ def elliptic(u: Numbers, k: Numbers) -> tuple[jax.Array, jax.Array, jax.Array, j
 def period(rho0: Numbers = START, g: Numbers = GRAVITY) -> jax.Array:
     """Time of one swing there and back, 4 K(k) / w0; scalar."""
     _check(rho0, g)
-    k = jnp.sin(jnp.abs(jnp.asarray(rho0, float)) / 2)
-    return 4 * elliptic(jnp.zeros(()), k)[3] / jnp.sqrt(jnp.abs(jnp.asarray(g, float)))
+    half = jnp.abs(jnp.asarray(rho0, float)) / 2
+    return 4 * _elliptic(jnp.zeros(()), jnp.sin(half), jnp.cos(half))[3] / jnp.sqrt(jnp.abs(jnp.asarray(g, float)))
 
 
 @checked
@@ -98,9 +103,10 @@ def solution(t: Numbers, rho0: Numbers = START, g: Numbers = GRAVITY) -> Float[A
       ValueError: for known `rho0` or `g` out of range; traced ones give NaN.
     """
     _check(rho0, g)
-    w0, k = jnp.sqrt(-jnp.asarray(g, float)), jnp.sin(jnp.asarray(rho0, float) / 2)
-    quarter = elliptic(jnp.zeros(()), jnp.abs(k))[3]
-    sn, cn, _, _ = elliptic(quarter - w0 * jnp.asarray(t, float), jnp.abs(k))
+    w0, half = jnp.sqrt(-jnp.asarray(g, float)), jnp.asarray(rho0, float) / 2
+    k, moduli = jnp.sin(half), (jnp.abs(jnp.sin(half)), jnp.cos(half))
+    quarter = _elliptic(jnp.zeros(()), *moduli)[3]
+    sn, cn, _, _ = _elliptic(quarter - w0 * jnp.asarray(t, float), *moduli)
     return jnp.stack([2 * jnp.arcsin(k * sn), -2 * k * w0 * cn], axis=-1)
 
 

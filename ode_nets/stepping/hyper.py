@@ -151,6 +151,7 @@ def hyper_loss(params: PyTree, scheme: Hyper, slope: Callable[[Any, PyTree], PyT
         True
     """
     ts = jnp.asarray(ts)
+    ts = ts.astype(jnp.promote_types(ts.dtype, jnp.float32))
     if ts.ndim != 1 or len(ts) < 2:
         raise ValueError(f"ts has shape {ts.shape}: expected a vector of two times or more")
     if any(jnp.shape(leaf)[:1] != ts.shape for leaf in jax.tree.leaves(xs)):

@@ -137,6 +137,7 @@ class Evolution:
             them, by name.
         """
         self._check_q(w0, p)
+        w0 = jax.tree.map(jnp.asarray, w0)
         t0, t1 = self.domain
         if not isinstance(self.solver, FlowStep):
             grid = np.linspace(t0, t1, self.n_steps + 1)

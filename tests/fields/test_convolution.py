@@ -269,3 +269,7 @@ def test_faults_of_dtypes(dtype):
         convolution(x.astype(dtype), kernel)
     with pytest.raises(ValueError, match=f"kernel=<{jnp.dtype(dtype)}.*expected a floating-point array"):
         convolution(x, kernel.astype(dtype))
+
+
+def test_groups_of_an_empty_batch():
+    assert convolution(jnp.ones((0, 4, 4, 4)), jnp.ones((3, 3, 2, 4)), groups=2).shape == (0, 4, 4, 4)

@@ -106,3 +106,10 @@ def test_sizes_below_one_are_refused(arguments):
 def test_fields_are_hashable_values():
     assert MLP(2, (3,)) == MLP(2, (3,))
     assert hash(MLP(2, (3,))) == hash(MLP(2, (3,)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_field_has_the_dtype_of_its_state_whatever_that_of_its_weights(dtype):
+    field = MLP(2, (3,))
+    x = jnp.ones((3, 2), dtype)
+    assert field(0.0, x, field.init(jax.random.key(0))).dtype == x.dtype

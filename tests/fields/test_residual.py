@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ode_nets.fields import ResidualUnit, batch_norm
+from ode_nets.fields import ResidualUnit, batch_norm, init_batch_norm
 from ode_nets.fields.initializers import fan_out_normal
 
 ORDERS = ("bn-relu-conv", "conv-bn-relu", "conv-relu-bn")
@@ -140,3 +140,14 @@ def test_batch_norm_reports_what_it_used_and_takes_its_mean_in_float32():
 def test_units_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         ResidualUnit(**arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_batch_norm_in_half_precision_leaves_no_mean(dtype):
+    """It is rounded once, at the end."""
+    x = (16 + jax.random.normal(jax.random.key(0), (4096, 1))).astype(dtype)
+    y, used = batch_norm(x, init_batch_norm(1))
+    wide = x.astype("float32")
+    exact = (wide - used["mean"]) / jnp.sqrt(used["var"] + 1e-5)
+    assert y.dtype == x.dtype
+    np.testing.assert_allclose(y.astype("float32"), exact, atol=4 * float(jnp.finfo(dtype).eps))

@@ -112,3 +112,13 @@ def test_labels_do_not_depend_on_the_unit_of_length():
 def test_bad_arguments_are_named(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_a_particle_that_runs_away_leaves_the_others_alone():
+    places = landscape.minima(landscape.POTENTIAL)
+    some = jax.random.uniform(jax.random.key(0), (8, 2), minval=jnp.array([-1.0, -2.0]), maxval=jnp.array([2.0, 2.0]))
+    run = jax.jit(lambda state: landscape.simulate(landscape.POTENTIAL, places, state))
+    alone, beside = run(some), run(jnp.concatenate([some, jnp.array([[50.0, 0.0]])]))
+    assert alone.at_rest.all()
+    assert beside.at_rest.tolist() == [True] * 8 + [False]
+    np.testing.assert_array_equal(beside.label[:-1], alone.label)

@@ -99,3 +99,10 @@ def test_random_kernel_moves_every_channel_alike_and_makes_it_grow():
 def test_random_kernel_refuses_by_name(size, channels):
     with pytest.raises(ValueError, match=f"size={size}|channels={channels}"):
         images.random_kernel(jax.random.key(0), channels, size)
+
+
+def test_kernels_of_even_size_have_no_middle():
+    kernel = jnp.ones((2, 2, 1, 1))
+    for use in (lambda: images.field(0.0, jnp.ones((1, 8, 8, 1)), kernel), lambda: images.spectrum(kernel, 8, 8)):
+        with pytest.raises(ValueError, match="expected .* of odd size"):
+            use()

@@ -383,3 +383,15 @@ class Raveled(Still):
 def test_bad_input_is_named_at_trace_time(make, message):
     with pytest.raises(ValueError, match=message), np.errstate(divide="ignore"):
         jax.eval_shape(lambda: jax.tree.leaves(make()))
+
+
+def test_weights_that_are_numbers_flow_as_arrays_do():
+    class Still:
+        def flow(self, w, p, h):
+            return jax.tree.map(lambda a: a * (1 - h), w)
+
+        def __call__(self, w, p):
+            return jax.tree.map(jnp.negative, w)
+
+    evolution = Evolution(Still(), FlowStep(4), PiecewiseConstant(2))
+    np.testing.assert_array_equal(evolution.path(1.0, {}), evolution.path(jnp.float32(1.0), {}))
