@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ode_nets.fields import ResidualUnit, batch_norm, init_batch_norm
+from ode_nets.fields import ResidualUnit, batch_norm
 from ode_nets.fields.initializers import fan_out_normal
+from ode_nets.fields.normalization import init_batch_norm
 
 ORDERS = ("bn-relu-conv", "conv-bn-relu", "conv-relu-bn")
 

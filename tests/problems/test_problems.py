@@ -104,5 +104,5 @@ def test_random_kernel_refuses_by_name(size, channels):
 def test_kernels_of_even_size_have_no_middle():
     kernel = jnp.ones((2, 2, 1, 1))
     for use in (lambda: images.field(0.0, jnp.ones((1, 8, 8, 1)), kernel), lambda: images.spectrum(kernel, 8, 8)):
-        with pytest.raises(ValueError, match="expected .* of odd size"):
+        with pytest.raises(ValueError, match=r"expected .* of odd size"):
             use()
