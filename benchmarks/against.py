@@ -7,7 +7,8 @@ Both revisions run the same cases (`benchmarks/cases.py`, which is read from thi
 its own, one revision right after the other and in an order that alternates: machines change their speed by the minute,
 so that only neighbours can be compared. Of a process: its shortest run, and the least processor time of tracing and
 compiling. A ratio is the median of those of the turns, this revision by the other; the least and the largest stand
-beside it. Twenty-five minutes on two idle cores. Writes benchmarks/results/against_<platform>.json.
+beside it. Estimated: 25 minutes on two idle cores. Not measured here.
+Writes benchmarks/results/against_<platform>.json.
 """
 
 from __future__ import annotations

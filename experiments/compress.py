@@ -22,7 +22,6 @@ Each manifestation is a compilation and a pass over the validation images: a min
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import json
@@ -163,10 +162,7 @@ def check_free(out: Path, options: Options) -> None:
         raise RunError(f"{out} holds the run that is compressed: --out writes elsewhere")
     if not options.overwrite and out.exists() and any(out.iterdir()):
         raise RunError(f"{out} is there already: --overwrite replaces it, --out writes elsewhere")
-    manifest = None
-    with contextlib.suppress(RunError):  # a damaged one tells nothing
-        manifest = read_manifest(out)
-    if manifest is not None and "parent" not in manifest:
+    if (out / "metrics.jsonl").exists():
         raise RunError(f"{out} holds a run that was trained, not compressed: --out writes elsewhere")
 
 

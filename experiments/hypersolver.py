@@ -154,12 +154,13 @@ def compare(options: Options) -> dict[str, Any]:
     dataset = data_of_run(config, notes["data"], options.accept_new_data, options.data_dir)
     scaled = lambda images: data.normalize(jnp.asarray(images), dataset.mean, dataset.std)
     seen, images = scaled(dataset.x_train[: options.images]), scaled(dataset.x_test)
-    problems = validity.of_model(net, variables, seen).problems(FINE)
+    restat = restat_of(net, variables, dataset)
+    # What is fitted and what is evaluated have the same statistics.
+    subject = validity.of_model(net, variables, seen, restat_on=None if restat is None else restat.images)
+    problems = subject.problems(FINE)
     widths = [problem.x0.shape[-1] for problem in problems]
     if len(set(widths)) != len(widths):
         raise RunError(f"blocks of {options.run} have states of {widths} channels: expected ones that differ")
-    restat = restat_of(net, variables, dataset)
-
     apply = jax.jit(lambda solver, variables: net.clone(solver=solver).apply(variables, images))
 
     def logits(solver: Any) -> jax.Array:

@@ -35,7 +35,9 @@ from experiments.training.run import stored_config
 
 
 def settings_of(folder: Path, asked: SeriesConfig) -> SeriesConfig:
-    """Those that a run was started with, but for what is asked for by name: more epochs, or what cannot be resumed.
+    """Those that a run was started with, but for what is asked for: more epochs, or what cannot be resumed.
+
+    What is asked for at its default is taken for what was not.
 
     Raises:
       RunError: for a manifest that cannot be read.

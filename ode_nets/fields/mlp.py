@@ -64,13 +64,17 @@ class MLP:
         return {}
 
     def apply(self, params: PyTree, x: jax.Array, t: Any = 0.0, stats: PyTree = None) -> tuple[jax.Array, PyTree]:
-        """f(x) or f([x, t]): `[..., size]` to `[..., size]` in the dtype of `x`, and no statistics."""
+        """f(x) or f([x, t]): `[..., size]` to `[..., size]` in the dtype of `x`, and no statistics.
+
+        What that cannot hold, as of integers, is in the dtype of the arithmetic.
+        """
         y = jnp.concatenate([x, jnp.full_like(x[..., :1], t)], axis=-1) if self.time_aware else x
         for i, layer in enumerate(params):
             y = y @ layer["kernel"] + layer["bias"]
             if i < len(params) - 1:
                 y = self.activation(y)
-        return y.astype(x.dtype), {}
+        holds = all(jnp.issubdtype(a.dtype, jnp.floating) for a in (x, y))
+        return y.astype(x.dtype) if holds else y, {}
 
     def __call__(self, t: Any, x: jax.Array, theta: PyTree) -> jax.Array:
         """The field itself, `field(t, x, theta) -> dx`."""

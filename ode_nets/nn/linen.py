@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from functools import partial
 from typing import Any
 
 import flax.errors
@@ -80,25 +81,25 @@ class LinenUnit:
             return y, stats
 
         self._check_moving()
-
-        def trained(old: PyTree) -> tuple[PyTree, Any]:
-            variables = {"params": params} | ({"batch_stats": old} if old else {})
-            try:
-                y, new = self.module.apply(variables, x, **self._options(t, True), mutable=["batch_stats"])
-            except flax.errors.InvalidRngError as error:
-                raise ValueError(
-                    f"unit={type(self.module).__name__} draws random numbers in training: expected one function of "
-                    "state and time for the whole of a solve; put dropout before or after the block"
-                ) from error
-            return new.get("batch_stats", {}), y
-
         shapes = jax.eval_shape(self.init_stats)
         full = lambda value: jax.tree.map(
             lambda s: jnp.full(s.shape, value, jnp.promote_types(s.dtype, x.dtype)), shapes
         )
         # From zero a running average goes to its share of the batch, and its derivative is the share of the past.
-        new, past, y = jax.jvp(trained, (full(0),), (full(1),), has_aux=True)
+        new, past, y = jax.jvp(partial(self._trained, params, x, t), (full(0),), (full(1),), has_aux=True)
         return y, jax.tree.map(lambda share, m: share / (1 - m), new, past)
+
+    def _trained(self, params: PyTree, x: jax.Array, t: Any, old: PyTree) -> tuple[PyTree, Any]:
+        """Running statistics after a call in training, and what it gives."""
+        variables = {"params": params} | ({"batch_stats": old} if old else {})
+        try:
+            y, new = self.module.apply(variables, x, **self._options(t, True), mutable=["batch_stats"])
+        except flax.errors.InvalidRngError as error:
+            raise ValueError(
+                f"unit={type(self.module).__name__} draws random numbers in training: expected one function of "
+                "state and time for the whole of a solve; put dropout before or after the block"
+            ) from error
+        return new.get("batch_stats", {}), y
 
     def _check_moving(self) -> None:
         """Statistics that training leaves as they are would be taken for those of the batch.
@@ -108,16 +109,10 @@ class LinenUnit:
         """
         with jax.ensure_compile_time_eval():
             variables = self._variables(jax.random.key(0))
-            if not (zeros := jax.tree.map(jnp.zeros_like, variables.pop("batch_stats", {}))):
+            if not (stats := variables.get("batch_stats", {})):
                 return
-            x = jnp.zeros(self.shape, self.dtype)
-
-            def after(old: PyTree) -> PyTree:
-                options = self._options(0.0, True)
-                given: Any = variables | {"batch_stats": old}
-                return self.module.apply(given, x, **options, mutable=["batch_stats"])[1]["batch_stats"]
-
-            _, past = jax.jvp(after, (zeros,), (jax.tree.map(jnp.ones_like, zeros),))
+            after = partial(self._trained, variables.get("params", {}), jnp.zeros(self.shape, self.dtype), 0.0)
+            _, past, _ = jax.jvp(after, (stats,), (jax.tree.map(jnp.ones_like, stats),), has_aux=True)
             fixed = [jax.tree_util.keystr(path) for path, m in jax.tree.leaves_with_path(past) if jnp.any(m == 1)]
         if fixed:
             raise ValueError(

@@ -64,7 +64,6 @@ def quantize(variables: WithParams) -> PyTree:
 def dequantize(variables: Variables) -> PyTree:
     """The variables that a network takes, from those of `quantize`; others as they are."""
 
-
     def wide(leaf: Any) -> Any:
         if not isinstance(leaf, Quantized):
             return leaf

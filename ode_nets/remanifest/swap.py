@@ -56,8 +56,13 @@ def make_swap(net: nn.Module, score: Callable[[jax.Array, PyTree], PyTree], lane
 @checked
 def stack_solvers(solvers: Solvers, n_stages: Count, max_steps: Count | None = None) -> Any:
     """Solvers as arrays with a leading axis, padded to `n_stages` stages; `max_steps` by default what they need."""
-    most = max_steps or max(pad(solver, n_stages).max_steps for solver in solvers)
+    most = max_steps or _most_steps(solvers, n_stages)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(pad(solver, n_stages, most) for solver in solvers))
+
+
+def _most_steps(solvers: Solvers, n_stages: int) -> int:
+    """The bound under which all of them can be stacked."""
+    return max(pad(solver, n_stages).max_steps for solver in solvers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +112,7 @@ def compile_swap(
       ValueError: for an empty grid, fewer than one lane, or a net as `make_swap` refuses.
     """
     n_stages = max(solver.scheme.n_evaluations or 0 for solver in solvers)
-    most = max(pad(solver, n_stages).max_steps for solver in solvers)
+    most = _most_steps(solvers, n_stages)
     bound = math.inf if lanes is not None or bytes_available is None else bytes_available
     lanes = min(lanes or len(solvers), len(solvers))
     while True:

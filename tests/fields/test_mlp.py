@@ -112,4 +112,7 @@ def test_fields_are_hashable_values():
 def test_a_field_has_the_dtype_of_its_state_whatever_that_of_its_weights(dtype):
     field = MLP(2, (3,))
     x = jnp.ones((3, 2), dtype)
-    assert field(0.0, x, field.init(jax.random.key(0))).dtype == x.dtype
+    theta = field.init(jax.random.key(0))
+    assert field(0.0, x, theta).dtype == x.dtype
+    # Nothing is cut off.
+    np.testing.assert_array_equal(field(0.0, x.astype(int), theta), field(0.0, x.astype("float32"), theta))
